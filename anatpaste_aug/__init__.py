@@ -1,0 +1,1 @@
+"""Anatomy-aware synthetic anomalies for chest radiographs."""
