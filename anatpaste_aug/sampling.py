@@ -1,0 +1,418 @@
+"""What is drawn: the parameters of a paste, their legal ranges and their distributions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from anatpaste_aug.images import MIN_SIDE, Mask, as_mask
+
+Rng: TypeAlias = "int | np.random.Generator | None"
+Range: TypeAlias = "float | tuple[float, float]"
+Shape: TypeAlias = Literal["ellipse", "rectangle"]
+SHAPES: tuple[Shape, Shape] = ("ellipse", "rectangle")
+
+# The published ranges.
+SCALE = (0.02, 0.15)
+RATIO = (0.3, 1 / 0.3)
+BLUR = (0, 14)
+OPACITY = (150, 254)
+MARGIN = 10
+JITTER = 0.1
+SCAR_WIDTH = (2, 16)
+SCAR_HEIGHT = (10, 25)
+SCAR_ANGLE = (-45.0, 45.0)
+
+
+@dataclass(frozen=True)
+class PasteParams:
+    """One paste: which patch is cut, where it goes, and how it is blended.
+
+    Parameters
+    ----------
+    crop_x, crop_y : int
+        Upper left corner of the patch in the image, in pixels.
+    width, height : int
+        Size of the patch, in pixels, at least 1.
+    center_x, center_y : int
+        The pixel on which the patch is centred when pasted.
+    shape : {"ellipse", "rectangle"}
+        Shape of the opaque part.
+    blur_radius : int
+        Standard deviation of the Gaussian blur of alpha, in pixels (Pillow's radius), at least 0.
+    opacity : int
+        Alpha inside the shape before the blur, 0..255.
+    margin : int
+        Pixels by which the shape is smaller than the patch on every side, at least 0.
+    brightness, contrast : float, optional
+        Factors of the patch's colour jitter, at least 0; 1 changes nothing.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a field has another type or leaves its range.
+    """
+
+    crop_x: int
+    crop_y: int
+    width: int
+    height: int
+    center_x: int
+    center_y: int
+    shape: Shape
+    blur_radius: int
+    opacity: int
+    margin: int
+    brightness: float = 1.0
+    contrast: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for name in ("crop_x", "crop_y", "center_x", "center_y", "blur_radius", "margin"):
+            check_integer(name, getattr(self, name), 0)
+        check_integer("width", self.width, 1)
+        check_integer("height", self.height, 1)
+        check_integer("opacity", self.opacity, 0, 255)
+        check_number("brightness", self.brightness, 0)
+        check_number("contrast", self.contrast, 0)
+        if self.shape not in SHAPES:
+            raise ValueError(f"shape must be 'ellipse' or 'rectangle', got {self.shape!r}")
+
+
+@dataclass(frozen=True)
+class CutPasteParams:
+    """One CutPaste: which patch is cut, how it is rotated, and where it goes.
+
+    Parameters
+    ----------
+    crop_x, crop_y : int
+        Upper left corner of the patch in the image, in pixels.
+    width, height : int
+        Size of the patch, in pixels, at least 1.
+    paste_x, paste_y : int
+        Upper left corner of the rotated patch's bounding box where it is pasted.
+    angle : float, optional
+        Counterclockwise rotation, in degrees.
+    brightness, contrast : float, optional
+        Factors of the patch's colour jitter, at least 0; 1 changes nothing.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a field has another type or leaves its range.
+    """
+
+    crop_x: int
+    crop_y: int
+    width: int
+    height: int
+    paste_x: int
+    paste_y: int
+    angle: float = 0.0
+    brightness: float = 1.0
+    contrast: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for name in ("crop_x", "crop_y", "paste_x", "paste_y"):
+            check_integer(name, getattr(self, name), 0)
+        check_integer("width", self.width, 1)
+        check_integer("height", self.height, 1)
+        check_number("angle", self.angle)
+        check_number("brightness", self.brightness, 0)
+        check_number("contrast", self.contrast, 0)
+
+    @property
+    def bounding_box(self) -> tuple[int, int]:
+        """Width and height, in pixels, of the rotated patch's bounding box."""
+        cos, sin = abs(math.cos(math.radians(self.angle))), abs(math.sin(math.radians(self.angle)))
+        # The subtraction keeps rounding errors from adding an empty pixel.
+        return (
+            math.ceil(self.width * cos + self.height * sin - 1e-9),
+            math.ceil(self.width * sin + self.height * cos - 1e-9),
+        )
+
+
+@dataclass(frozen=True)
+class PasteRanges:
+    """The ranges that `sample_paste` draws from, checked when they are made.
+
+    Attributes are those keyword arguments of `sample_paste`; a single number stands for a fixed
+    value and is kept as a pair.
+    """
+
+    scale: Range = SCALE
+    ratio: Range = RATIO
+    blur: Range = BLUR
+    opacity: Range = OPACITY
+    margin: int = MARGIN
+    jitter: float = JITTER
+
+    def __post_init__(self) -> None:
+        """Check every range and keep it as a pair."""
+        for name, low, high, integer in (
+            ("scale", 0, 1, False),
+            ("ratio", 0, math.inf, False),
+            ("blur", 0, math.inf, True),
+            ("opacity", 0, 255, True),
+        ):
+            pair = check_range(name, getattr(self, name), low, high, integer=integer)
+            object.__setattr__(self, name, pair)
+            if name in ("scale", "ratio") and pair[0] == 0:
+                raise ValueError(f"{name} must be above 0, got {pair}")
+        check_integer("margin", self.margin, 0)
+        check_number("jitter", self.jitter, 0, 1)
+
+
+def sample_paste(
+    mask: Mask,
+    rng: Rng = None,
+    *,
+    scale: Range = SCALE,
+    ratio: Range = RATIO,
+    blur: Range = BLUR,
+    opacity: Range = OPACITY,
+    margin: int = MARGIN,
+    jitter: float = JITTER,
+) -> PasteParams:
+    """Draw the parameters of one AnatPaste; all draws are independent.
+
+    Parameters
+    ----------
+    mask : (H, W) ndarray of bool
+        Lung mask of the image. Its shape is that of the image; the paste is centred on one of its
+        pixels, drawn uniformly, or anywhere in the image if the mask is empty.
+    rng : int, numpy.random.Generator or None, optional
+        Seed or source of the draws.
+    scale : float or (float, float), optional
+        Patch area as a share of the image's, uniform, within (0, 1]. A single number, here and
+        below, is a fixed value.
+    ratio : float or (float, float), optional
+        Patch width over height, log-uniform, above 0. Width and height are rounded to whole pixels,
+        and cut to those of the image.
+    blur : int or (int, int), optional
+        Radius of the blur in pixels, uniform over whole numbers, at least 0.
+    opacity : int or (int, int), optional
+        Opacity, uniform over whole numbers within 0..255.
+    margin : int, optional
+        Pixels by which the shape is smaller than the patch on every side.
+    jitter : float, optional
+        Brightness and contrast of the patch are scaled by factors uniform in
+        [1 - `jitter`, 1 + `jitter`]; 0..1.
+
+    Returns
+    -------
+    params : PasteParams
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has another type, or a range is reversed or leaves its limits.
+
+    References
+    ----------
+    Sato et al., arXiv:2205.04282, section "AnatPaste augmentation". The blur, the margin and the
+    opacity are the released code's, in pixels of a 256 x 256 image: scale them for other sizes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from anatpaste_aug import sample_paste
+    >>> params = sample_paste(np.ones((256, 256), bool), rng=0)
+    >>> params.width, params.height, params.shape
+    (140, 47, 'ellipse')
+    """
+    ranges = PasteRanges(scale, ratio, blur, opacity, margin, jitter)
+    if not isinstance(mask, np.ndarray) or mask.ndim != 2:
+        raise TypeError(f"mask must be an (H, W) bool array, got {getattr(mask, 'shape', mask)!r}")
+    return draw_paste(as_mask(mask, mask.shape), as_generator(rng), ranges)
+
+
+def draw_paste(mask: Mask, rng: np.random.Generator, ranges: PasteRanges) -> PasteParams:
+    """Draw one paste from checked arguments."""
+    crop = _draw_crop(mask.shape, rng, ranges)
+    lung = np.flatnonzero(mask)
+    center = lung[rng.integers(lung.size)] if lung.size else rng.integers(mask.size)
+    center_y, center_x = divmod(int(center), mask.shape[1])
+    return PasteParams(
+        **crop,
+        center_x=center_x,
+        center_y=center_y,
+        shape=SHAPES[rng.integers(2)],
+        blur_radius=int(rng.integers(*ranges.blur, endpoint=True)),
+        opacity=int(rng.integers(*ranges.opacity, endpoint=True)),
+        margin=ranges.margin,
+        **_draw_jitter(rng, ranges.jitter),
+    )
+
+
+def sample_cutpaste(
+    shape: tuple[int, int],
+    rng: Rng = None,
+    *,
+    scale: Range = SCALE,
+    ratio: Range = RATIO,
+    jitter: float = JITTER,
+) -> CutPasteParams:
+    """Draw the parameters of one CutPaste *normal* (Li et al., CVPR 2021, arXiv:2104.04015).
+
+    Parameters
+    ----------
+    shape : (int, int)
+        Height and width of the image.
+    rng, scale, ratio, jitter
+        As for `sample_paste`.
+
+    Returns
+    -------
+    params : CutPasteParams
+        The patch and its destination both lie inside the image.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `sample_paste`.
+    """
+    ranges = PasteRanges(scale, ratio, jitter=jitter)
+    return draw_cutpaste(check_shape(shape), as_generator(rng), ranges)
+
+
+def draw_cutpaste(
+    shape: tuple[int, ...], rng: np.random.Generator, ranges: PasteRanges
+) -> CutPasteParams:
+    """Draw one CutPaste *normal* from checked arguments."""
+    crop = _draw_crop(shape, rng, ranges)
+    return CutPasteParams(
+        **crop,
+        paste_x=int(rng.integers(shape[1] - crop["width"], endpoint=True)),
+        paste_y=int(rng.integers(shape[0] - crop["height"], endpoint=True)),
+        **_draw_jitter(rng, ranges.jitter),
+    )
+
+
+def sample_scar(
+    shape: tuple[int, int], rng: Rng = None, *, jitter: float = JITTER
+) -> CutPasteParams:
+    """Draw the parameters of one CutPaste *scar* (Li et al., CVPR 2021, arXiv:2104.04015).
+
+    Width 2..16 and height 10..25 pixels, uniform over whole numbers (cut to the image's), angle
+    uniform in [-45, 45] degrees, position uniform.
+
+    Parameters
+    ----------
+    shape : (int, int)
+        Height and width of the image.
+    rng, jitter
+        As for `sample_paste`.
+
+    Returns
+    -------
+    params : CutPasteParams
+        The patch lies inside the image; so does its destination, if the image is at least as large
+        as the rotated patch's bounding box.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `sample_paste`.
+    """
+    return draw_scar(check_shape(shape), as_generator(rng), PasteRanges(jitter=jitter))
+
+
+def draw_scar(
+    shape: tuple[int, ...], rng: np.random.Generator, ranges: PasteRanges
+) -> CutPasteParams:
+    """Draw one CutPaste *scar* from checked arguments."""
+    width = min(int(rng.integers(*SCAR_WIDTH, endpoint=True)), shape[1])
+    height = min(int(rng.integers(*SCAR_HEIGHT, endpoint=True)), shape[0])
+    patch = CutPasteParams(
+        crop_x=int(rng.integers(shape[1] - width, endpoint=True)),
+        crop_y=int(rng.integers(shape[0] - height, endpoint=True)),
+        width=width,
+        height=height,
+        paste_x=0,
+        paste_y=0,
+        angle=float(rng.uniform(*SCAR_ANGLE)),
+        **_draw_jitter(rng, ranges.jitter),
+    )
+    box_width, box_height = patch.bounding_box
+    return replace(
+        patch,
+        paste_x=int(rng.integers(max(shape[1] - box_width, 0), endpoint=True)),
+        paste_y=int(rng.integers(max(shape[0] - box_height, 0), endpoint=True)),
+    )
+
+
+def _draw_crop(
+    shape: tuple[int, ...], rng: np.random.Generator, ranges: PasteRanges
+) -> dict[str, int]:
+    height, width = shape[:2]
+    area = rng.uniform(*ranges.scale) * height * width
+    ratio = math.exp(rng.uniform(*np.log(ranges.ratio)))
+    patch_width = min(max(round(math.sqrt(area * ratio)), 1), width)
+    patch_height = min(max(round(math.sqrt(area / ratio)), 1), height)
+    return {
+        "crop_x": int(rng.integers(width - patch_width, endpoint=True)),
+        "crop_y": int(rng.integers(height - patch_height, endpoint=True)),
+        "width": patch_width,
+        "height": patch_height,
+    }
+
+
+def _draw_jitter(rng: np.random.Generator, jitter: float) -> dict[str, float]:
+    brightness, contrast = rng.uniform(1 - jitter, 1 + jitter, size=2)
+    return {"brightness": float(brightness), "contrast": float(contrast)}
+
+
+def as_generator(rng: Any) -> np.random.Generator:
+    """Give the generator that `rng` stands for."""
+    if rng is None or isinstance(rng, (int, np.integer, np.random.Generator)):
+        return np.random.default_rng(rng)
+    raise TypeError(f"rng must be an int, a numpy.random.Generator or None, got {rng!r}")
+
+
+def check_shape(shape: Any) -> tuple[int, int]:
+    """Check the height and width of an image."""
+    if not isinstance(shape, (tuple, list)) or len(shape) != 2:
+        raise TypeError(f"shape must be a pair (height, width), got {shape!r}")
+    for side in shape:
+        check_integer("shape", side, MIN_SIDE)
+    return shape[0], shape[1]
+
+
+def check_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> None:
+    """Check that a value is a finite real number within [low, high]."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(
+        value, (int, float, np.integer, np.floating)
+    ):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not (math.isfinite(value) and low <= value <= high):
+        limit = f"be at least {low}" if high == math.inf else f"lie in {low}..{high}"
+        raise ValueError(f"{name} must {'be finite' if low == -math.inf else limit}, got {value}")
+
+
+def check_integer(name: str, value: Any, low: int, high: float = math.inf) -> None:
+    """Check that a value is an integer within [low, high]."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    check_number(name, value, low, high)
+
+
+def check_range(
+    name: str, value: Any, low: float, high: float, *, integer: bool = False
+) -> tuple[float, float]:
+    """Check a number or a (low, high) pair against the legal range; give it as a pair."""
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(pair) != 2:
+        raise ValueError(f"{name} must be a number or a pair (low, high), got {value!r}")
+    for end in pair:
+        if integer:
+            check_integer(name, end, int(low), high)
+        else:
+            check_number(name, end, low, high)
+    if pair[0] > pair[1]:
+        raise ValueError(f"{name} must not be reversed: low <= high, got {value!r}")
+    return pair
