@@ -80,6 +80,7 @@ def measure(
     warmup: int = 2,
     sample_time: float = 0.005,
     budget: float = 20.0,
+    clock: Callable[[], float] = time.perf_counter,
     synchronize: Callable[[], object] | None = None,
 ) -> dict[str, Timing]:
     """Time callables in turn, round by round, each round starting with another one.
@@ -96,6 +97,10 @@ def measure(
         Seconds: calls shorter than this are repeated until a sample takes about as long.
     budget : float, optional
         Seconds that all the samples together may take, roughly.
+    clock : callable, optional
+        Gives the time in seconds. ``time.process_time`` counts the processor time of all threads,
+        and so leaves out what others do on a shared machine: for work that stays on the CPU and
+        in this process.
     synchronize : callable, optional
         Waits for the device, for example ``torch.cuda.synchronize``: called before the clock is
         read, at both ends of a sample.
@@ -112,7 +117,7 @@ def measure(
     for name in names:
         for _ in range(warmup):
             callables[name]()
-        once = _sample(callables[name], 1, wait)
+        once = _sample(callables[name], 1, clock, wait)
         repeats[name] = max(1, round(sample_time / max(once, 1e-7)))
         expected += once * repeats[name]
     rounds = max(3, min(rounds, int(budget / expected)))
@@ -120,20 +125,25 @@ def measure(
     for turn in range(rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            samples[name].append(_sample(callables[name], repeats[name], wait))
+            samples[name].append(_sample(callables[name], repeats[name], clock, wait))
     return {name: Timing(tuple(times)) for name, times in samples.items()}
 
 
-def _sample(function: Callable[[], object], repeats: int, wait: Callable[[], object]) -> float:
+def _sample(
+    function: Callable[[], object],
+    repeats: int,
+    clock: Callable[[], float],
+    wait: Callable[[], object],
+) -> float:
     collecting = gc.isenabled()
     gc.disable()
     try:
         wait()
-        start = time.perf_counter()
+        start = clock()
         for _ in range(repeats):
             function()
         wait()
-        return (time.perf_counter() - start) / repeats
+        return (clock() - start) / repeats
     finally:
         if collecting:
             gc.enable()
