@@ -8,7 +8,6 @@ positive ``u``, on the viewer's right.
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,10 +84,9 @@ def _check_size(size: object) -> tuple[int, int]:
     pair = size if isinstance(size, tuple | list) else (size, size)
     if len(pair) != 2:
         raise ValueError(f"size must be one int or (height, width), got {size!r}")
-    try:
-        height, width = (operator.index(side) for side in pair)
-    except TypeError:
-        raise TypeError(f"size must be an int or a pair of ints, got {size!r}") from None
+    if any(isinstance(n, bool) or not isinstance(n, int | np.integer) for n in pair):
+        raise TypeError(f"size must be an int or a pair of ints, got {size!r}")
+    height, width = (int(n) for n in pair)
     if min(height, width) < _SMALLEST:
         raise ValueError(f"size must be at least {_SMALLEST}, got {size!r}")
     return height, width
@@ -196,17 +194,20 @@ def _position_patient(height: int, width: int, rng: Rng) -> _Chest:
     depth = np.maximum(depth, 0)
     air = (1 - np.exp(depth * (-1 / 0.055))) * (1 - 0.9 * silhouette)
     corner = np.array([v[0, 0], u[0, 0]], dtype=float)
-    to_pixels = np.linalg.inv([[zoom, -zoom * tilt], [wide * tilt, wide]]).T * [height / 2, width / 2]
+    to_pixels = np.linalg.inv([[zoom, -zoom * tilt], [wide * tilt, wide]]).T * [
+        height / 2,
+        width / 2,
+    ]
     return _Chest(u, v, s, left, cage, below, tissue, silhouette, air, corner, to_pixels)
 
 
 def _trunk(v: Field, s: Field, rng: Rng) -> Field:
     """Outline neck, shoulders and trunk; the arms leave the film at its sides."""
-    neck, flank, arm = rng.uniform(0.2, 0.27), rng.uniform(0.82, 0.93), rng.uniform(1.05, 1.3)
+    neck, flank, arm = rng.uniform(0.2, 0.27), rng.uniform(0.88, 0.98), rng.uniform(1.05, 1.3)
     heights = np.array([-1.3, -0.95, -0.85, -0.76, -0.64, -0.5, -0.25, 0.0, 0.3, 0.6, 1.2])
     widths = [neck, neck + 0.03, neck + 0.2, 0.72, 0.98, arm, arm, 0.93 * arm, flank, flank, flank]
     skin = np.maximum(_curve(v, heights + rng.uniform(-0.08, 0.05), widths, 0.05) - s, 0)
-    return 1 - np.exp(skin * (-1 / rng.uniform(0.07, 0.13)))
+    return 1 - np.exp(skin * (-1 / rng.uniform(0.05, 0.09)))
 
 
 def _mediastinum(
@@ -245,10 +246,13 @@ def _soft_tissue(chest: _Chest, rng: Rng) -> Field:
     """Trunk wall, heart, abdomen, breasts and the stomach's gas bubble."""
     total = rng.uniform(0.48, 0.58) * chest.tissue
     total += rng.uniform(0.01, 0.03) * chest.tissue * _texture(total.shape, rng, 7)
-    total += rng.uniform(0.14, 0.26) * chest.silhouette * _edge(chest.v + 0.35, 1.3)
+    total += rng.uniform(0.16, 0.28) * chest.silhouette * _edge(chest.v + 0.35, 1.3)
     depth = chest.below
-    abdomen = _edge(depth, 0.02 + 0.3 * np.exp((chest.s * (-1 / 0.2)) ** 2 * -1))
-    total += rng.uniform(0.2, 0.3) * abdomen * chest.tissue * (0.7 + 0.5 * _edge(depth - 0.1, 0.5))
+    middle = np.exp((chest.s / 0.2) ** 2 * -1)  # the domes fade where the heart rests on them
+    outside = 0.6 * _edge(chest.s - chest.cage - 0.05, 0.2)  # and outside the ribs
+    abdomen = _edge(depth - 0.5 * outside, 0.02 + 0.25 * middle + outside)
+    abdomen *= 0.7 + 0.5 * _edge(depth - 0.1, 0.5)
+    total += rng.uniform(0.2, 0.3) * chest.tissue * abdomen
     if rng.random() < 0.5:
         fullness, hang = rng.uniform(0.04, 0.12), rng.uniform(0.25, 0.42)
         for side in (-1, 1):
@@ -285,12 +289,16 @@ def _ribs(chest: _Chest, rng: Rng) -> Field:
     arc = bow * (q - 0.3) ** 2 + fall * q2 * q2 * q2 + lean
     posterior = _rib_series((chest.v - first - arc) / gap, chest.left, rng)
     descent = rng.uniform(0.32, 0.46) * (1 - q) + 0.25 * np.maximum(0.55 - q, 0) ** 2
-    anterior = _rib_series((chest.v - first - 0.16 - descent - lean) / (1.12 * gap), chest.left, rng)
+    anterior = _rib_series(
+        (chest.v - first - 0.16 - descent - lean) / (1.12 * gap), chest.left, rng
+    )
     rear, front = rng.uniform(0.08, 0.14), rng.uniform(0.03, 0.065)
     edge_on = 1 + 0.25 * (q2 * q2) ** 2  # the beam runs along a rib at the chest wall
     near_spine = _edge(chest.s - 0.09, 0.05)
     bony = _edge(q - 0.5, 0.35)  # towards the sternum the ribs turn into cartilage
-    return inside * chest.tissue * (rear * posterior * edge_on * near_spine + front * anterior * bony)
+    return (
+        inside * chest.tissue * (rear * posterior * edge_on * near_spine + front * anterior * bony)
+    )
 
 
 def _rib_series(level: Field, left: NDArray[np.bool_], rng: Rng, count: int = 12) -> Field:
@@ -301,14 +309,16 @@ def _rib_series(level: Field, left: NDArray[np.bool_], rng: Rng, count: int = 12
     at = np.linspace(-0.5, 2 * count - 0.5, 4096)
     rib = np.clip(np.rint(at), 0, 2 * count - 1).astype(int)
     across = (at - rib - place[rib]) / half_width[rib]
-    section = np.clip(1 - (across**4) ** 2, 0, 1) * (0.65 + 0.35 * across**2)  # the cortex is denser
+    section = np.clip(1 - (across**4) ** 2, 0, 1) * (
+        0.65 + 0.35 * across**2
+    )  # the cortex is denser
     level = np.clip(level, -0.5, count - 0.5) + np.where(left, np.float32(count), np.float32(0))
     return _lookup(level, -0.5, 2 * count - 0.5, density[rib] * section)
 
 
 def _shoulder_girdle(chest: _Chest, rng: Rng) -> Field:
-    """Clavicles, shoulder blades and heads of the humeri."""
-    high, rise = rng.uniform(-0.55, -0.44), rng.uniform(0.04, 0.16)
+    """Clavicles, and the shoulder blades with their medial borders."""
+    high, rise = rng.uniform(-0.55, -0.44), rng.uniform(0.08, 0.2)
     t = (chest.s - 0.07) / 0.7
     middle = high - rise * t - 0.03 * np.sin(6.0 * t) + rng.normal(0, 0.04) * chest.u
     across = np.abs(chest.v - middle) / (rng.uniform(0.026, 0.034) * (1 + 0.5 * (2 * t - 1) ** 2))
@@ -317,15 +327,9 @@ def _shoulder_girdle(chest: _Chest, rng: Rng) -> Field:
 
     blade = chest.s - rng.uniform(0.6, 0.74) - 0.35 * (chest.v + 0.35) ** 2
     blade -= 0.18 * np.maximum(chest.v + 0.3, 0)
-    height = _edge(chest.v + 0.62, 0.2) * _edge(-0.08 - chest.v, 0.3)
-    border = 0.7 * np.exp((blade / 0.025) ** 2 * -1)
-    total += rng.uniform(0.02, 0.06) * height * (_edge(blade, 0.06) * _edge(0.4 - blade, 0.5) + border)
-
-    reach, level, radius = rng.uniform(0.88, 1.05), rng.uniform(-0.52, -0.42), rng.uniform(0.1, 0.14)
-    joint = 1 - ((chest.s - reach) ** 2 + (chest.v - level) ** 2) / radius**2
-    shaft = _edge(0.6 * radius - np.abs(chest.s - reach - 0.2 * (chest.v - level)), 0.04)
-    humerus = np.maximum(_edge(joint, 0.35), shaft * _edge(chest.v - level, 0.1))
-    return (total + rng.uniform(0.06, 0.12) * humerus) * chest.tissue
+    blade = (_edge(blade, 0.06) + 0.7 * np.exp((blade / 0.025) ** 2 * -1)) * _edge(0.4 - blade, 0.5)
+    blade *= rng.uniform(0.02, 0.06) * _edge(0.27 - np.abs(chest.v + 0.35), 0.25)
+    return (total + blade) * chest.tissue
 
 
 def _airways(chest: _Chest, rng: Rng) -> Field:
@@ -384,7 +388,7 @@ def _strokes(chest: _Chest, points: NDArray[np.float64], sigma: float) -> Field:
     inside = np.all((place >= 0) & (place < shape), axis=1)
     index, (calibre, pace) = place[inside] @ [shape[1], 1], points[inside, 2:].T
     spread = np.maximum(sigma * shape / 2, 0.5)
-    mass = calibre * pace * (np.sqrt(2 * np.pi) * spread.mean() * shape.mean() / 2)
+    mass = calibre * pace * (np.sqrt(2 * np.pi) * spread.mean() * shape.mean() / 2)  # peak: calibre
     canvas = np.bincount(index, mass, shape.prod()).reshape(shape).astype(np.float32)
     return ndimage.gaussian_filter(canvas, spread, truncate=3)
 
@@ -398,17 +402,17 @@ def _opacity(chest: _Chest, rng: Rng) -> Field:
     sides = (-1, 1) if rng.random() < 0.5 else (1, -1)
     for side in sides[: 2 if rng.random() < 0.25 else 1]:
         diffuse = rng.random() < 0.3
-        low, high = (0.3, 0.5) if diffuse else (0.14, 0.3)
+        low, high = (0.3, 0.5) if diffuse else (0.16, 0.34)
         u, v = side * rng.uniform(0.26, 0.5), rng.uniform(-0.45, 0.3)
         blob = _blob(chest, u, v, rng.uniform(low, high), rng.uniform(low, high))
-        ragged = blob + rng.uniform(0.25, 0.5) * _texture(blob.shape, rng, 12)
+        ragged = blob + rng.uniform(0.3, 0.55) * _texture(blob.shape, rng, 14)
         patch = _edge(ragged - 0.35, 0.9) * _edge(blob + 0.5, 1.0)
         patch *= np.clip(0.8 + 0.25 * _texture(blob.shape, rng, 30), 0, None)
         if rng.random() < 0.4:  # air-filled bronchi, fanning out from the hilum
             bearing = np.arctan2(chest.v + 0.1, side * chest.u - 0.1)
             comb = np.cos(bearing * rng.uniform(14, 22) + rng.uniform(0, 6))
-            patch *= 1 - 0.5 * _edge(comb - 0.8, 0.3)
-        strength = rng.uniform(0.08, 0.16) if diffuse else rng.uniform(0.14, 0.3)
+            patch *= 1 - 0.3 * _edge(comb - 0.8, 0.3)
+        strength = rng.uniform(0.1, 0.2) if diffuse else rng.uniform(0.16, 0.36)
         total += strength * patch * ((chest.u > 0) == (side > 0))
     return total * np.minimum(3 * chest.air, 1)
 
