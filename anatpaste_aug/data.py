@@ -8,15 +8,17 @@ positive ``u``, on the viewer's right.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy import ndimage
 
 __all__ = ["phantom_radiograph"]
 
-Field = NDArray[np.float32]
+Field = NDArray[np.floating]  # (H, W) float32; worked on in place, as fresh pages cost the most
+Table = Sequence[float] | NDArray[np.float64]
 Rng = np.random.Generator
 
 _SMALLEST = 16  # pixels: below this there is no anatomy to speak of
@@ -110,28 +112,46 @@ def _edge(depth: Field, softness: float | Field) -> Field:
     t = depth / softness
     t += 0.5
     np.clip(t, 0, 1, out=t)
-    rise = 3 - 2 * t
+    rise = t * -2
+    rise += 3
     rise *= t
     rise *= t
     return rise
 
 
-def _lookup(at: Field, start: float, stop: float, table: ArrayLike) -> Field:
-    """Read a function sampled evenly over start..stop at every point of a field."""
-    table = np.asarray(table, dtype=np.float32)
-    index = ((at - start) * ((len(table) - 1) / (stop - start)) + 0.5).astype(np.int32)
-    return table.take(index, mode="clip")
-
-
-def _curve(at: Field, knots: ArrayLike, values: ArrayLike, smooth: float = 0.03) -> Field:
-    """Evaluate a smoothed polyline, over -1.6..1.6, at every point of a field."""
-    table = np.interp(np.linspace(-1.6, 1.6, 2049), knots, values)
-    return _lookup(at, -1.6, 1.6, ndimage.gaussian_filter1d(table, smooth * 640, truncate=2.5))
+def _bell(offset: Field, width: float, flat: bool = False) -> Field:
+    """Return exp(-(offset / width)^2), or with the fourth power where `flat`."""
+    t = offset * (1 / width)
+    t *= t
+    if flat:
+        t *= t
+    np.negative(t, out=t)
+    return np.exp(t, out=t)
 
 
 def _blob(chest: _Chest, u: float, v: float, width: float, height: float) -> Field:
     """Return 1 - r^2 of an ellipse: 1 at its centre, 0 on its outline, negative outside."""
-    return 1 - ((chest.u - u) / width) ** 2 - ((chest.v - v) / height) ** 2
+    across, down = chest.u * (1 / width), chest.v * (1 / height)
+    across -= u / width
+    down -= v / height
+    across *= across
+    down *= down
+    across += down
+    return np.subtract(1, across, out=across)
+
+
+def _lookup(at: Field, start: float, stop: float, table: Table) -> Field:
+    """Read a function sampled evenly over start..stop at every point of a field."""
+    scale = (len(table) - 1) / (stop - start)
+    index = at * scale
+    index += 0.5 - start * scale
+    return np.asarray(table, np.float32).take(index.astype(np.intp), mode="clip")
+
+
+def _curve(at: Field, knots: Table, values: Table, smooth: float) -> Field:
+    """Evaluate a smoothed polyline, over -1.6..1.6, at every point of a field."""
+    table = np.interp(np.linspace(-1.6, 1.6, 2049), knots, values)
+    return _lookup(at, -1.6, 1.6, ndimage.gaussian_filter1d(table, smooth * 640, truncate=2.5))
 
 
 def _texture(shape: tuple[int, int], rng: Rng, cells: int) -> Field:
@@ -248,7 +268,7 @@ def _soft_tissue(chest: _Chest, rng: Rng) -> Field:
     total += rng.uniform(0.01, 0.03) * chest.tissue * _texture(total.shape, rng, 7)
     total += rng.uniform(0.16, 0.28) * chest.silhouette * _edge(chest.v + 0.35, 1.3)
     depth = chest.below
-    middle = np.exp((chest.s / 0.2) ** 2 * -1)  # the domes fade where the heart rests on them
+    middle = _bell(chest.s, 0.2)  # the domes fade where the heart rests on them
     outside = 0.6 * _edge(chest.s - chest.cage - 0.05, 0.2)  # and outside the ribs
     abdomen = _edge(depth - 0.5 * outside, 0.02 + 0.25 * middle + outside)
     abdomen *= 0.7 + 0.5 * _edge(depth - 0.1, 0.5)
@@ -273,8 +293,8 @@ def _spine(chest: _Chest, rng: Rng) -> Field:
     level -= np.floor(level) + np.float32(0.5)  # -0.5..0.5 within one vertebra
     column = _edge(1 - np.abs(off), 0.5)
     body = _edge(0.42 - np.abs(level), 0.16)
-    pedicles = np.exp(-(((np.abs(off) - 0.62) / 0.2) ** 2) - (level / 0.2) ** 2)
-    process = np.exp(-((off / 0.14) ** 2) - ((level - 0.1) / 0.28) ** 2)
+    pedicles = _bell(np.abs(off) - 0.62, 0.2) * _bell(level, 0.2)
+    process = _bell(off, 0.14) * _bell(level - 0.1, 0.28)
     return column * (0.08 + rng.uniform(0.02, 0.05) * (body + pedicles + process))
 
 
@@ -289,16 +309,14 @@ def _ribs(chest: _Chest, rng: Rng) -> Field:
     arc = bow * (q - 0.3) ** 2 + fall * q2 * q2 * q2 + lean
     posterior = _rib_series((chest.v - first - arc) / gap, chest.left, rng)
     descent = rng.uniform(0.32, 0.46) * (1 - q) + 0.25 * np.maximum(0.55 - q, 0) ** 2
-    anterior = _rib_series(
-        (chest.v - first - 0.16 - descent - lean) / (1.12 * gap), chest.left, rng
-    )
+    front_level = (chest.v - first - 0.16 - descent - lean) / (1.12 * gap)
+    anterior = _rib_series(front_level, chest.left, rng)
     rear, front = rng.uniform(0.08, 0.14), rng.uniform(0.03, 0.065)
     edge_on = 1 + 0.25 * (q2 * q2) ** 2  # the beam runs along a rib at the chest wall
-    near_spine = _edge(chest.s - 0.09, 0.05)
-    bony = _edge(q - 0.5, 0.35)  # towards the sternum the ribs turn into cartilage
-    return (
-        inside * chest.tissue * (rear * posterior * edge_on * near_spine + front * anterior * bony)
-    )
+    posterior *= rear * edge_on * _edge(chest.s - 0.09, 0.05)
+    # Towards the sternum the anterior ribs turn into cartilage.
+    posterior += front * anterior * _edge(q - 0.5, 0.35)
+    return posterior * inside * chest.tissue
 
 
 def _rib_series(level: Field, left: NDArray[np.bool_], rng: Rng, count: int = 12) -> Field:
@@ -309,10 +327,9 @@ def _rib_series(level: Field, left: NDArray[np.bool_], rng: Rng, count: int = 12
     at = np.linspace(-0.5, 2 * count - 0.5, 4096)
     rib = np.clip(np.rint(at), 0, 2 * count - 1).astype(int)
     across = (at - rib - place[rib]) / half_width[rib]
-    section = np.clip(1 - (across**4) ** 2, 0, 1) * (
-        0.65 + 0.35 * across**2
-    )  # the cortex is denser
-    level = np.clip(level, -0.5, count - 0.5) + np.where(left, np.float32(count), np.float32(0))
+    cortex = 0.65 + 0.35 * across**2  # denser than the marrow
+    section = np.clip(1 - (across**4) ** 2, 0, 1) * cortex
+    level = np.clip(level, -0.5, count - 0.5) + np.float32(count) * left
     return _lookup(level, -0.5, 2 * count - 0.5, density[rib] * section)
 
 
@@ -327,7 +344,7 @@ def _shoulder_girdle(chest: _Chest, rng: Rng) -> Field:
 
     blade = chest.s - rng.uniform(0.6, 0.74) - 0.35 * (chest.v + 0.35) ** 2
     blade -= 0.18 * np.maximum(chest.v + 0.3, 0)
-    blade = (_edge(blade, 0.06) + 0.7 * np.exp((blade / 0.025) ** 2 * -1)) * _edge(0.4 - blade, 0.5)
+    blade = (_edge(blade, 0.06) + 0.7 * _bell(blade, 0.025)) * _edge(0.4 - blade, 0.5)
     blade *= rng.uniform(0.02, 0.06) * _edge(0.27 - np.abs(chest.v + 0.35), 0.25)
     return (total + blade) * chest.tissue
 
@@ -338,7 +355,7 @@ def _airways(chest: _Chest, rng: Rng) -> Field:
     spread = np.maximum(chest.v - carina, 0)
     shift = rng.uniform(-0.025, 0.01)
     off = np.abs(chest.u - shift * _edge(chest.v + 0.5, 0.5)) - 0.9 * spread
-    tube = np.exp(((off / rng.uniform(0.034, 0.046)) ** 2) ** 2 * -1)
+    tube = _bell(off, rng.uniform(0.034, 0.046), flat=True)
     return rng.uniform(-0.18, -0.1) * tube * _edge(carina + 0.06 - chest.v, 0.2) * chest.tissue
 
 
@@ -350,8 +367,9 @@ def _vessels(chest: _Chest, rng: Rng) -> Field:
     thin = np.concatenate([b for b in branches if b[0, 2] <= 0.6])
     total = richness * (_strokes(chest, thick, 0.012) + _strokes(chest, thin, 0.006))
     for side, level in ((-1, -0.08), (1, -0.12)):
-        hilum = 1 - _blob(chest, side * 0.17, level, 0.1, 0.16)
-        total += swelling * np.exp(-1.2 * hilum)
+        hilum = _bell(chest.u - side * 0.17, 0.09)
+        hilum *= _bell(chest.v - level, 0.15)
+        total += swelling * hilum
     return total
 
 
@@ -421,10 +439,12 @@ def _expose(attenuation: Field, body: Rng, grain: Rng) -> NDArray[np.uint8]:
     """Develop the film: blur, tone curve, vignetting, grain."""
     height, width = attenuation.shape
     blur = body.uniform(0.0015, 0.003)
-    attenuation = ndimage.gaussian_filter(attenuation, (blur * height, blur * width), truncate=3)
+    film = ndimage.gaussian_filter(attenuation, (blur * height, blur * width), truncate=3)
     contrast, exposure = body.uniform(1.2, 2.4), body.uniform(0.88, 1.12)
-    film = 1 - np.exp(-contrast * exposure * np.maximum(attenuation, 0))
-    film *= body.uniform(225, 250) / (1 - np.exp(-contrast))
+    np.maximum(film, 0, out=film)
+    film *= -contrast * exposure
+    np.expm1(film, out=film)
+    film *= body.uniform(225, 250) / np.expm1(-contrast).item()
     y, x = (np.linspace(-1, 1, n, dtype=np.float32) ** 2 for n in (height, width))
     film *= 1 - body.uniform(0.02, 0.08) * (y[:, None] + x)
     film += body.uniform(1, 7)
