@@ -176,7 +176,6 @@ class _Chest:
     u: Field
     v: Field
     s: Field  # distance from the midline
-    left: NDArray[np.bool_]  # the patient's left half
     cage: Field  # s of the inner chest wall at this height
     below: Field  # height below the diaphragm; negative above it
     tissue: Field  # thickness of the body, 0 in the air around it, up to 1
@@ -214,11 +213,12 @@ def _position_patient(height: int, width: int, rng: Rng) -> _Chest:
     depth = np.maximum(depth, 0)
     air = (1 - np.exp(depth * (-1 / 0.055))) * (1 - 0.9 * silhouette)
     corner = np.array([v[0, 0], u[0, 0]], dtype=float)
-    to_pixels = np.linalg.inv([[zoom, -zoom * tilt], [wide * tilt, wide]]).T * [
-        height / 2,
-        width / 2,
-    ]
-    return _Chest(u, v, s, left, cage, below, tissue, silhouette, air, corner, to_pixels)
+    to_patient = np.array([[zoom, -zoom * tilt], [wide * tilt, wide]])
+    to_pixels = np.linalg.inv(to_patient).T * (np.array([height, width]) / 2)
+    # One block, not eight arrays: the allocator then keeps its pages from one call to the next.
+    planes = np.stack([u, v, s, cage, below, tissue, silhouette, air], dtype=np.float32)
+    u, v, s, cage, below, tissue, silhouette, air = planes
+    return _Chest(u, v, s, cage, below, tissue, silhouette, air, corner, to_pixels)
 
 
 def _trunk(v: Field, s: Field, rng: Rng) -> Field:
@@ -266,8 +266,9 @@ def _soft_tissue(chest: _Chest, rng: Rng) -> Field:
     """Trunk wall, heart, abdomen, breasts and the stomach's gas bubble."""
     total = rng.uniform(0.48, 0.58) * chest.tissue
     total += rng.uniform(0.01, 0.03) * chest.tissue * _texture(total.shape, rng, 7)
-    total += rng.uniform(0.16, 0.28) * chest.silhouette * _edge(chest.v + 0.35, 1.3)
     depth = chest.below
+    heart = chest.silhouette * _edge(chest.v + 0.35, 1.3) * _edge(0.12 - depth, 0.35)
+    total += rng.uniform(0.16, 0.28) * heart
     middle = _bell(chest.s, 0.2)  # the domes fade where the heart rests on them
     outside = 0.6 * _edge(chest.s - chest.cage - 0.05, 0.2)  # and outside the ribs
     abdomen = _edge(depth - 0.5 * outside, 0.02 + 0.25 * middle + outside)
@@ -295,7 +296,7 @@ def _spine(chest: _Chest, rng: Rng) -> Field:
     body = _edge(0.42 - np.abs(level), 0.16)
     pedicles = _bell(np.abs(off) - 0.62, 0.2) * _bell(level, 0.2)
     process = _bell(off, 0.14) * _bell(level - 0.1, 0.28)
-    return column * (0.08 + rng.uniform(0.02, 0.05) * (body + pedicles + process))
+    return column * (0.08 + rng.uniform(0.04, 0.08) * (body + pedicles + process))
 
 
 def _ribs(chest: _Chest, rng: Rng) -> Field:
@@ -307,16 +308,16 @@ def _ribs(chest: _Chest, rng: Rng) -> Field:
     lean = rng.normal(0, 0.015) * chest.u
     q2 = q * q
     arc = bow * (q - 0.3) ** 2 + fall * q2 * q2 * q2 + lean
-    posterior = _rib_series((chest.v - first - arc) / gap, chest.left, rng)
+    posterior = _rib_series((chest.v - first - arc) / gap, chest.u > 0, rng)
     descent = rng.uniform(0.32, 0.46) * (1 - q) + 0.25 * np.maximum(0.55 - q, 0) ** 2
     front_level = (chest.v - first - 0.16 - descent - lean) / (1.12 * gap)
-    anterior = _rib_series(front_level, chest.left, rng)
+    anterior = _rib_series(front_level, chest.u > 0, rng)
     rear, front = rng.uniform(0.08, 0.14), rng.uniform(0.03, 0.065)
     edge_on = 1 + 0.25 * (q2 * q2) ** 2  # the beam runs along a rib at the chest wall
     posterior *= rear * edge_on * _edge(chest.s - 0.09, 0.05)
     # Towards the sternum the anterior ribs turn into cartilage.
     posterior += front * anterior * _edge(q - 0.5, 0.35)
-    return posterior * inside * chest.tissue
+    return posterior * inside * chest.tissue * (1 - 0.4 * chest.silhouette)
 
 
 def _rib_series(level: Field, left: NDArray[np.bool_], rng: Rng, count: int = 12) -> Field:
