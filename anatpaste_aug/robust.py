@@ -95,13 +95,13 @@ class ShapePrior:
         centres = [(x, y) for x in CENTRES[0] for y in CENTRES[1]]
         poses = np.array([[(*c, *s) for c in centres] for s in scales])
         flat = poses.reshape(-1, 4)
-        every = slice(None, None, 2)
+        every = slice(None, None, 4)
         shape = self.mean[None] * flat[:, None, 2:]
         normals = _normals(self.basis[2, :, 80:] + self.basis[5, :, 80:], flat[:, 2:])[:, :, every]
         bands = np.split(self.profile, (REACH - 2, REACH + 3), axis=1)
         table = sparse.csr_matrix((len(flat), 2 * CELLS**2), dtype=np.float32)
         for offset, band in zip((-1, 0, 1), bands, strict=True):
-            weight = band.sum(1)[every] / len(self.mean) * 2
+            weight = band.sum(1)[every] / len(self.mean) * 4
             at = shape[:, every] + flat[:, None, :2] + normals.transpose(0, 2, 1) * offset / CELLS
             cell = np.floor(at * CELLS).astype(int)
             seen = ((cell >= 0) & (cell < CELLS)).all(-1)
@@ -248,7 +248,7 @@ def _edge_field(picture: Array) -> Array:
     smooth = ndimage.gaussian_filter(picture, 1.0, mode="nearest", truncate=3.0)
     down, across = np.gradient(smooth)
     square = across * across + down * down
-    middle = 1.5 * np.sqrt(np.median(square)) + 1e-6
+    middle = 1.5 * np.sqrt(np.median(square[::2, ::2])) + 1e-6
     return np.stack([across, down]) / np.sqrt(square + middle * middle)
 
 
@@ -345,12 +345,20 @@ def _bend(
 def _draw(outline: Array, frame: Array, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     """Fill both outlines, rounded off, in an image of this shape."""
     height, width = shape
-    points = (frame[:2] + outline.T * frame[2:]) * (width, height) - 0.5
-    canvas = Image.new("1", (width, height))
+    fine = 2 * (2 * SIDE // max(shape)) + 1  # small images: Pillow fills half a pixel too far
+    points = (frame[:2] + outline.T * frame[2:]) * (width * fine, height * fine) - 0.5
+    canvas = Image.new("L", (width * fine, height * fine))
     for loop in np.split(points, 2):
-        for _ in range(2):  # four-point subdivision
-            ahead = np.roll(loop, -1, 0)
-            halfway = (9 * (loop + ahead) - np.roll(loop, 1, 0) - np.roll(loop, -2, 0)) / 16
-            loop = np.stack([loop, halfway], 1).reshape(-1, 2)
-        ImageDraw.Draw(canvas).polygon(loop.ravel().tolist(), fill=1)
-    return np.array(canvas)
+        ImageDraw.Draw(canvas).polygon((_rounding() @ loop).ravel().tolist(), fill=1)
+    return np.asarray(canvas)[fine // 2 :: fine, fine // 2 :: fine] > 0
+
+
+@lru_cache(maxsize=1)
+def _rounding() -> Array:
+    """Matrix (160, 40) from landmarks to a smooth closed curve: two four-point subdivisions."""
+    curve = np.eye(LANDMARKS)
+    for _ in range(2):
+        ahead, behind, beyond = (np.roll(curve, n, 0) for n in (-1, 1, -2))
+        halfway = (9 * (curve + ahead) - behind - beyond) / 16
+        curve = np.stack([curve, halfway], 1).reshape(-1, LANDMARKS)
+    return curve
