@@ -31,12 +31,14 @@ SIDE = 128
 CELLS = 32  # side of the coarse grid on which poses are compared
 REACH = 8  # half length of the learned edge profile across the outline
 TRIM = 0.06  # rows and columns with less than this share of the contrast are a bar
+SMOOTHING = 1.0  # standard deviation of the Gaussian before the gradient
+FAINT = 1.5  # edges this many times the median edge count for 0.7 of the strongest
 CANDIDATES = 4  # poses that are tried further
 LANDMARKS = 40  # per lung
 # Poses of the search, as shares of the cropped picture: where the centre of the lungs lies,
 # and the standard deviation of their outline (about 0.3 of their width or height).
 CENTRES = (np.arange(11, 22) / CELLS, np.arange(9, 23) / CELLS)
-SPREADS = (np.geomspace(0.13, 0.32, 7), np.geomspace(0.13, 0.30, 7))
+SPREADS = (np.geomspace(0.13, 0.32, 7), np.geomspace(0.13, 0.34, 7))
 ASPECTS = (0.7, 1.7)
 
 
@@ -215,40 +217,37 @@ def _view(grey: Array) -> tuple[Array, Array] | None:
     height, width = grey.shape
     factor = max(1, width // (2 * SIDE)), max(1, height // (2 * SIDE))
     small = Image.fromarray(np.ascontiguousarray(grey)).reduce(factor)
-    extent = width / factor[0], height / factor[1]
-    whole = _resample(small, (0, 0, *extent))
+    whole = np.asarray(small.reduce(2), np.float32)
     if whole.min() == whole.max():
         return None
-    (x, right), (y, bottom) = _content(whole, axis=0), _content(whole, axis=1)
-    picture = _resample(small, np.array([x, y, right, bottom]) * [*extent, *extent])
-    picture -= picture.min()
+    (x, right), (y, bottom) = _content(whole), _content(whole.T)
+    box = np.array([x, y, right, bottom]) * [width, height, width, height] / (factor * 2)
+    resized = small.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=tuple(box))
+    picture = np.asarray(resized, np.float32)
+    picture = picture - picture.min()
     level = (picture * (4095 / max(picture.max(), 1e-30))).astype(np.intp)
     count = np.bincount(level.ravel(), minlength=4096)
     rank = (np.cumsum(count) - count / 2) / level.size
     return rank.astype(np.float32)[level], np.array([x, y, right - x, bottom - y])
 
 
-def _resample(image: Image.Image, box: Any) -> Array:
-    resized = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=tuple(box))
-    return np.asarray(resized, np.float32).copy()
-
-
-def _content(whole: Array, axis: int) -> tuple[float, float]:
-    """First and last column (axis 0) or row (axis 1) that is not a bar, as shares."""
-    ordered = np.sort(whole, axis=axis).take((SIDE // 12, -SIDE // 12), axis=axis)
-    contrast = np.abs(np.diff(ordered, axis=axis)).ravel()
+def _content(whole: Array) -> tuple[float, float]:
+    """First and last column that is not a bar, as shares of the width."""
+    height, width = whole.shape
+    ordered = np.sort(whole, axis=0)
+    contrast = ordered[-1 - height // 12] - ordered[height // 12]
     kept = np.flatnonzero(contrast > TRIM * np.ptp(whole))
-    if not kept.size or np.ptp(kept) < SIDE // 4:
+    if not kept.size or np.ptp(kept) < width // 4:
         return 0.0, 1.0
-    return kept[0] / SIDE, (kept[-1] + 1) / SIDE
+    return kept[0] / width, (kept[-1] + 1) / width
 
 
 def _edge_field(picture: Array) -> Array:
     """Gradient (2, SIDE, SIDE), x and y; its length saturates at 1, so that faint edges count."""
-    smooth = ndimage.gaussian_filter(picture, 1.0, mode="nearest", truncate=3.0)
+    smooth = ndimage.gaussian_filter(picture, SMOOTHING, mode="nearest", truncate=3.0)
     down, across = np.gradient(smooth)
     square = across * across + down * down
-    middle = 1.5 * np.sqrt(np.median(square[::2, ::2])) + 1e-6
+    middle = FAINT * np.sqrt(np.median(square[::2, ::2])) + 1e-6
     return np.stack([across, down]) / np.sqrt(square + middle * middle)
 
 
@@ -299,9 +298,8 @@ def _across(points: Array, normals: Array, edges: Array, offsets: Array) -> Arra
     """Edge strength along each normal, (n, points, offsets); positive: brighter outside."""
     along = points[..., None] + normals[..., None] * offsets
     column, row = np.clip(along, 0, SIDE - 1).astype(np.intp).swapaxes(0, 1)
-    place = row * SIDE + column
-    x, y = edges.reshape(2, -1)
-    return x.take(place) * normals[:, 0, :, None] + y.take(place) * normals[:, 1, :, None]
+    there = edges.reshape(2, -1).take(row * SIDE + column, axis=1)
+    return there[0] * normals[:, 0, :, None] + there[1] * normals[:, 1, :, None]
 
 
 def _agreement(
