@@ -343,11 +343,17 @@ def _bend(
 def _draw(outline: Array, frame: Array, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     """Fill both outlines, rounded off, in an image of this shape."""
     height, width = shape
-    fine = 2 * (2 * SIDE // max(shape)) + 1  # small images: Pillow fills half a pixel too far
-    points = (frame[:2] + outline.T * frame[2:]) * (width * fine, height * fine) - 0.5
+    fine = 2 * (SIDE // max(shape)) + 1  # small images are drawn larger
+    size = np.array([width * fine, height * fine])
+    loops = ((frame[:2] + outline.T * frame[2:]) * size).reshape(2, LANDMARKS, 2)
+    curves = _rounding() @ loops
+    # Pillow drops fractions and fills the rim too, so go half a pixel inwards.
+    ahead = np.roll(curves, -1, 1) - np.roll(curves, 1, 1)
+    inwards = np.array([[[1.0]], [[-1.0]]]) * ahead[..., ::-1] * (1, -1)
+    curves += 0.5 * inwards / (np.linalg.norm(ahead, axis=-1, keepdims=True) + 1e-9)
     canvas = Image.new("L", (width * fine, height * fine))
-    for loop in np.split(points, 2):
-        ImageDraw.Draw(canvas).polygon((_rounding() @ loop).ravel().tolist(), fill=1)
+    for curve in curves:
+        ImageDraw.Draw(canvas).polygon(curve.ravel().tolist(), fill=1)
     return np.asarray(canvas)[fine // 2 :: fine, fine // 2 :: fine] > 0
 
 
