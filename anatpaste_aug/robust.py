@@ -150,9 +150,9 @@ def lung_mask_robust(image: Any, *, _prior: ShapePrior | None = None) -> NDArray
     Raises
     ------
     TypeError
-        If the image has another type.
+        If the image has another type, dtype or mode.
     ValueError
-        If it has another shape, no pixel, or values that are not finite.
+        If it has another shape, a side under 16 pixels, or a NaN or infinite pixel.
 
     Notes
     -----
@@ -188,21 +188,23 @@ def lung_mask_robust(image: Any, *, _prior: ShapePrior | None = None) -> NDArray
 
 
 def _to_grey(image: Any) -> Array:
-    """Stand-in for ``anatpaste_aug.images.to_grey``."""
-    if isinstance(image, Image.Image) and image.mode not in ("L", "RGB", "I;16", "I", "F"):
-        raise TypeError(f"a Pillow image must have mode L, RGB, I;16, I or F, got {image.mode}")
-    array = np.asarray(image)
-    if array.dtype not in [np.dtype(t) for t in ("u1", "u2", "i2", "i4", "f4", "f8")]:
-        raise TypeError(f"image must be 8-, 16- or 32-bit integer or float, got {array.dtype}")
-    if array.size == 0 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
-        raise ValueError(f"image must be (H, W) or (H, W, 3) and not empty, got {array.shape}")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    """Stand-in for ``images.to_grey(images.as_array(image))``, until it is here."""
+    if isinstance(image, Image.Image):
+        if image.mode not in ("L", "RGB", "I;16", "I", "F"):
+            raise TypeError(f"image must have a Pillow mode out of L, RGB, ..., got {image.mode!r}")
+        image = np.asarray(image)
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"image must be a NumPy array or a Pillow image, got {type(image)}")
+    if image.dtype.name not in ("uint8", "uint16", "int16", "int32", "float32", "float64"):
+        raise TypeError(f"image must have a dtype out of uint8, uint16, ..., got {image.dtype}")
+    if image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
+        raise ValueError(f"image must have the shape (H, W) or (H, W, 3), got {image.shape}")
+    if min(image.shape[:2]) < 16:
+        raise ValueError(f"image must be at least 16 pixels high and wide, got {image.shape[:2]}")
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
         raise ValueError("image must be finite, got NaN or infinity")
-    if array.ndim == 2:
-        return array
-    if array.dtype == np.uint8:
-        return np.asarray(Image.fromarray(array).convert("L"))
-    return np.asarray(array @ np.array([0.299, 0.587, 0.114]))
+    luma = np.array([0.299, 0.587, 0.114])
+    return image if image.ndim == 2 else (image @ luma).astype(image.dtype)
 
 
 def _view(grey: Array) -> tuple[Array, Array] | None:
@@ -211,7 +213,8 @@ def _view(grey: Array) -> tuple[Array, Array] | None:
     None if there is nothing to see. Equalised, so that gamma and contrast are gone.
     """
     if grey.dtype != np.uint8:  # to 0..1, in steps that no finite range overflows
-        grey = grey / max(abs(float(grey.min())), abs(float(grey.max())), 1e-300)
+        largest = max(abs(float(grey.min())), abs(float(grey.max())))
+        grey = grey / np.float64(largest or 1.0)
         grey = grey - grey.min()
         grey = (grey / (grey.max() or 1.0)).astype(np.float32)
     height, width = grey.shape
