@@ -269,8 +269,8 @@ def test_agrees_with_radiologists_whom_the_prior_did_not_see(montgomery, make_lu
         prior = make_lung_prior.build_prior(images[train::2], masks[train::2])
         for image, mask in zip(images[test::2], masks[test::2], strict=True):
             scores.append(dice(lung_mask_robust(image, _prior=prior), mask))
-    assert np.mean(scores) > 0.94
-    assert np.percentile(scores, 5) > 0.89
+    assert np.mean(scores) > 0.945
+    assert np.percentile(scores, 5) > 0.9
     assert min(scores) > 0.75
 
 
