@@ -7,7 +7,7 @@ they lie on them. What is not lung-shaped - air outside the body, the stomach bu
 trachea, the gaps between ribs - has nothing to say in the result.
 
 The steps, one function each: `_view` (a small, cropped, equalised picture), `_edge_field`,
-`_search` (all poses at once), `_fit` (an active shape model), `_draw`.
+`_search` (all poses at once), `_bend` (rounds of an active shape model), `_draw`.
 """
 
 from __future__ import annotations
@@ -232,8 +232,8 @@ def _view(grey: Array) -> tuple[Array, Array] | None:
     if whole.min() == whole.max():
         return None
     (x, right), (y, bottom) = _content(whole), _content(whole.T)
-    box = np.array([x, y, right, bottom]) * [width, height, width, height] / (factor * 2)
-    resized = small.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=tuple(box))
+    box = np.array([[x, y], [right, bottom]]) * (width, height) / factor
+    resized = small.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=tuple(box.ravel()))
     picture = np.asarray(resized, np.float32)
     picture = picture - picture.min()
     level = (picture * (4095 / max(picture.max(), 1e-30))).astype(np.intp)
