@@ -13,7 +13,12 @@ from anatpaste_aug._version import __version__
 from anatpaste_aug.data import phantom_radiograph
 from anatpaste_aug.files import read_image
 from anatpaste_aug.images import Array
+from anatpaste_aug.mask import lung_mask
+from anatpaste_aug.paste import Segment
 from anatpaste_aug.preview import preview, save_picture
+from anatpaste_aug.robust import lung_mask_robust
+
+MASKS: dict[str, Segment] = {"published": lung_mask, "robust": lung_mask_robust}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("images", nargs="*", type=Path, help="PNG, JPEG, TIFF or DICOM files")
     command.add_argument("-o", "--output", type=Path, default=Path("preview.png"), metavar="FILE")
     command.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the draws")
+    command.add_argument("--mask", choices=MASKS, default="published", help="which lung mask")
     options = parser.parse_args(arguments)
 
     output: Path = options.output
@@ -55,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     images = list(readable()) if options.images else [("phantom", phantom)]
     if images:
         try:
-            save_picture(preview(images, options.seed), output)
+            save_picture(preview(images, options.seed, MASKS[options.mask]), output)
         except OSError as error:
             print(f"{output}: {error.strerror or error}", file=sys.stderr)
             return 2

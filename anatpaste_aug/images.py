@@ -72,8 +72,12 @@ def to_grey(array: Array) -> Array:
         return array
     if array.dtype.kind == "f":
         return array @ np.array([0.299, 0.587, 0.114], array.dtype)
-    weights = np.array([19595, 38470, 7471], np.int64)
-    return ((array @ weights + 0x8000) >> 16).astype(array.dtype)
+    # The weights add up to 2**16: 32 bits hold the sum of unsigned 16-bit products.
+    wide = np.uint32 if array.dtype.kind == "u" else np.int64
+    total = np.full(array.shape[:2], 0x8000, wide)
+    for channel, weight in enumerate((19595, 38470, 7471)):
+        total += np.multiply(array[..., channel], weight, dtype=wide)
+    return (total >> 16).astype(array.dtype)
 
 
 def black_level(array: Array) -> float:

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from anatpaste_aug.images import Array, Mask, to_grey
 from anatpaste_aug.mask import erode, lung_mask
-from anatpaste_aug.paste import apply_paste, paste_alpha
+from anatpaste_aug.paste import Segment, apply_paste, find_lungs, paste_alpha
 from anatpaste_aug.sampling import PasteRanges, as_generator, draw_paste
 
 TILE = 256
@@ -23,7 +23,9 @@ LUNG_COLOUR = (64, 200, 255)
 REGION_COLOUR = (255, 170, 40)
 
 
-def preview(images: Iterable[tuple[str, Array]], seed: int = 0) -> Image.Image:
+def preview(
+    images: Iterable[tuple[str, Array]], seed: int = 0, segment: Segment = lung_mask
+) -> Image.Image:
     """Draw one row per image: original, lung mask, alpha, result with its region, two more draws.
 
     Parameters
@@ -32,6 +34,8 @@ def preview(images: Iterable[tuple[str, Array]], seed: int = 0) -> Image.Image:
         At least one.
     seed : int, optional
         Seed of the draws; every row starts from it.
+    segment : callable, optional
+        Makes the lung mask from the image.
 
     Returns
     -------
@@ -44,7 +48,7 @@ def preview(images: Iterable[tuple[str, Array]], seed: int = 0) -> Image.Image:
     TypeError, ValueError
         If an image is not one that `anatpaste_aug.anatpaste` takes, or there is none.
     """
-    rows = [_row(name, image, seed) for name, image in images]
+    rows = [_row(name, image, seed, segment) for name, image in images]
     if not rows:
         raise ValueError("images must hold at least one image, got none")
     sheet = Image.new("RGB", (TILE * len(COLUMNS), LABEL + sum(row.height for row in rows)))
@@ -76,8 +80,8 @@ def _umask() -> int:
     return mask
 
 
-def _row(name: str, image: Array, seed: int) -> Image.Image:
-    mask = lung_mask(image)
+def _row(name: str, image: Array, seed: int, segment: Segment) -> Image.Image:
+    mask = find_lungs(image, None, segment)
     rng = as_generator(seed)
     draws = [draw_paste(mask, rng, PasteRanges()) for _ in range(3)]
     alpha = paste_alpha(draws[0], mask)

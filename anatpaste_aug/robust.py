@@ -15,16 +15,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage, sparse
 
-__all__ = ["lung_mask_robust"]
+from anatpaste_aug.images import Array, ImageLike, Mask, as_array, to_grey
 
-Array = NDArray[Any]
+__all__ = ["lung_mask_robust"]
 
 # Lengths are in pixels of the internal picture, which is SIDE x SIDE whatever the image is.
 SIDE = 128
@@ -124,7 +122,7 @@ def _default_prior() -> ShapePrior:
         return ShapePrior(**{name: file[name].astype(np.float64) for name in file.files})
 
 
-def lung_mask_robust(image: Any, *, _prior: ShapePrior | None = None) -> NDArray[np.bool_]:
+def lung_mask_robust(image: ImageLike, *, _prior: ShapePrior | None = None) -> Mask:
     """Outline both lungs of a frontal chest radiograph, whole and without outside air.
 
     A statistical shape model of the two lung fields is placed on the image and bent to its
@@ -186,33 +184,13 @@ def lung_mask_robust(image: Any, *, _prior: ShapePrior | None = None) -> NDArray
     >>> lung_mask_robust(np.zeros((64, 48))).shape
     (64, 48)
     """
-    grey = _to_grey(image)
+    grey = to_grey(as_array(image))
     view = _view(grey)
     if view is None:
         return np.zeros(grey.shape, bool)
     picture, frame = view
     prior = _default_prior() if _prior is None else _prior
     return _draw(_find(_edge_field(picture), prior), frame, grey.shape)
-
-
-def _to_grey(image: Any) -> Array:
-    """Stand-in for ``images.to_grey(images.as_array(image))``, until it is here."""
-    if isinstance(image, Image.Image):
-        if image.mode not in ("L", "RGB", "I;16", "I", "F"):
-            raise TypeError(f"image must have a Pillow mode out of L, RGB, ..., got {image.mode!r}")
-        image = np.asarray(image)
-    if not isinstance(image, np.ndarray):
-        raise TypeError(f"image must be a NumPy array or a Pillow image, got {type(image)}")
-    if image.dtype.name not in ("uint8", "uint16", "int16", "int32", "float32", "float64"):
-        raise TypeError(f"image must have a dtype out of uint8, uint16, ..., got {image.dtype}")
-    if image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
-        raise ValueError(f"image must have the shape (H, W) or (H, W, 3), got {image.shape}")
-    if min(image.shape[:2]) < 16:
-        raise ValueError(f"image must be at least 16 pixels high and wide, got {image.shape[:2]}")
-    if image.dtype.kind == "f" and not np.isfinite(image).all():
-        raise ValueError("image must be finite, got NaN or infinity")
-    luma = np.array([0.299, 0.587, 0.114])
-    return image if image.ndim == 2 else (image @ luma).astype(image.dtype)
 
 
 def _view(grey: Array) -> tuple[Array, Array] | None:
@@ -351,7 +329,7 @@ def _bend(
     return np.linalg.solve(left, right[..., None])[..., 0]
 
 
-def _draw(outline: Array, frame: Array, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+def _draw(outline: Array, frame: Array, shape: tuple[int, ...]) -> Mask:
     """Fill both outlines, rounded off, in an image of this shape."""
     height, width = shape
     fine = 2 * (SIDE // max(shape)) + 1  # small images are drawn larger

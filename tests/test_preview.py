@@ -62,6 +62,16 @@ def test_bad_files_are_named_and_the_others_done(tmp_path, phantom, capsys):
         assert picture.height == 18 + 256 + 18
 
 
+def test_the_robust_mask_can_be_chosen(tmp_path):
+    pictures = []
+    for mask in ("published", "robust"):
+        assert main(["preview", "--mask", mask, "-o", str(tmp_path / "out.png")]) == 0
+        with Image.open(tmp_path / "out.png") as picture:
+            pictures.append(np.asarray(picture))
+    assert (pictures[0][:, 256:512] != pictures[1][:, 256:512]).any()
+    np.testing.assert_array_equal(pictures[0][:, :256], pictures[1][:, :256])
+
+
 def test_nothing_readable_writes_nothing(tmp_path, capsys):
     assert main(["preview", str(tmp_path / "none"), "-o", str(tmp_path / "out.png")]) == 2
     assert not list(tmp_path.iterdir())
