@@ -1,1 +1,1 @@
-"""Benchmarks: ``python -m benchmarks`` runs everything and writes the results beside this file."""
+"""Measurements of the library; see each module's docstring for how to run it."""
