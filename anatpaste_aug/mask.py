@@ -24,7 +24,7 @@ CHUNK = 16384  # pixels blended at a time: in the cache, and in blocks that mall
 
 CENTERS = (np.arange(BINS) + 0.5) / BINS  # of Otsu's bins
 
-Bits: TypeAlias = npt.NDArray[np.uint8]
+Bits: TypeAlias = Array  # a mask as made by `pack`
 
 # MULTIPLES[step, i] tells whether i is a multiple of step, or of 1 for step 0.
 MULTIPLES = np.arange(BINS) % np.arange(1, BINS + 1)[:, None] == 0
@@ -80,10 +80,11 @@ def lung_mask(image: ImageLike, *, min_area: int = 400) -> Mask:
     levels = clahe(quantise(grey))
     # scikit-image keeps float32 images in float32 and computes on all others in float64.
     dark = dark_side(levels, np.float32 if grey.dtype == np.float32 else np.float64)
-    inside = pack(np.ones((1, dark.shape[1]), bool))
+    width = dark.shape[1]
+    inside = pack(np.ones((1, width), bool))
     opened = dilate(erode(pack(dark), inside), inside)
-    cleared = clear_border(opened, dark.shape[1])
-    return clear_small_boxes(dilate(cleared, inside), dark.shape[1], min_area)
+    dilated = dilate(clear_border(opened, width), inside)
+    return clear_small_boxes(unpack(dilated, width), min_area)
 
 
 def quantise(grey: Array) -> npt.NDArray[np.uint8]:
@@ -280,6 +281,11 @@ def pack(mask: Mask) -> Bits:
     return np.packbits(padded, axis=1)
 
 
+def unpack(bits: Bits, width: int) -> Mask:
+    """Unpack an (H, width) mask."""
+    return np.unpackbits(bits, axis=1, count=width).view(bool)
+
+
 def erode(bits: Bits, inside: Bits) -> Bits:
     """Erode a packed mask by a 3x3 square; what lies outside the image counts as True."""
     return dilate(bits ^ inside, inside) ^ inside
@@ -316,7 +322,7 @@ class Runs:
         self.shape = bits.shape
         self.stride = stride = bits.shape[1] * 8
         # The pixels that differ from their left neighbour.
-        flat: Array = bits.ravel()
+        flat = bits.ravel()
         edges = flat ^ flat >> 1
         edges[1:] ^= flat[:-1] << 7
         at = np.flatnonzero(edges != 0)
@@ -360,14 +366,15 @@ def clear_border(bits: Bits, width: int) -> Bits:
     return np.packbits(runs.paint(~cleared[runs.region]), axis=1)
 
 
-def clear_small_boxes(bits: Bits, width: int, min_area: int) -> Mask:
-    """Unpack a mask, without the bounding box of every region of fewer than `min_area` pixels.
+def clear_small_boxes(mask: Mask, min_area: int) -> Mask:
+    """Zero the bounding box of every region of fewer than `min_area` pixels, in label order.
 
-    The boxes go whole, with the pixels of other regions in them, in label order, and a later
-    region's area is counted after that: this is what the released code does.
+    The box goes whole, with the pixels of other regions in it, and a later region's area is
+    counted after that: this is what the released code does.
     """
-    runs = Runs(bits)
-    mask = np.unpackbits(bits, axis=1, count=width).view(bool)
+    width = mask.shape[1]
+    mask = mask.copy()
+    runs = Runs(pack(mask))
     # Runs are in row order: a region's first run is its top, its last one its bottom.
     top, bottom = np.empty((2, runs.regions), np.intp)
     top[runs.region[::-1]], bottom[runs.region] = runs.row[::-1], runs.row + 1

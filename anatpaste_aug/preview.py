@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
+from scipy.ndimage import binary_erosion
 
 from anatpaste_aug.images import Array, Mask, to_grey
-from anatpaste_aug.mask import erode, lung_mask
+from anatpaste_aug.mask import lung_mask
 from anatpaste_aug.paste import Segment, apply_paste, find_lungs, paste_alpha
 from anatpaste_aug.sampling import PasteRanges, as_generator, draw_paste
 
@@ -120,5 +121,5 @@ def _tile(
     inner[:] = np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR))[..., None]
     if outline is not None:
         mask = np.asarray(Image.fromarray(outline).resize(size, Image.Resampling.NEAREST))
-        inner[mask & ~erode(mask)] = colour
+        inner[mask & ~binary_erosion(mask, np.ones((3, 3)), border_value=1)] = colour
     return picture
