@@ -383,9 +383,10 @@ def describe(results: dict[str, Any]) -> str:
     parts = [
         "## CPU",
         f"Measured {env['date']} at commit {env['commit']} by `python -m benchmarks` on "
-        f"{env['cpu']} ({env['cores']} cores, shared with other work), {env['system']}, Python {env['python']}, "
-        f"{versions}. Images: {default['images']}. One thread; milliseconds of processor time per "
-        "image, medians of interleaved rounds (quartiles in `results/cpu.json`). *x* is how many "
+        f"{env['cpu']} ({env['cores']} cores, shared with other work), {env['system']}, "
+        f"Python {env['python']}, {versions}. Images: {default['images']}. One thread; "
+        "milliseconds of processor time per image, medians of interleaved rounds (quartiles in "
+        "`results/cpu.json`). *x* is how many "
         "times as fast as the first row, in the same rounds. Malloc hands large blocks back to the "
         "system by default, and the recipe then pays for page faults that are no work of its own: "
         "the second *x* is with `MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` set to "
