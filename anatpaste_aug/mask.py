@@ -11,8 +11,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
 
 from anatpaste_aug.images import Array, ImageLike, Mask, as_array, to_grey
 
@@ -310,6 +308,26 @@ def dilate(bits: Bits, inside: Bits) -> Bits:
     return out
 
 
+def find_heads(above: Array, below: Array, count: int) -> npt.NDArray[np.intp]:
+    """Give the first run of each run's region, from the links between runs of successive rows.
+
+    Every run points to an earlier one: at first to the first one that it touches in the row above.
+    Pointers are followed to their ends; ends that a link joins are made to point to the earlier.
+    """
+    heads = np.arange(count)
+    heads[below[::-1]] = above[::-1]  # of several, the last assignment stands
+    while True:
+        ends = heads.take(heads)
+        while not np.array_equal(ends, heads):
+            heads, ends = ends, ends.take(ends)
+        above, below = heads.take(above), heads.take(below)
+        apart = np.flatnonzero(above != below)
+        if not apart.size:
+            return heads
+        above, below = above.take(apart), below.take(apart)
+        np.minimum.at(heads, np.maximum(above, below), np.minimum(above, below))
+
+
 class Runs:
     """The horizontal runs of a packed mask's True pixels, with the 8-connected region of each.
 
@@ -336,13 +354,12 @@ class Runs:
         first = np.searchsorted(self.stop, self.start + stride, side="left")
         last = np.searchsorted(self.start, self.stop + stride, side="right")
         number = last - first
-        links = np.zeros(number.size + 1, np.int32)
-        np.cumsum(number, out=links[1:])
-        below = np.arange(links[-1], dtype=np.int32)
-        below += np.repeat((first - links[:-1]).astype(np.int32), number)
-        # The dtypes are those that csgraph works in, so that it converts nothing.
-        graph = csr_array((np.ones(below.size), below, links), shape=(number.size,) * 2)
-        self.regions, self.region = connected_components(graph, directed=False)
+        above = np.repeat(np.arange(number.size), number)
+        below = np.arange(above.size) + np.repeat(last - np.cumsum(number), number)
+        heads = find_heads(above, below, number.size)
+        is_head = heads == np.arange(heads.size)
+        self.regions = np.count_nonzero(is_head)
+        self.region = (np.cumsum(is_head) - 1).take(heads)
 
     def paint(self, keep: Mask) -> Mask:
         """Draw the runs for which `keep` is True into a new mask, padded as for packing."""
