@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from anatpaste_aug.checks import check_integer
 from anatpaste_aug.images import Array, ImageLike, Mask, as_array, to_grey
 
 GREY_LEVELS = 2**14  # scikit-image's CLAHE works on 14 bits,
@@ -34,16 +35,18 @@ def lung_mask(image: ImageLike, *, min_area: int = 400) -> Mask:
 
     The chain is CLAHE (8 x 8 tiles, clip limit 0.01), Otsu's threshold, the pixels that are darker
     than it but not black, 3x3 opening, removal of what touches the image border, 3x3 dilation, and
-    removal of the bounding box of every region smaller than `min_area`. It equals the authors'
-    released code bit for bit on unsigned images. It is a rough mask: ribs and clavicles cut into
+    removal of the bounding box of every region smaller than `min_area`. On unsigned images it equals
+    the authors' released code bit for bit, on floats within 0..1 the same steps in scikit-image. It
+    is a rough mask: ribs and clavicles cut into
     it, and on some images nothing is found.
 
     Parameters
     ----------
     image : (H, W) or (H, W, 3) ndarray, or Pillow image of mode L, RGB, I;16, I or F
         uint8, uint16, int16, int32, float32 or float64; at least 16 pixels high and wide. Lungs
-        are dark. Colour is reduced with ITU-R 601 luma. Signed images, and floats that leave
-        0..1, are stretched linearly from their own minimum to their maximum.
+        are dark. Colour is reduced with ITU-R 601 luma. Floats within 0..1 are taken in steps of
+        1/65535, so stretch dim ones first; floats that leave 0..1, and signed images, are
+        stretched linearly from their own minimum to their maximum.
     min_area : int, optional
         Regions of fewer pixels are removed, together with everything in their bounding boxes.
 
@@ -70,10 +73,7 @@ def lung_mask(image: ImageLike, *, min_area: int = 400) -> Mask:
     >>> mask.shape, mask.dtype, bool(mask.any())
     ((256, 256), dtype('bool'), True)
     """
-    if isinstance(min_area, bool) or not isinstance(min_area, (int, np.integer)):
-        raise TypeError(f"min_area must be an integer, got {type(min_area).__name__}")
-    if min_area < 0:
-        raise ValueError(f"min_area must be at least 0, got {min_area}")
+    min_area = check_integer("min_area", min_area, 0)
     grey = to_grey(as_array(image))
     levels = clahe(quantise(grey))
     # scikit-image keeps float32 images in float32 and computes on all others in float64.
