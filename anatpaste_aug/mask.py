@@ -35,10 +35,9 @@ def lung_mask(image: ImageLike, *, min_area: int = 400) -> Mask:
 
     The chain is CLAHE (8 x 8 tiles, clip limit 0.01), Otsu's threshold, the pixels that are darker
     than it but not black, 3x3 opening, removal of what touches the image border, 3x3 dilation, and
-    removal of the bounding box of every region smaller than `min_area`. On unsigned images it equals
-    the authors' released code bit for bit, on floats within 0..1 the same steps in scikit-image. It
-    is a rough mask: ribs and clavicles cut into
-    it, and on some images nothing is found.
+    removal of the bounding box of every region smaller than `min_area`. Bit for bit it equals the
+    authors' released code on unsigned images, and the same steps in scikit-image on floats within
+    0..1. It is a rough mask: ribs and clavicles cut into it, and on some images nothing is found.
 
     Parameters
     ----------
