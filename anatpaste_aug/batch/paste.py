@@ -201,23 +201,28 @@ def draw_alpha(params: PasteParams, masks: Tensor) -> Tensor:
 def draw_shape(params: PasteParams, height: int, width: int) -> Tensor:
     """Draw filled ellipses or rectangles, (B, H, W) int32 of 0 and opacity.
 
-    Pillow walks along an ellipse from its right end to its top, each time to the neighbour closest
-    to the curve. What it fills is what lies inside the curve halfway to the next pixel inwards,
-    along x or along y. Coordinates are doubled and whole.
+    Pillow walks along the ellipse from its right end to its top, always to the one of three
+    neighbours (up, left, or both) that is closest to the curve, and fills what lies inside. In
+    closed form, a pixel is filled if it is closer to the curve than its left neighbour or inside;
+    or closer than its lower neighbour, and the walk comes by its right lower one. Coordinates are
+    doubled, and whole. It was compared with Pillow for all half axes up to 400 pixels.
     """
     half_w, half_h = params.width // 2, params.height // 2
-    a = 2 * (half_w - torch.minimum(params.margin, half_w))
-    b = 2 * (half_h - torch.minimum(params.margin, half_h))
-    a, b = a[:, None], b[:, None]
-    x = 2 * (torch.arange(width, device=a.device) - params.center_x[:, None]).abs()
-    y = 2 * (torch.arange(height, device=a.device) - params.center_y[:, None]).abs()
-    box = (y <= b)[:, :, None] & (x <= a)[:, None, :]
+    a = 2 * (half_w - torch.minimum(params.margin, half_w))[:, None, None]
+    b = 2 * (half_h - torch.minimum(params.margin, half_h))[:, None, None]
+    x = 2 * (torch.arange(width, device=a.device) - params.center_x[:, None]).abs()[:, None, :]
+    y = 2 * (torch.arange(height, device=a.device) - params.center_y[:, None]).abs()[:, :, None]
 
-    a2, b2 = a * a, b * b
-    along_x = (2 * a2 * (y * y - b2))[:, :, None] <= (-b2 * (x * x + (x - 2) ** 2))[:, None, :]
-    along_y = (a2 * (y * y + (y - 2) ** 2))[:, :, None] <= (2 * b2 * (a2 - x * x))[:, None, :]
-    ellipse = along_x | along_y
-    inside = box & (ellipse | (params.shape != ELLIPSE)[:, None, None])
+    def reached(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        # Twice the mean of the ellipse's equation over two neighbours along x, and along y.
+        along_x = b * b * (x * x + (x - 2) ** 2 - 2 * a * a) <= -2 * a * a * y * y
+        along_y = 2 * b * b * (x * x - a * a) <= -a * a * (y * y + (y - 2) ** 2)
+        return along_x, along_y
+
+    along_x, along_y = reached(x, y)
+    before_x, before_y = reached(x + 2, y - 2)
+    ellipse = (along_x | (along_y & (before_x | before_y)) | (x == 0)) & (a + b > 0)
+    inside = (x <= a) & (y <= b) & (ellipse | (params.shape != ELLIPSE)[:, None, None])
     return inside * params.opacity.to(torch.int32)[:, None, None]
 
 
@@ -276,7 +281,7 @@ def blend_patch(images: Tensor, params: PasteParams, alpha: Tensor) -> Tensor:
     if work.is_floating_point():
         weight = alpha.to(work.dtype) / 255
         out = work * (1 - weight) + canvas * weight
-        out = torch.minimum(torch.maximum(out, extreme(work.amin)), extreme(work.amax))
+        out = torch.minimum(torch.maximum(out, work.amin((1, 2, 3), keepdim=True)), work.amax((1, 2, 3), keepdim=True))
     else:
         wide = torch.int64 if images.dtype == torch.int32 else torch.int32
         total = work.to(wide) * (255 - alpha.to(wide)) + canvas.to(wide) * alpha.to(wide)
@@ -409,7 +414,3 @@ def _(images: Tensor, fields: list[Tensor], chosen: Tensor) -> tuple[Tensor, Ten
     region = images.new_empty((images.shape[0], 1, *images.shape[2:]), dtype=torch.bool)
     return torch.empty_like(images), region
 
-
-def extreme(reduce: object) -> Tensor:
-    """Reduce each image to (B, 1, 1, 1)."""
-    return reduce((1, 2, 3), keepdim=True)  # type: ignore[operator,no-any-return]
