@@ -39,7 +39,8 @@ def as_array(image: Any) -> Array:
     elif isinstance(image, np.ndarray):
         array = image
         if array.dtype.name not in DTYPES or not array.dtype.isnative:
-            raise TypeError(f"image must have a dtype out of {', '.join(DTYPES)}, got {array.dtype}")
+            names = ", ".join(DTYPES)
+            raise TypeError(f"image must have a dtype out of {names}, got {array.dtype}")
     else:
         raise TypeError(
             f"image must be a NumPy array or a Pillow image, got {type(image).__name__}"
