@@ -16,6 +16,7 @@ ImageLike: TypeAlias = "Array | Image.Image"
 DTYPES = ("uint8", "uint16", "int16", "int32", "float32", "float64")
 PILLOW_MODES = {"L": "uint8", "RGB": "uint8", "I;16": "uint16", "I": "int32", "F": "float32"}
 MIN_SIDE = 16
+LUMA = (0.299, 0.587, 0.114)
 
 
 def as_array(image: Any) -> Array:
@@ -71,7 +72,10 @@ def to_grey(array: Array) -> Array:
     if array.ndim == 2:
         return array
     if array.dtype.kind == "f":
-        return array @ np.array([0.299, 0.587, 0.114], array.dtype)
+        red, green, blue = (
+            array[..., i] * array.dtype.type(weight) for i, weight in enumerate(LUMA)
+        )
+        return red + green + blue  # in this order, each step rounded, on every machine
     weights = np.array([19595, 38470, 7471], np.int64)
     return ((array @ weights + 0x8000) >> 16).astype(array.dtype)
 

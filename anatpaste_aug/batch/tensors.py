@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anatpaste_aug.images import MIN_SIDE, Array
+from anatpaste_aug.images import LUMA, MIN_SIDE, Array
 
 DTYPES = (
     torch.uint8,
@@ -87,7 +87,7 @@ def to_grey(images: Tensor) -> Tensor:
         return images[:, 0]
     red, green, blue = images.unbind(1)
     if images.is_floating_point():
-        return (0.299 * red + 0.587 * green) + 0.114 * blue
+        return (LUMA[0] * red + LUMA[1] * green) + LUMA[2] * blue
     red, green, blue = red.long(), green.long(), blue.long()
     return (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
 
