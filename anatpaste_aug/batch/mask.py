@@ -9,7 +9,7 @@ from anatpaste_aug import mask as functional
 from anatpaste_aug.batch.clahe import dark_side, equalise, quantise
 from anatpaste_aug.batch.regions import clear_border, clear_small_boxes, dilate, erode
 from anatpaste_aug.batch.tensors import as_images, chunks, make_op, to_grey, to_numpy, working
-from anatpaste_aug.sampling import check_integer
+from anatpaste_aug.checks import check_integer
 
 MIN_AREA = 400
 

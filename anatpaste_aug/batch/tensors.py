@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anatpaste_aug.images import LUMA, MIN_SIDE, Array
+from anatpaste_aug.checks import MIN_SIDE
+from anatpaste_aug.images import LUMA, Array
 
 DTYPES = (
     torch.uint8,
