@@ -577,36 +577,33 @@ class Steering(TorchDispatchMode):
         if name.startswith(("index", "_unsafe_index")) and not name.startswith("index_select"):
             indices = args[1] if isinstance(args[1], (list, tuple)) else [args[1]]
             assert not any(i is not None and i.dtype == torch.bool for i in indices), name
-        assert "device" not in (kwargs or {}) or str(kwargs["device"]) != "cuda", name
         return func(*args, **(kwargs or {}))
 
 
-def everything(images, min_area=20):
+def everything(images, min_area=100):
     """Run every operation in the plain form."""
     checked = tensors.as_images(images)
     chosen = params.Draws(len(checked), checked.device, None).uniform(0, 1) < 0.5
     masks = mask.mask_plain(checked, min_area, chosen)
     drawn = batch.sample_paste(masks)
     results = [masks, *paste.paste_plain(checked, drawn.tensors(), masks, chosen)]
-    for cut in (batch.sample_cutpaste(images), batch.CutPasteUnion().draw(images, None)):
-        results += paste.cutpaste_plain(checked, cut.tensors(), chosen)
-    return results
+    cut = batch.CutPasteUnion().draw(images, None)
+    return [*results, *paste.cutpaste_plain(checked, cut.tensors(), chosen)]
 
 
 @pytest.mark.parametrize("dtype", INTEGERS + FLOATS)
 def test_no_operation_depends_on_values(dtype):
-    images = random_images((2, 3, 24, 33), dtype)
+    images = random_images((2, 3, 16, 17), dtype)
     with Steering():
         expected = [(part.shape, part.dtype) for part in everything(images)]
     # Fake tensors of a GPU have no values at all, and can't be mixed with those of the CPU.
-    for device in ("cpu", "cuda"):
-        with FakeTensorMode():
-            fakes = torch.empty(images.shape, dtype=dtype, device=device)
-            results = everything(fakes)
-            assert [(part.shape, part.dtype) for part in results] == expected
-            assert all(part.device.type == device for part in results)
-            for kind in MODULES:
-                assert all(part.device.type == device for part in kind()(fakes))
+    with FakeTensorMode():
+        fakes = torch.empty(images.shape, dtype=dtype, device="cuda")
+        results = everything(fakes)
+        assert [(part.shape, part.dtype) for part in results] == expected
+        assert all(part.device.type == "cuda" for part in results)
+        for kind in MODULES:
+            assert all(part.device.type == "cuda" for part in kind()(fakes))
 
 
 @pytest.mark.parametrize("kind", MODULES)
@@ -620,8 +617,9 @@ def test_modules_compile_whole(kind):
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
+@pytest.mark.slow
 def test_plain_form_compiles_whole():
-    images = random_images((2, 1, 16, 17), torch.uint8)
+    images = random_images((2, 1, 16, 16), torch.uint8)
     torch.manual_seed(0)
     expected = everything(images)
     torch.manual_seed(0)
