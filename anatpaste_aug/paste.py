@@ -138,13 +138,7 @@ def anatpaste(
     array = as_array(image)
     lungs = find_lungs(array, mask, segment)
     params = draw_paste(lungs, as_generator(rng), ranges)
-    window, alpha = _alpha_window(params, lungs)
-    out = like(image)(_blend_patch(array, params, window, alpha))
-    if not return_mask:
-        return out
-    region = np.zeros(lungs.shape, bool)
-    region[window] = alpha > 0
-    return out, region
+    return apply_paste(image, params, lungs, return_mask=return_mask)
 
 
 def find_lungs(array: Array, mask: Array | None, segment: Segment | None) -> Mask:
@@ -190,7 +184,21 @@ def paste_alpha(params: PasteParams, mask: Mask) -> npt.NDArray[np.uint8]:
     return alpha
 
 
-def apply_paste(image: AnyImage, params: PasteParams, mask: Array | None = None) -> AnyImage:
+@overload
+def apply_paste(
+    image: AnyImage,
+    params: PasteParams,
+    mask: Array | None = ...,
+    *,
+    return_mask: Literal[False] = ...,
+) -> AnyImage: ...
+@overload
+def apply_paste(
+    image: AnyImage, params: PasteParams, mask: Array | None = ..., *, return_mask: bool
+) -> Any: ...
+def apply_paste(
+    image: Any, params: PasteParams, mask: Array | None = None, *, return_mask: bool = False
+) -> Any:
     """Apply one paste; deterministic.
 
     Parameters
@@ -201,6 +209,8 @@ def apply_paste(image: AnyImage, params: PasteParams, mask: Array | None = None)
         What to paste.
     mask : (H, W) ndarray of bool or integer, optional
         Lung mask. Without one, or with an empty one, the paste goes anywhere.
+    return_mask : bool, optional
+        Whether to return the changed region too.
 
     Returns
     -------
@@ -208,6 +218,8 @@ def apply_paste(image: AnyImage, params: PasteParams, mask: Array | None = None)
         ``image * (1 - alpha / 255) + canvas * alpha / 255``, rounded to nearest for integers, where
         the canvas is the jittered patch on black. Black is 0 for unsigned images, else the
         image's minimum. 8-bit results equal Pillow's ``paste``.
+    region : (H, W) ndarray of bool
+        Where alpha > 0. Only with ``return_mask=True``.
 
     Raises
     ------
@@ -217,8 +229,12 @@ def apply_paste(image: AnyImage, params: PasteParams, mask: Array | None = None)
     array = as_array(image)
     lungs = np.zeros(array.shape[:2], bool) if mask is None else as_mask(mask, array.shape)
     window, alpha = _alpha_window(params, lungs)
-    out: AnyImage = like(image)(_blend_patch(array, params, window, alpha))
-    return out
+    out = like(image)(_blend_patch(array, params, window, alpha))
+    if not return_mask:
+        return out
+    region = np.zeros(lungs.shape, bool)
+    region[window] = alpha > 0
+    return out, region
 
 
 def _alpha_window(params: PasteParams, mask: Mask) -> tuple[Window, npt.NDArray[np.uint8]]:

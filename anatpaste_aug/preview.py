@@ -1,0 +1,120 @@
+"""The preview: what the augmentation does to some images, as one picture."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+from anatpaste_aug.images import Array, Mask, to_grey
+from anatpaste_aug.mask import erode, lung_mask
+from anatpaste_aug.paste import apply_paste, paste_alpha
+from anatpaste_aug.sampling import as_generator, draw_paste, PasteRanges
+
+TILE = 256
+LABEL = 18  # height of a line of text
+COLUMNS = ("original", "lung mask", "alpha", "AnatPaste, region", "another draw", "another draw")
+LUNG_COLOUR = (64, 200, 255)
+REGION_COLOUR = (255, 170, 40)
+
+
+def preview(images: Iterable[tuple[str, Array]], seed: int = 0) -> Image.Image:
+    """Draw one row per image: original, lung mask, alpha, result with its region, two more draws.
+
+    Parameters
+    ----------
+    images : iterable of (name, (H, W) or (H, W, 3) ndarray)
+        At least one.
+    seed : int, optional
+        Seed of the draws; every row starts from it.
+
+    Returns
+    -------
+    picture : Pillow image of mode RGB
+        Tiles 256 pixels wide; images are fitted into them, and stretched from their own minimum to
+        their maximum unless they are uint8.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an image is not one that `anatpaste_aug.anatpaste` takes, or there is none.
+    """
+    rows = [_row(name, image, seed) for name, image in images]
+    if not rows:
+        raise ValueError("images must hold at least one image, got none")
+    sheet = Image.new("RGB", (TILE * len(COLUMNS), LABEL + sum(row.height for row in rows)))
+    for column, title in enumerate(COLUMNS):
+        ImageDraw.Draw(sheet).text((TILE * column + 4, 3), title, fill="white")
+    top = LABEL
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height
+    return sheet
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture under a temporary name and move it into place."""
+    handle, temporary = tempfile.mkstemp(suffix=path.suffix, dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            picture.save(file, Image.registered_extensions()[path.suffix.lower()])
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _row(name: str, image: Array, seed: int) -> Image.Image:
+    mask = lung_mask(image)
+    rng = as_generator(seed)
+    draws = [draw_paste(mask, rng, PasteRanges()) for _ in range(3)]
+    alpha = paste_alpha(draws[0], mask)
+    first, *others = (apply_paste(image, draw, mask) for draw in draws)
+    low, high = (0, 255) if image.dtype == np.uint8 else (image.min(), image.max())
+
+    def tile(pixels: Array, outline: Mask | None = None, colour: tuple[int, ...] = ()) -> Array:
+        grey = (to_grey(pixels).astype(np.float64) - low) / max(float(high) - float(low), 1e-12)
+        return _tile((grey * 255).astype(np.uint8), outline, colour)
+
+    tiles = [
+        tile(image),
+        tile(image, mask, LUNG_COLOUR),
+        _tile(alpha),
+        tile(first, alpha > 0, REGION_COLOUR),
+        *(tile(other) for other in others),
+    ]
+    strip = np.zeros((LABEL, TILE * len(COLUMNS), 3), np.uint8)
+    row = Image.fromarray(np.concatenate([np.concatenate(tiles, axis=1), strip]))
+    label = f"{name}, {image.shape[1]} x {image.shape[0]} pixels, {image.dtype}"
+    if not mask.any():
+        label += ", no lung found: pasted anywhere"
+    ImageDraw.Draw(row).text((4, row.height - LABEL + 3), label, fill="white")
+    return row
+
+
+def _tile(
+    grey: npt.NDArray[np.uint8], outline: Mask | None = None, colour: tuple[int, ...] = ()
+) -> Array:
+    """Scale a picture to the width of a tile (a tall one to its height), and outline a mask."""
+    height, width = grey.shape
+    scale = TILE / max(width, height)
+    size = (max(round(width * scale), 1), max(round(height * scale), 1))
+    picture = np.zeros((size[1], TILE, 3), np.uint8)
+    inner = picture[:, (TILE - size[0]) // 2 :][:, : size[0]]
+    inner[:] = np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR))[..., None]
+    if outline is not None:
+        mask = np.asarray(Image.fromarray(outline).resize(size, Image.Resampling.NEAREST))
+        inner[mask & ~erode(mask)] = colour
+    return picture
