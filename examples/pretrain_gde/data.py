@@ -6,7 +6,6 @@ Everything becomes 8-bit grey on a square grid, as the method was published.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -21,6 +20,8 @@ from PIL import Image
 from tqdm import tqdm
 
 import anatpaste_aug as ap
+from anatpaste_aug.files import read_image
+from anatpaste_aug.images import to_grey
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.readers import PARTS, Entry, Split
 from examples.pretrain_gde.settings import NATIVE_SIZE, Settings
@@ -191,51 +192,51 @@ def _resize_mask(mask: npt.NDArray[np.bool_], size: int) -> Images:
     return (np.asarray(grey.resize((size, size), Image.Resampling.BOX)) >= 128).astype(np.uint8)
 
 
-def decode(data: bytes, size: int) -> Images:
+def decode(path: Path, size: int) -> Images:
     """Decode an image file to 8-bit grey, `size` x `size` pixels; the aspect ratio is not kept.
 
-    DICOM is windowed as it asks for. Other images of more than 8 bits are stretched from their
-    minimum to their maximum.
+    DICOM is windowed as it asks for, with air dark. Other images of more than 8 bits are stretched
+    from their minimum to their maximum.
 
     Raises
     ------
     ValueError, OSError, and what the decoders raise
-        If the bytes are no image that can be read.
+        If the file is no image that can be read.
     """
-    if data[128:132] == b"DICM":
-        grey = Image.fromarray(_decode_dicom(data))
+    if path.suffix.lower() == ".dcm":
+        grey = _decode_dicom(path)
     else:
-        with Image.open(io.BytesIO(data)) as file:
-            file.load()
-            grey = file
-        if grey.mode.startswith("I") or grey.mode == "F":
-            values = np.asarray(grey).astype(float)
-            grey = Image.fromarray(_to_8_bit(_stretch(values, values.min(), values.max())))
-    return np.asarray(grey.convert("L").resize((size, size), Image.Resampling.BICUBIC))
+        grey = to_grey(read_image(path))
+        if grey.dtype != np.uint8:
+            values = grey.astype(float)
+            grey = _to_8_bit(_stretch(values, values.min(), values.max()))
+    resized = Image.fromarray(grey).resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(resized)
 
 
-def _decode_dicom(data: bytes) -> Images:
+def _decode_dicom(path: Path) -> Images:
+    """Apply the modality and VOI transforms as `read_image` does, but to a definite range.
+
+    The window's ends become 0 and 255, whether or not a pixel reaches them.
+    """
     import pydicom
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
-    dataset = pydicom.dcmread(io.BytesIO(data))
-    polarity = dataset.PhotometricInterpretation
-    if polarity not in ("MONOCHROME1", "MONOCHROME2"):
-        raise ValueError(f"a DICOM of {polarity} is no radiograph")
-    pixels = dataset.pixel_array
-    if pixels.ndim != 2:
-        raise ValueError(f"a DICOM of shape {pixels.shape} is not one grey image")
-    values = np.asarray(apply_modality_lut(pixels, dataset), float)
-    if dataset.get("VOILUTSequence"):
-        values = np.asarray(apply_voi_lut(values.astype(np.int64), dataset), float)
-        values /= 2 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1
-    elif dataset.get("WindowWidth") is not None and dataset.get("WindowCenter") is not None:
+    data = pydicom.dcmread(path)
+    polarity, pixels = data.PhotometricInterpretation, data.pixel_array
+    if polarity not in ("MONOCHROME1", "MONOCHROME2") or pixels.ndim != 2:
+        raise ValueError(f"one grey frame is needed, got {polarity} of shape {pixels.shape}")
+    values = np.asarray(apply_modality_lut(pixels, data), float)
+    if data.get("VOILUTSequence"):
+        values = np.asarray(apply_voi_lut(values.astype(np.int64), data), float)
+        values /= 2 ** int(data.VOILUTSequence[0].LUTDescriptor[2]) - 1
+    elif data.get("WindowWidth") is not None and data.get("WindowCenter") is not None:
         center, width = (
             float(value[0] if isinstance(value, pydicom.multival.MultiValue) else value)
-            for value in (dataset.WindowCenter, dataset.WindowWidth)
+            for value in (data.WindowCenter, data.WindowWidth)
         )
-        values = _window(values, center, width, dataset.get("VOILUTFunction", "LINEAR"))
-    elif dataset.BitsStored == 8 and "RescaleSlope" not in dataset:
+        values = _window(values, center, width, data.get("VOILUTFunction", "LINEAR"))
+    elif data.BitsStored == 8 and "RescaleSlope" not in data:
         values = values / 255
     else:
         values = _stretch(values, values.min(), values.max())
@@ -268,7 +269,7 @@ def _decoded(
         if index in bad:
             return bad[index]
         try:
-            return decode(paths[index].read_bytes(), size)
+            return decode(paths[index], size)
         except Exception as error:  # decoders raise whatever they like on damaged files
             return f"{type(error).__name__}: {error}"
 
@@ -329,8 +330,7 @@ def _listed(path: Path) -> int:
 
 def _digest(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.sha256(path.read_bytes()).hexdigest()
     except FileNotFoundError:
         return "missing"
     except OSError as error:

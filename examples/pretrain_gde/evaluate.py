@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,17 +137,15 @@ def measure_part(detector: Detector, dataset: Dataset, part: str) -> tuple[Score
     return scores, {name: measure(scores[name], labels) for name in ESTIMATORS}
 
 
-def measure_untrained(settings: Settings, dataset: Dataset, runtime: Runtime) -> dict[str, Any]:
-    """Measure the network as it was before training, estimator chosen on validation."""
+def untrained_detector(settings: Settings, dataset: Dataset, runtime: Runtime) -> Detector:
+    """Make the detector of the network as it was before training, chosen in the same way."""
     network = seeded_network(
         settings.seed, settings.classes, settings.head_layers, settings.imagenet
     )
     backbone = network.backbone.to(runtime.device)
     detector = fit_detector(backbone, dataset, settings.size, ESTIMATORS[0])
     _, valid = measure_part(detector, dataset, "valid")
-    _, test = measure_part(detector, dataset, "test")
-    chosen = max(ESTIMATORS, key=lambda name: valid[name]["auc"])
-    return {"estimator": chosen, "valid": valid, "test": test}
+    return replace(detector, estimator=max(ESTIMATORS, key=lambda name: valid[name]["auc"]))
 
 
 def finish(
@@ -173,32 +171,63 @@ def finish(
         "epochs": progress.epochs,
         "seconds": sum(record["seconds"] for record in progress.epochs),
         "selected": best,
-        "untrained": measure_untrained(settings, dataset, runtime),
     }
-    return evaluate(detector, dataset, folder, metrics)
+    return evaluate(detector, settings, dataset, folder, metrics, runtime)
 
 
 def evaluate(
-    detector: Detector, dataset: Dataset, folder: Path, metrics: dict[str, Any]
+    detector: Detector,
+    settings: Settings,
+    dataset: Dataset,
+    folder: Path,
+    metrics: dict[str, Any],
+    runtime: Runtime,
 ) -> dict[str, Any]:
-    """Score the test part; write the scores and the completed metrics."""
-    scores, measured = measure_part(detector, dataset, "test")
+    """Score the test part; write the scores, the completed metrics and the report.
+
+    `metrics` is what is known from training: what `METRICS` holds, less the measured parts.
+    """
+    scores, test = measure_part(detector, dataset, "test")
     _, valid = measure_part(detector, dataset, "valid")
-    metrics = {**metrics, "valid": valid, "test": measured}
-    write_scores(folder / SCORES, dataset, scores)
+    untrained = untrained_detector(settings, dataset, runtime)
+    scores_before, test_before = measure_part(untrained, dataset, "test")
+    metrics = {
+        **metrics,
+        "thresholds": detector.thresholds,
+        "valid": valid,
+        "test": test,
+        "untrained": {"estimator": untrained.estimator, "test": test_before},
+    }
+    write_scores(folder / SCORES, dataset, {"": scores, "untrained_": scores_before})
     write_json(folder / METRICS, metrics)
     return metrics
 
 
-def write_scores(path: Path, dataset: Dataset, scores: Scores) -> None:
-    """Write the scores of the test part as CSV."""
+def write_scores(path: Path, dataset: Dataset, kinds: dict[str, Scores]) -> None:
+    """Write the scores of the test part as CSV, one column per prefix and estimator."""
+    columns = {
+        prefix + name: values for prefix, scores in kinds.items() for name, values in scores.items()
+    }
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "abnormal", *ESTIMATORS])
+    writer.writerow(["path", "abnormal", *columns])
     for index, entry in enumerate(dataset.split.test):
-        values = [repr(float(scores[name][index])) for name in ESTIMATORS]
+        values = [repr(float(column[index])) for column in columns.values()]
         writer.writerow([entry.path, int(entry.abnormal), *values])
     write_text(path, text.getvalue())
+
+
+def read_scores(path: Path) -> tuple[list[str], npt.NDArray[np.bool_], Scores]:
+    """Read what `write_scores` wrote: paths, truth, and the columns."""
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        names = [name for name in rows[0] if name not in ("path", "abnormal")]
+        columns = {name: np.array([float(row[name]) for row in rows]) for name in names}
+        truth = np.array([row["abnormal"] == "1" for row in rows])
+        return [row["path"] for row in rows], truth, columns
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise PipelineError(f"cannot read {path}: {error}") from error
 
 
 def chosen_auc(metrics: dict[str, Any]) -> float:

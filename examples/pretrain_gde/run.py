@@ -12,6 +12,7 @@ from examples.pretrain_gde.data import Dataset, load_dataset
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.evaluate import METRICS, SPLIT, chosen_auc, finish, load_metrics
 from examples.pretrain_gde.readers import Split, read_split
+from examples.pretrain_gde.report import write_report
 from examples.pretrain_gde.runtime import Runtime
 from examples.pretrain_gde.settings import Settings
 from examples.pretrain_gde.storage import read_json, write_json
@@ -34,6 +35,8 @@ class Source:
         As for `read_split`.
     skip_bad : bool
         Whether missing and damaged files are left out.
+    published : str or None
+        Data set whose published AUC the report marks, if not that of the layout.
     """
 
     folder: Path
@@ -41,6 +44,7 @@ class Source:
     layout: str = "auto"
     held_out: tuple[int, int] | None = None
     skip_bad: bool = False
+    published: str | None = None
 
 
 def run_folder(out: Path, variant: str, seed: int) -> Path:
@@ -83,6 +87,7 @@ def run(
     metrics = {}
     if runtime.leads:
         metrics = finish(settings, dataset, progress, folder, runtime)
+        write_report(folder, dataset, source.published)
     runtime.wait()
     return metrics
 

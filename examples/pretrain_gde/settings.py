@@ -124,6 +124,7 @@ class Settings:
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "quick": {"size": 64, "batch": 24, "epochs": 24, "updates": 100, "validate_every": 2},
+    "demo": {"size": 64, "batch": 24, "epochs": 8, "updates": 50, "validate_every": 1},
 }
 
 

@@ -7,7 +7,7 @@ import time
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -78,8 +78,7 @@ class Trainer:
             settings.seed, settings.classes, settings.head_layers, settings.imagenet
         ).to(runtime.device)
         if settings.channels_last:
-            # mypy knows no overload for modules.
-            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.network.to(memory_format=torch.channels_last)
         if runtime.world > 1 and runtime.device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
         self.optimizer = torch.optim.SGD(
@@ -127,7 +126,7 @@ class Trainer:
 
     def _epoch(self, epoch: int, bar: tqdm[Any]) -> dict[str, Any]:
         settings, device = self.settings, self.runtime.device
-        model = self._model(frozen=settings.imagenet and epoch < settings.freeze_epochs)
+        model = self.model(frozen=settings.imagenet and epoch < settings.freeze_epochs)
         self.network.train()
         total = torch.zeros((), device=device)
         clock = Clock(device)
@@ -164,16 +163,17 @@ class Trainer:
         self.optimizer.step()
         return loss.detach()
 
-    def _model(self, *, frozen: bool) -> nn.Module:
+    def model(self, *, frozen: bool) -> nn.Module:
         """Give the network as it is trained; wrapped anew only when the backbone thaws."""
         if self.wrapped is None or self.frozen != frozen:
             self.frozen = frozen
             self.network.backbone.requires_grad_(not frozen)
-            self.wrapped = self.network
+            model: nn.Module = self.network
             if self.runtime.world > 1:
-                self.wrapped = DistributedDataParallel(self.wrapped)
+                model = DistributedDataParallel(model)
             if self.runtime.compiled:
-                self.wrapped = torch.compile(self.wrapped)
+                model = cast(nn.Module, torch.compile(model))
+            self.wrapped = model
         return self.wrapped
 
     def _validate(self) -> dict[str, float]:
@@ -372,4 +372,4 @@ def derive_seed(*parts: int) -> int:
 def fingerprint(dataset: Dataset) -> dict[str, int]:
     """Sum up which images are trained and validated on, to be compared with a checkpoint's."""
     parts = ("train", "valid")
-    return {part: zlib.crc32(np.ascontiguousarray(dataset.images[part])) for part in parts}
+    return {part: zlib.crc32(np.ascontiguousarray(dataset.images[part]).data) for part in parts}
