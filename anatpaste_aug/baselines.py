@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, overload
+from typing import Any
 
 import numpy as np
 
-from anatpaste_aug.images import Mask, as_array, black_level, like, white_level
-from anatpaste_aug.paste import AnyImage, check_crop, color_jitter
+from anatpaste_aug.images import ImageLike, as_array, black_level, like, white_level
+from anatpaste_aug.paste import check_crop, color_jitter
 from anatpaste_aug.sampling import (
     JITTER,
     RATIO,
@@ -21,28 +21,8 @@ from anatpaste_aug.sampling import (
 )
 
 
-@overload
 def cutpaste(
-    image: AnyImage,
-    rng: Rng = ...,
-    *,
-    return_mask: Literal[False] = ...,
-    scale: Range = ...,
-    ratio: Range = ...,
-    jitter: float = ...,
-) -> AnyImage: ...
-@overload
-def cutpaste(
-    image: AnyImage,
-    rng: Rng = ...,
-    *,
-    return_mask: Literal[True],
-    scale: Range = ...,
-    ratio: Range = ...,
-    jitter: float = ...,
-) -> tuple[AnyImage, Mask]: ...
-def cutpaste(
-    image: Any,
+    image: ImageLike,
     rng: Rng = None,
     *,
     return_mask: bool = False,
@@ -91,16 +71,8 @@ def cutpaste(
     return apply_cutpaste(image, params, return_mask=return_mask)
 
 
-@overload
 def cutpaste_scar(
-    image: AnyImage, rng: Rng = ..., *, return_mask: Literal[False] = ..., jitter: float = ...
-) -> AnyImage: ...
-@overload
-def cutpaste_scar(
-    image: AnyImage, rng: Rng = ..., *, return_mask: Literal[True], jitter: float = ...
-) -> tuple[AnyImage, Mask]: ...
-def cutpaste_scar(
-    image: Any, rng: Rng = None, *, return_mask: bool = False, jitter: float = JITTER
+    image: ImageLike, rng: Rng = None, *, return_mask: bool = False, jitter: float = JITTER
 ) -> Any:
     """Paste a thin rotated patch of the image at a uniformly drawn place: CutPaste *scar*.
 
@@ -141,15 +113,7 @@ def cutpaste_scar(
     return apply_cutpaste(image, params, return_mask=return_mask)
 
 
-@overload
-def apply_cutpaste(
-    image: AnyImage, params: CutPasteParams, *, return_mask: Literal[False] = ...
-) -> AnyImage: ...
-@overload
-def apply_cutpaste(
-    image: AnyImage, params: CutPasteParams, *, return_mask: Literal[True]
-) -> tuple[AnyImage, Mask]: ...
-def apply_cutpaste(image: Any, params: CutPasteParams, *, return_mask: bool = False) -> Any:
+def apply_cutpaste(image: ImageLike, params: CutPasteParams, *, return_mask: bool = False) -> Any:
     """Apply one CutPaste, *normal* (no angle) or *scar*; deterministic.
 
     Parameters

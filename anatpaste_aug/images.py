@@ -16,6 +16,7 @@ ImageLike: TypeAlias = "Array | Image.Image"
 DTYPES = ("uint8", "uint16", "int16", "int32", "float32", "float64")
 PILLOW_MODES = {"L": "uint8", "RGB": "uint8", "I;16": "uint16", "I": "int32", "F": "float32"}
 MIN_SIDE = 16
+LUMA = (0.299, 0.587, 0.114)
 
 
 def as_array(image: Any) -> Array:
@@ -39,7 +40,8 @@ def as_array(image: Any) -> Array:
     elif isinstance(image, np.ndarray):
         array = image
         if array.dtype.name not in DTYPES or not array.dtype.isnative:
-            raise TypeError(f"image must have a dtype out of {', '.join(DTYPES)}, got {array.dtype}")
+            names = ", ".join(DTYPES)
+            raise TypeError(f"image must have a dtype out of {names}, got {array.dtype}")
     else:
         raise TypeError(
             f"image must be a NumPy array or a Pillow image, got {type(image).__name__}"
@@ -70,7 +72,10 @@ def to_grey(array: Array) -> Array:
     if array.ndim == 2:
         return array
     if array.dtype.kind == "f":
-        return array @ np.array([0.299, 0.587, 0.114], array.dtype)
+        red, green, blue = (
+            array[..., i] * array.dtype.type(weight) for i, weight in enumerate(LUMA)
+        )
+        return red + green + blue  # in this order, each step rounded, on every machine
     weights = np.array([19595, 38470, 7471], np.int64)
     return ((array @ weights + 0x8000) >> 16).astype(array.dtype)
 

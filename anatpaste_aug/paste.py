@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,43 +36,12 @@ from anatpaste_aug.sampling import (
     draw_paste,
 )
 
-AnyImage = TypeVar("AnyImage", bound=ImageLike)
 Segment = Callable[[Array], Array]
 Window = tuple[slice, slice]
 
 
-@overload
 def anatpaste(
-    image: AnyImage,
-    rng: Rng = ...,
-    *,
-    mask: Array | None = ...,
-    segment: Segment | None = ...,
-    return_mask: Literal[False] = ...,
-    scale: Range = ...,
-    ratio: Range = ...,
-    blur: Range = ...,
-    opacity: Range = ...,
-    margin: int = ...,
-    jitter: float = ...,
-) -> AnyImage: ...
-@overload
-def anatpaste(
-    image: AnyImage,
-    rng: Rng = ...,
-    *,
-    mask: Array | None = ...,
-    segment: Segment | None = ...,
-    return_mask: Literal[True],
-    scale: Range = ...,
-    ratio: Range = ...,
-    blur: Range = ...,
-    opacity: Range = ...,
-    margin: int = ...,
-    jitter: float = ...,
-) -> tuple[AnyImage, Mask]: ...
-def anatpaste(
-    image: Any,
+    image: ImageLike,
     rng: Rng = None,
     *,
     mask: Array | None = None,
@@ -184,20 +153,8 @@ def paste_alpha(params: PasteParams, mask: Mask) -> npt.NDArray[np.uint8]:
     return alpha
 
 
-@overload
 def apply_paste(
-    image: AnyImage,
-    params: PasteParams,
-    mask: Array | None = ...,
-    *,
-    return_mask: Literal[False] = ...,
-) -> AnyImage: ...
-@overload
-def apply_paste(
-    image: AnyImage, params: PasteParams, mask: Array | None = ..., *, return_mask: bool
-) -> Any: ...
-def apply_paste(
-    image: Any, params: PasteParams, mask: Array | None = None, *, return_mask: bool = False
+    image: ImageLike, params: PasteParams, mask: Array | None = None, *, return_mask: bool = False
 ) -> Any:
     """Apply one paste; deterministic.
 

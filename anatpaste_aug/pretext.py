@@ -38,8 +38,8 @@ class PretextDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     Raises
     ------
-    TypeError
-        If an argument is not callable where it must be.
+    TypeError, ValueError
+        If an argument is not callable where it must be, or there is no augmentation.
 
     References
     ----------
@@ -71,13 +71,12 @@ class PretextDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.augment = [augment] if callable(augment) else list(augment)
         self.before = before
         self.after = after or v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
-        steps = {"augment": self.augment or [None], "after": [self.after]}
-        if before is not None:
-            steps["before"] = [before]
-        for name, members in steps.items():
-            for member in members:
-                if not callable(member):
-                    raise TypeError(f"{name} must be callable, got {member!r}")
+        if not self.augment:
+            raise ValueError("augment must hold at least one transform, got none")
+        steps = [("augment", step) for step in self.augment]
+        for name, step in [*steps, ("before", before), ("after", after)]:
+            if not (callable(step) or (step is None and name != "augment")):
+                raise TypeError(f"{name} must be callable, got {step!r}")
 
     def __len__(self) -> int:
         """Give the number of images."""

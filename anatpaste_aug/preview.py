@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from anatpaste_aug.images import Array, Mask, to_grey
 from anatpaste_aug.mask import erode, lung_mask
 from anatpaste_aug.paste import apply_paste, paste_alpha
-from anatpaste_aug.sampling import as_generator, draw_paste, PasteRanges
+from anatpaste_aug.sampling import PasteRanges, as_generator, draw_paste
 
 TILE = 256
 LABEL = 18  # height of a line of text

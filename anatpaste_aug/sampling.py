@@ -144,10 +144,10 @@ class PasteRanges:
     value and is kept as a pair.
     """
 
-    scale: Range = SCALE
-    ratio: Range = RATIO
-    blur: Range = BLUR
-    opacity: Range = OPACITY
+    scale: Any = SCALE
+    ratio: Any = RATIO
+    blur: Any = BLUR
+    opacity: Any = OPACITY
     margin: int = MARGIN
     jitter: float = JITTER
 
@@ -223,7 +223,7 @@ def sample_paste(
     >>> from anatpaste_aug import sample_paste
     >>> params = sample_paste(np.ones((256, 256), bool), rng=0)
     >>> params.width, params.height, params.shape
-    (140, 47, 'ellipse')
+    (62, 108, 'ellipse')
     """
     ranges = PasteRanges(scale, ratio, blur, opacity, margin, jitter)
     if not isinstance(mask, np.ndarray) or mask.ndim != 2:
@@ -242,10 +242,11 @@ def draw_paste(mask: Mask, rng: np.random.Generator, ranges: PasteRanges) -> Pas
         center_x=center_x,
         center_y=center_y,
         shape=SHAPES[rng.integers(2)],
-        blur_radius=int(rng.integers(*ranges.blur, endpoint=True)),
-        opacity=int(rng.integers(*ranges.opacity, endpoint=True)),
+        blur_radius=_draw_integer(rng, ranges.blur),
+        opacity=_draw_integer(rng, ranges.opacity),
         margin=ranges.margin,
-        **_draw_jitter(rng, ranges.jitter),
+        brightness=_draw_factor(rng, ranges.jitter),
+        contrast=_draw_factor(rng, ranges.jitter),
     )
 
 
@@ -289,7 +290,8 @@ def draw_cutpaste(
         **crop,
         paste_x=int(rng.integers(shape[1] - crop["width"], endpoint=True)),
         paste_y=int(rng.integers(shape[0] - crop["height"], endpoint=True)),
-        **_draw_jitter(rng, ranges.jitter),
+        brightness=_draw_factor(rng, ranges.jitter),
+        contrast=_draw_factor(rng, ranges.jitter),
     )
 
 
@@ -326,8 +328,8 @@ def draw_scar(
     shape: tuple[int, ...], rng: np.random.Generator, ranges: PasteRanges
 ) -> CutPasteParams:
     """Draw one CutPaste *scar* from checked arguments."""
-    width = min(int(rng.integers(*SCAR_WIDTH, endpoint=True)), shape[1])
-    height = min(int(rng.integers(*SCAR_HEIGHT, endpoint=True)), shape[0])
+    width = min(_draw_integer(rng, SCAR_WIDTH), shape[1])
+    height = min(_draw_integer(rng, SCAR_HEIGHT), shape[0])
     patch = CutPasteParams(
         crop_x=int(rng.integers(shape[1] - width, endpoint=True)),
         crop_y=int(rng.integers(shape[0] - height, endpoint=True)),
@@ -336,7 +338,8 @@ def draw_scar(
         paste_x=0,
         paste_y=0,
         angle=float(rng.uniform(*SCAR_ANGLE)),
-        **_draw_jitter(rng, ranges.jitter),
+        brightness=_draw_factor(rng, ranges.jitter),
+        contrast=_draw_factor(rng, ranges.jitter),
     )
     box_width, box_height = patch.bounding_box
     return replace(
@@ -362,9 +365,12 @@ def _draw_crop(
     }
 
 
-def _draw_jitter(rng: np.random.Generator, jitter: float) -> dict[str, float]:
-    brightness, contrast = rng.uniform(1 - jitter, 1 + jitter, size=2)
-    return {"brightness": float(brightness), "contrast": float(contrast)}
+def _draw_integer(rng: np.random.Generator, ends: tuple[int, int]) -> int:
+    return int(rng.integers(ends[0], ends[1], endpoint=True))
+
+
+def _draw_factor(rng: np.random.Generator, jitter: float) -> float:
+    return float(rng.uniform(1 - jitter, 1 + jitter))
 
 
 def as_generator(rng: Any) -> np.random.Generator:

@@ -124,14 +124,7 @@ class _Paste(v2.Transform):
             empty = torch.zeros(1, *v2.functional.get_size(inpt), dtype=torch.bool)
             return inpt, tv_tensors.Mask(empty)
         out, region = self._apply(_to_array(inpt), **params)
-        if isinstance(inpt, Image.Image):
-            image = Image.fromarray(out)
-        else:
-            image = torch.from_numpy(out)
-            image = image.permute(2, 0, 1).contiguous() if out.ndim == 3 else image
-            image = image.reshape(inpt.shape)
-            if isinstance(inpt, tv_tensors.Image):
-                image = tv_tensors.wrap(image, like=inpt)
+        image = _like(inpt, out)
         if not self.return_mask:
             return image
         return image, tv_tensors.Mask(torch.from_numpy(region)[None])
@@ -376,3 +369,13 @@ def _to_array(image: Any) -> Array:
         )
     array: Array = image.detach().as_subclass(torch.Tensor).numpy()
     return array
+
+
+def _like(image: Any, array: Array) -> Any:
+    """Give an array the kind of `image`."""
+    if isinstance(image, Image.Image):
+        return Image.fromarray(array)
+    if array.ndim == 3:
+        array = np.ascontiguousarray(array.transpose(2, 0, 1))
+    tensor = torch.from_numpy(array).reshape(image.shape)
+    return tv_tensors.wrap(tensor, like=image) if isinstance(image, tv_tensors.Image) else tensor

@@ -1,0 +1,74 @@
+"""The published lung mask of every image of a batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from anatpaste_aug import mask as functional
+from anatpaste_aug.batch.tensors import as_images, make_op, to_numpy
+from anatpaste_aug.sampling import check_integer
+
+MIN_AREA = 400
+
+
+def lung_mask(images: Tensor, *, min_area: int = MIN_AREA) -> Tensor:
+    """Segment the lungs on each radiograph of a batch, as `anatpaste_aug.lung_mask` does.
+
+    Parameters
+    ----------
+    images : (B, C, H, W) or (B, H, W) Tensor
+        As for `anatpaste_aug.batch.apply_paste`. Lungs are dark.
+    min_area : int, optional
+        Regions of fewer pixels are removed, together with everything in their bounding boxes.
+
+    Returns
+    -------
+    masks : (B, 1, H, W) Tensor of bool
+        Equal to `anatpaste_aug.lung_mask` of every image, bit for bit.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has another type or shape, or `min_area` is negative.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from anatpaste_aug import batch
+    >>> batch.lung_mask(torch.randint(256, (4, 1, 64, 64), dtype=torch.uint8)).shape
+    torch.Size([4, 1, 64, 64])
+    """
+    check_integer("min_area", min_area, 0)
+    images = as_images(images)
+    everyone = torch.ones(images.shape[0], dtype=torch.bool, device=images.device)
+    return _lung_mask(images, int(min_area), everyone)[:, None]
+
+
+def segment_chosen(images: Tensor, chosen: Tensor) -> Tensor:
+    """Give the masks, (B, H, W), of the chosen images; the others may stay empty."""
+    return _lung_mask(images, MIN_AREA, chosen)
+
+
+def mask_plain(images: Tensor, min_area: int, chosen: Tensor) -> Tensor:
+    """Segment with plain torch operations."""
+    raise NotImplementedError
+
+
+def mask_cpu(images: Tensor, min_area: int, chosen: Tensor) -> Tensor:
+    """Segment the chosen images one by one in the functional form."""
+    masks = torch.zeros((images.shape[0], *images.shape[2:]), dtype=torch.bool)
+    for i in chosen.nonzero()[:, 0].tolist():
+        mask = functional.lung_mask(to_numpy(images[i]), min_area=min_area)
+        masks[i] = torch.from_numpy(mask)
+    return masks
+
+
+_lung_mask = make_op(
+    "lung_mask", "(Tensor images, int min_area, Tensor chosen) -> Tensor", mask_plain, mask_cpu
+)
+
+
+@_lung_mask.register_fake  # type: ignore[attr-defined]
+def _(images: Tensor, min_area: int, chosen: Tensor) -> Tensor:
+    return images.new_empty((images.shape[0], *images.shape[2:]), dtype=torch.bool)

@@ -1,0 +1,131 @@
+"""What counts as a batch: checks of shape and dtype, layout, luma, and the way to NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anatpaste_aug.images import LUMA, MIN_SIDE, Array
+
+DTYPES = (
+    torch.uint8,
+    torch.uint16,
+    torch.int16,
+    torch.int32,
+    torch.float16,
+    torch.float32,
+    torch.float64,
+)
+MASK_DTYPES = (torch.bool, torch.uint8, torch.int16, torch.int32, torch.int64)
+CHUNK_PIXELS = 2**23  # 128 images of 256 x 256 are worked through at a time
+
+
+def as_images(images: Any, name: str = "images") -> Tensor:
+    """Check a batch of images and give it as (B, C, H, W), sharing memory, without gradient."""
+    if not isinstance(images, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(images).__name__}")
+    if images.dtype not in DTYPES:
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise TypeError(f"{name} must have a dtype out of {allowed}, got {images.dtype}")
+    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[1] not in (1, 3)):
+        raise ValueError(
+            f"{name} must have the shape (B, H, W), (B, 1, H, W) or (B, 3, H, W), "
+            f"got {tuple(images.shape)}"
+        )
+    if min(images.shape[-2:]) < MIN_SIDE:
+        raise ValueError(
+            f"{name} must be at least {MIN_SIDE} pixels high and wide, "
+            f"got {tuple(images.shape[-2:])}"
+        )
+    images = images.detach()
+    return images if images.ndim == 4 else images[:, None]
+
+
+def as_masks(masks: Any, images: Tensor | None = None, name: str = "masks") -> Tensor:
+    """Check a batch of lung masks, against its (B, C, H, W) images too; give (B, H, W) bool."""
+    if not isinstance(masks, Tensor) or masks.dtype not in MASK_DTYPES:
+        got = masks.dtype if isinstance(masks, Tensor) else type(masks).__name__
+        raise TypeError(f"{name} must be a bool or integer tensor, got {got}")
+    if masks.ndim not in (3, 4) or (masks.ndim == 4 and masks.shape[1] != 1):
+        raise ValueError(
+            f"{name} must have the shape (B, H, W) or (B, 1, H, W), got {tuple(masks.shape)}"
+        )
+    flat = (masks if masks.ndim == 3 else masks[:, 0]) != 0
+    if images is not None:
+        expected = (images.shape[0], *images.shape[2:])
+        if flat.shape != expected:
+            raise ValueError(
+                f"{name} must have the images' size {expected}, got {tuple(flat.shape)}"
+            )
+        check_device(name, masks, images.device)
+    return flat
+
+
+def check_device(name: str, value: Any, device: torch.device) -> None:
+    """Check that a tensor or a generator lies on the device of the batch."""
+    if value.device.type != device.type:
+        raise ValueError(f"{name} must be on the device of the batch, {device}, got {value.device}")
+
+
+def working(images: Tensor) -> Tensor:
+    """Give images in a dtype that torch computes in: int32 for 16 bits, float32 for half floats."""
+    if images.dtype in (torch.uint16, torch.int16):
+        return images.to(torch.int32)
+    return images.float() if images.dtype == torch.float16 else images
+
+
+def to_grey(images: Tensor) -> Tensor:
+    """Reduce (B, C, H, W) in a working dtype to (B, H, W) luma, as `anatpaste_aug.images.to_grey`.
+
+    Integers, uint8 too, come as they are or as int64 luma; floats stay what they are.
+    """
+    if images.shape[1] == 1:
+        return images[:, 0]
+    red, green, blue = images.unbind(1)
+    if images.is_floating_point():
+        return (LUMA[0] * red + LUMA[1] * green) + LUMA[2] * blue
+    red, green, blue = red.long(), green.long(), blue.long()
+    return (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
+
+
+def like(images: Tensor, values: Tensor) -> Tensor:
+    """Cast (B, C, H, W) values to the dtype, the shape and the memory layout of `images`."""
+    return torch.empty_like(images).copy_(values.reshape(images.shape))
+
+
+def chunks(images: Tensor) -> Iterator[slice]:
+    """Cut a batch into slices of at most `CHUNK_PIXELS` pixels, and at least one image."""
+    count, (height, width) = images.shape[0], images.shape[-2:]
+    step = max(CHUNK_PIXELS // (height * width), 1)
+    return (slice(start, start + step) for start in range(0, max(count, 1), step))
+
+
+def to_numpy(image: Tensor) -> Array:
+    """Give a (C, H, W) image on the CPU as an (H, W) or (H, W, 3) array."""
+    image = image[0] if image.shape[0] == 1 else image.permute(1, 2, 0)
+    array: Array = image.numpy()
+    return array.astype(np.float32) if array.dtype == np.float16 else array
+
+
+def from_numpy(array: Array) -> Tensor:
+    """Give an (H, W) or (H, W, 3) array as a (C, H, W) tensor."""
+    image = torch.from_numpy(array)
+    return image[None] if image.ndim == 2 else image.permute(2, 0, 1)
+
+
+def make_op(
+    name: str, schema: str, plain: Callable[..., Any], cpu: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Register an operator: `plain` on any device, the functional form image by image on the CPU.
+
+    `torch.compile` takes the operator whole, so that no compiler fuses its roundings away.
+    """
+    op = torch.library.custom_op(
+        f"anatpaste_aug::{name}", plain, mutates_args=(), schema=schema
+    )
+    op.register_kernel("cpu")(cpu)
+    return op

@@ -1,0 +1,63 @@
+"""Where the real data is, and the strategies that several test files share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from anatpaste_aug.data import phantom_radiograph
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+DTYPES = ("uint8", "uint16", "int16", "int32", "float32", "float64")
+
+# Timings vary on shared machines; the same examples on every run keep failures reproducible.
+settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("repeatable")
+
+
+def real_data(folder: str) -> Path:
+    """Give a folder of real data, or skip the test."""
+    path = SHARED / folder
+    if not path.exists():
+        pytest.skip(f"needs the real data in ../shared/{folder}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def phantom() -> np.ndarray:
+    image = phantom_radiograph(256, rng=0)
+    image.flags.writeable = False
+    return image
+
+
+@st.composite
+def images(draw, dtypes=DTYPES, channels=(1, 3), max_side=80):
+    """Draw a legal image: noise, blobs, few values, or constant; any dtype, size and contrast."""
+    dtype = np.dtype(draw(st.sampled_from(dtypes)))
+    height = draw(st.integers(16, max_side))
+    width = draw(st.integers(16, max_side))
+    shape = (height, width) if draw(st.sampled_from(channels)) == 1 else (height, width, 3)
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    kind = draw(st.sampled_from(["noise", "smooth", "steps", "constant"]))
+    unit = np.full(shape, rng.random()) if kind == "constant" else rng.random(shape)
+    if kind == "smooth":
+        for axis in (0, 1):
+            unit = np.cumsum(unit - unit.mean(), axis=axis)
+        unit = (unit - unit.min()) / np.ptp(unit)
+    if kind == "steps":
+        unit = np.floor(unit * 3) / 2
+    low, high = {
+        "uint8": (0, 255),
+        "uint16": (0, 65535),
+        "int16": (-1024, 3000),
+        "int32": (-70000, 70000),
+        "float32": (0, 1),
+        "float64": (-1000, 1000),
+    }[dtype.name]
+    image = (low + unit * (high - low)).astype(dtype)
+    image.flags.writeable = False
+    return image

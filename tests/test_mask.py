@@ -1,0 +1,149 @@
+"""lung_mask against the released code's masks and the recipe in scikit-image calls."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import DTYPES, images, real_data
+from hypothesis import given
+from PIL import Image
+from recipe import recipe_mask
+
+from anatpaste_aug import lung_mask
+from anatpaste_aug.data import phantom_radiograph
+from anatpaste_aug.images import to_grey
+from anatpaste_aug.mask import clear_small_boxes
+
+
+def golden_masks():
+    sizes = np.load(real_data("golden") / "reference_sizes.npz")
+    for i in range(int(sizes["count"])):
+        image = sizes[f"image_{i}"]
+        yield image, np.unpackbits(sizes[f"mask_{i}"], axis=-1)[:, : image.shape[1]]
+    reference = np.load(real_data("golden") / "reference256.npz")
+    yield from zip(reference["images"], np.unpackbits(reference["masks"], axis=-1), strict=True)
+
+
+def test_equals_the_released_code_bit_for_bit():
+    pairs = list(golden_masks())
+    assert len(pairs) == 24 + 13
+    for image, expected in pairs:
+        np.testing.assert_array_equal(lung_mask(image), expected.astype(bool))
+
+
+@pytest.mark.parametrize(
+    "size", [16, 31, 64, 96, 128, 224, 255, 256, (200, 317), (317, 200), (40, 700), (17, 93)]
+)
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32", "float64"])
+def test_equals_the_recipe_on_phantoms(size, dtype):
+    image = phantom_radiograph(size, rng=1)
+    if dtype == "uint16":
+        image = image.astype(np.uint16) * 16 + 3
+    elif dtype != "uint8":
+        image = (image / np.float64(255)).astype(dtype)
+    np.testing.assert_array_equal(lung_mask(image), recipe_mask(image))
+
+
+def hard_images():
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:128, :128]
+    for value in (0, 1, 63, 64, 128, 254, 255):
+        yield np.full((64, 72), value, np.uint8)
+    yield np.zeros((256, 256), np.uint16)
+    yield np.full((100, 50), 65535, np.uint16)
+    for amplitude in (1, 2, 16, 255):
+        yield (100 * (amplitude < 100) + rng.integers(0, amplitude + 1, (96, 130))).astype(np.uint8)
+    yield ((x + y) % 2 * 255).astype(np.uint8)
+    yield ((x // 9 + y // 9) % 2 * 200 + 20).astype(np.uint8)
+    yield x.astype(np.uint8)
+    yield (x * y // 64).astype(np.uint8)
+    yield np.where(np.hypot(x - 64, y - 64) < 30, 10, 200).astype(np.uint8)
+    yield np.where(np.abs(np.hypot(x - 64, y - 64) % 12 - 6) < 3, 10, 200).astype(np.uint8)
+    yield np.where(rng.random((256, 256)) < 0.001, 0, 255).astype(np.uint8)
+    yield np.where((y % 16 < 10) & (x > 4) & (x < 120), 30, 220).astype(np.uint8)
+
+
+def test_equals_the_recipe_on_hard_images():
+    for image in hard_images():
+        for min_area in (0, 30, 400):
+            np.testing.assert_array_equal(
+                lung_mask(image, min_area=min_area), recipe_mask(image, min_area)
+            )
+
+
+@given(images(dtypes=("uint8", "uint16"), channels=(1,), max_side=150))
+def test_equals_the_recipe_on_anything(image):
+    np.testing.assert_array_equal(lung_mask(image, min_area=20), recipe_mask(image, 20))
+
+
+def test_a_small_region_takes_its_box_and_later_areas_are_recounted():
+    mask = np.zeros((60, 60), bool)
+    mask[2:22, 2] = mask[21, 2:22] = True  # an L of 39 px, with a box of 20 x 20
+    mask[5:15, 12:32] = True  # 200 px, half of them in that box
+    mask[40:50, 40:50] = True  # 100 px, out of reach
+    expected = np.zeros((60, 60), bool)
+    expected[5:15, 22:32] = expected[40:50, 40:50] = True
+    for min_area in (40, 100):
+        np.testing.assert_array_equal(clear_small_boxes(mask, min_area), expected)
+    assert not clear_small_boxes(mask, 101).any()
+    np.testing.assert_array_equal(clear_small_boxes(mask, 39), mask)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_same_lungs_in_every_dtype(phantom, dtype):
+    image = phantom.astype(dtype) * (1 if dtype == "uint8" else 4)
+    assert np.mean(lung_mask(image) != lung_mask(phantom)) < 0.002
+
+
+def test_signed_images_are_stretched_from_their_minimum(phantom):
+    shifted = phantom.astype(np.int16) * 10 - 1000
+    np.testing.assert_array_equal(lung_mask(shifted), lung_mask((shifted + 1000).astype(np.uint16)))
+    np.testing.assert_array_equal(lung_mask(shifted), lung_mask(shifted.astype(np.int32)))
+    assert lung_mask(shifted / 500).any()
+
+
+def test_colour_is_reduced_as_pillow_does():
+    rng = np.random.default_rng(3)
+    colour = rng.integers(0, 256, (64, 80, 3)).astype(np.uint8)
+    grey = np.asarray(Image.fromarray(colour).convert("L"))
+    np.testing.assert_array_equal(to_grey(colour), grey)
+    wide = to_grey(colour.astype(np.uint16) * 257)
+    assert np.abs(wide / 257 - grey).max() <= 0.51
+    phantom3 = np.repeat(phantom_radiograph(128, rng=2)[..., None], 3, axis=2)
+    np.testing.assert_array_equal(lung_mask(phantom3), lung_mask(phantom3[..., 0]))
+    np.testing.assert_allclose(to_grey(phantom3 / 255.0), phantom3[..., 0] / 255.0)
+
+
+@given(images())
+def test_gives_a_mask_of_the_same_size_and_leaves_the_image_alone(image):
+    before = image.copy()
+    mask = lung_mask(image)
+    assert mask.dtype == bool
+    assert mask.shape == image.shape[:2]
+    np.testing.assert_array_equal(image, before)
+
+
+def test_pillow_and_array_agree(phantom):
+    for mode, array in {
+        "L": phantom,
+        "I;16": phantom.astype(np.uint16) * 200,
+        "I": phantom.astype(np.int32) * 3,
+        "F": phantom.astype(np.float32),
+        "RGB": np.repeat(phantom[..., None], 3, axis=2),
+    }.items():
+        picture = Image.fromarray(array)
+        assert picture.mode == mode
+        np.testing.assert_array_equal(lung_mask(picture), lung_mask(array))
+
+
+def test_views_and_fortran_order(phantom):
+    expected = lung_mask(np.ascontiguousarray(phantom[::-1, 10:200].T))
+    np.testing.assert_array_equal(lung_mask(phantom[::-1, 10:200].T), expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "error"), [(-1, ValueError), (1.5, TypeError), (True, TypeError)]
+)
+def test_bad_min_area(phantom, value, error):
+    with pytest.raises(error, match=r"min_area must be .*, got"):
+        lung_mask(phantom, min_area=value)

@@ -1,0 +1,346 @@
+"""The transforms against the functions, and their behaviour in torchvision and DataLoader."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+from conftest import real_data
+from PIL import Image
+
+torch = pytest.importorskip("torch", reason="needs torch")
+pytest.importorskip("torchvision", reason="needs torchvision")
+
+from torch.utils.data import DataLoader  # noqa: E402
+from torchvision import transforms as v1  # noqa: E402
+from torchvision import tv_tensors  # noqa: E402
+from torchvision.transforms import v2  # noqa: E402
+
+from anatpaste_aug import (  # noqa: E402
+    apply_cutpaste,
+    apply_paste,
+    lung_mask,
+    sample_cutpaste,
+    sample_paste,
+    sample_scar,
+)
+from anatpaste_aug.data import phantom_radiograph  # noqa: E402
+from anatpaste_aug.transforms import (  # noqa: E402
+    AnatPaste,
+    CutPaste,
+    CutPasteScar,
+    CutPasteUnion,
+    LungField,
+    LungMask,
+)
+
+PASTES = [AnatPaste, CutPaste, CutPasteScar, CutPasteUnion]
+
+
+def drawn_generator():
+    """Make the NumPy generator that a transform draws from, at torch's present state."""
+    torch.rand(())
+    return np.random.default_rng(int(torch.randint(2**63 - 1, ())))
+
+
+@pytest.fixture
+def tensor(phantom):
+    return torch.from_numpy(phantom.copy())[None]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_equal_the_functions(phantom, tensor, seed):
+    shape, mask = phantom.shape, lung_mask(phantom)
+    for transform, function in (
+        (AnatPaste, lambda rng: apply_paste(phantom, sample_paste(mask, rng), mask)),
+        (CutPaste, lambda rng: apply_cutpaste(phantom, sample_cutpaste(shape, rng))),
+        (CutPasteScar, lambda rng: apply_cutpaste(phantom, sample_scar(shape, rng))),
+    ):
+        torch.manual_seed(seed)
+        expected = function(drawn_generator())
+        torch.manual_seed(seed)
+        np.testing.assert_array_equal(transform(p=1)(tensor)[0].numpy(), expected)
+
+
+def test_union_is_half_and_half(tensor):
+    areas = [CutPasteUnion(p=1, return_mask=True)(tensor)[1].sum().item() for _ in range(200)]
+    # A scar has at most 16 x 25 pixels, a normal patch at least 2 % of 65,536.
+    assert 70 <= sum(area < 500 for area in areas) <= 130
+
+
+@pytest.mark.parametrize("transform", PASTES)
+@pytest.mark.parametrize("compose", [v1.Compose, v2.Compose])
+def test_pillow_in_compose(phantom, transform, compose):
+    for mode in ("L", "RGB", "I;16", "F"):
+        picture = Image.fromarray(phantom).convert("L")
+        if mode == "I;16":
+            picture = Image.fromarray(phantom.astype(np.uint16) * 100)
+        elif mode != "L":
+            picture = picture.convert(mode)
+        out = compose([transform(p=1), transform(p=1)])(picture)
+        assert (out.mode, out.size) == (mode, picture.size)
+        assert (np.asarray(out) != np.asarray(picture)).any()
+
+
+@pytest.mark.parametrize("transform", PASTES)
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "int32", "float32", "float64"])
+@pytest.mark.parametrize("shape", [(1, 80, 64), (3, 80, 64), (80, 64)])
+@pytest.mark.parametrize("kind", [torch.Tensor, tv_tensors.Image])
+def test_tensors(transform, dtype, shape, kind):
+    if kind is tv_tensors.Image and len(shape) == 2:
+        pytest.skip("tv_tensors.Image adds the channel itself")
+    image = torch.rand(shape) * (1 if dtype.startswith("float") else 250)
+    image = image.to(getattr(torch, dtype))
+    image = tv_tensors.Image(image) if kind is tv_tensors.Image else image
+    before = image.clone()
+    out, region = transform(p=1, return_mask=True)(image)
+    assert type(out) is kind
+    assert (out.shape, out.dtype) == (image.shape, image.dtype)
+    assert out.is_contiguous()
+    assert torch.equal(image, before)
+    assert type(region) is tv_tensors.Mask
+    assert (tuple(region.shape), region.dtype) == ((1, 80, 64), torch.bool)
+    changed = (out.numpy() != image.numpy()).reshape(-1, 80, 64).any(axis=0)
+    assert not (changed & ~region[0].numpy()).any()
+
+
+def test_pillow_array_and_tensor_agree(phantom, tensor):
+    outs = []
+    for image in (tensor, Image.fromarray(phantom), tv_tensors.Image(tensor), tensor[0]):
+        torch.manual_seed(3)
+        outs.append(np.asarray(AnatPaste(p=1)(image)).squeeze())
+    for out in outs[1:]:
+        np.testing.assert_array_equal(out, outs[0])
+
+
+@pytest.mark.parametrize("transform", PASTES)
+def test_nested_samples(phantom, tensor, transform):
+    boxes = tv_tensors.BoundingBoxes([[1, 2, 3, 4]], format="XYXY", canvas_size=(256, 256))
+    label, labels = torch.tensor(3), tv_tensors.Mask(torch.zeros(1, 256, 256))
+    others = {"boxes": boxes, "label": label, "mask": labels, "name": "a.png", "n": 5, "x": None}
+    sample = {"image": tv_tensors.Image(tensor), "target": [others, ("y", phantom)]}
+    out = transform(p=1)(sample)
+    assert not torch.equal(out["image"], sample["image"])
+    for name, value in others.items():
+        assert out["target"][0][name] is value
+    assert out["target"][1][1] is phantom
+    image, target = transform(p=1)(Image.fromarray(phantom), 4)
+    assert isinstance(image, Image.Image)
+    assert target == 4
+    (image, region), target = transform(p=1, return_mask=True)((tensor, label))
+    assert region.any()
+    assert target is label
+
+
+def test_two_images_get_the_same_paste(tensor):
+    sample = {"a": tv_tensors.Image(tensor), "b": tv_tensors.Image(tensor.clone())}
+    out = AnatPaste(p=1)(sample)
+    assert torch.equal(out["a"], out["b"])
+    assert not torch.equal(out["a"], sample["a"])
+
+
+def test_p(tensor):
+    assert AnatPaste(p=0)(tensor) is tensor
+    image, region = AnatPaste(p=0, return_mask=True)(tensor)
+    assert image is tensor
+    assert not region.any()
+    assert tuple(region.shape) == (1, 256, 256)
+    hits = sum(CutPaste(p=0.3)(tensor) is not tensor for _ in range(400))
+    assert 85 <= hits <= 155  # 120, standard deviation 9
+
+
+def test_the_lung_field_is_used_and_moves_with_the_image(tensor):
+    corner = torch.zeros(1, 256, 256, dtype=torch.bool)
+    corner[0, :40, :40] = True
+    sample = (tensor, LungField(corner), 7)
+    image, field, _ = v2.Compose([v2.RandomHorizontalFlip(p=1), AnatPaste(p=1)])(sample)
+    changed = (image != tensor.flip(-1))[0]
+    assert changed[:40, -40:].any()
+    assert not changed[40:].any()
+    assert not changed[:, :-40].any()
+    assert type(field) is LungField
+
+    def refuse(image):
+        raise AssertionError("segmented although the mask is there")
+
+    AnatPaste(p=1, segment=refuse)(sample)
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        v2.Resize(128),
+        v2.RandomRotation(10),
+        v2.RandomCrop(200),
+        v2.RandomResizedCrop(100),
+        v2.RandomAffine(5, translate=(0.1, 0.1)),
+        v2.ElasticTransform(),
+        v2.Pad(10),
+    ],
+)
+def test_geometric_transforms_keep_the_field_usable(tensor, move):
+    sample = LungMask()({"image": tv_tensors.Image(tensor), "label": 1})
+    out = v2.Compose([move, AnatPaste(p=1)])(sample)
+    assert type(out["lung_field"]) is LungField
+    assert out["lung_field"].dtype == torch.bool
+    assert out["lung_field"].shape[-2:] == out["image"].shape[-2:]
+
+
+def test_lung_mask_adds_the_field(phantom, tensor):
+    expected = lung_mask(phantom)
+    picture = Image.fromarray(phantom)
+    image, field = LungMask()(picture)
+    assert image is picture
+    assert type(field) is LungField
+    np.testing.assert_array_equal(field[0].numpy(), expected)
+    assert LungMask()(picture, 3)[:2] == (picture, 3)
+    assert type(LungMask()([tensor, 3])) is list
+    sample = LungMask()({"image": tensor})
+    assert list(sample) == ["image", "lung_field"]
+    assert LungMask()(sample) is sample
+    own = LungMask(segment=lambda image: image > 100)(tensor)[1]
+    np.testing.assert_array_equal(own[0].numpy(), phantom > 100)
+    with pytest.raises(ValueError, match="'lung_field' must be free"):
+        LungMask()({"image": tensor, "lung_field": 3})
+
+
+def test_a_field_of_another_size_is_refused(tensor):
+    field = LungField(torch.ones(1, 64, 64, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"shape \(256, 256\), got \(64, 64\)"):
+        AnatPaste(p=1)((tensor, field))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"p": 1.5}, ValueError, r"p must lie in 0..1, got 1.5"),
+        ({"p": "often"}, TypeError, "p must be a number"),
+        ({"opacity": 300}, ValueError, "opacity must lie in 0..255, got 300"),
+        ({"scale": (0.3, 0.1)}, ValueError, "scale must not be reversed"),
+        ({"ratio": 0}, ValueError, "ratio must be above 0"),
+        ({"blur": (0, -1)}, ValueError, "blur must be at least 0"),
+        ({"margin": -1}, ValueError, "margin must be at least 0"),
+        ({"jitter": 7}, ValueError, "jitter must lie in"),
+        ({"segment": "lungs"}, TypeError, "segment must be callable, got str"),
+    ],
+)
+def test_bad_settings_are_found_at_construction(options, error, message):
+    with pytest.raises(error, match=message):
+        AnatPaste(**options)
+    for transform in (CutPaste, CutPasteUnion):
+        if set(options) <= {"p", "scale", "ratio", "jitter"}:
+            with pytest.raises(error, match=message):
+                transform(**options)
+    if "segment" in options:
+        with pytest.raises(error, match=message):
+            LungMask(**options)
+
+
+@pytest.mark.parametrize(
+    ("sample", "error", "message"),
+    [
+        (("label", 3), ValueError, "sample must hold a Pillow image"),
+        (np.zeros((64, 64), np.uint8), ValueError, "sample must hold a Pillow image"),
+        (torch.zeros(2, 1, 64, 64), ValueError, r"got \(2, 1, 64, 64\); anatpaste_aug.batch"),
+        (torch.zeros(2, 64, 64), ValueError, r"got \(2, 64, 64\)"),
+        (torch.zeros(1, 64, 64, dtype=torch.float16), TypeError, "got float16"),
+        (torch.full((1, 64, 64), torch.nan), ValueError, "image must be finite"),
+        (torch.zeros(1, 8, 64), ValueError, "at least 16 pixels"),
+        (torch.zeros(1, 64, 64, device="meta"), ValueError, "must be on the CPU, got meta"),
+        (Image.new("RGBA", (64, 64)), ValueError, r"shape .* got \(64, 64, 4\)"),
+    ],
+)
+def test_bad_samples(sample, error, message):
+    for transform in (AnatPaste(p=1), LungMask()):
+        with pytest.raises(error, match=message):
+            transform(sample)
+
+
+def test_repr_and_pickle_and_copy(tensor):
+    transform = AnatPaste(p=0.25, opacity=200)
+    assert "p=0.25" in repr(transform)
+    assert "opacity=(200, 200)" in repr(transform)
+    for twin in (pickle.loads(pickle.dumps(transform)), copy.deepcopy(transform)):
+        torch.manual_seed(1)
+        expected = transform(tensor)
+        torch.manual_seed(1)
+        assert torch.equal(twin(tensor), expected)
+
+
+class Phantoms(torch.utils.data.Dataset):
+    """The same phantom at every index, augmented."""
+
+    def __init__(self, transform):
+        self.image = torch.from_numpy(phantom_radiograph(128, rng=0))[None]
+        self.transform = transform
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, index):
+        return self.transform(self.image)
+
+
+@pytest.mark.parametrize("transform", PASTES)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_data_loader_workers(transform, workers):
+    # The published blur and margin are meant for 256 pixels; here they would hide some pastes.
+    small = {"blur": (0, 5), "margin": 4} if transform is AnatPaste else {}
+
+    def epochs(seed):
+        torch.manual_seed(seed)
+        loader = DataLoader(
+            Phantoms(transform(p=1, **small)),
+            batch_size=4,
+            num_workers=workers,
+            multiprocessing_context="fork" if workers else None,
+            persistent_workers=bool(workers),
+        )
+        return [torch.cat(list(loader)).flatten(1) for _ in range(2)]
+
+    first, second = epochs(0)
+    assert len(torch.unique(first, dim=0)) == 16  # no two workers, no two images alike
+    assert not torch.equal(first, second)
+    again_first, again_second = epochs(0)
+    assert torch.equal(first, again_first)
+    assert torch.equal(second, again_second)
+    assert not torch.equal(first, epochs(1)[0])
+
+
+class Radiographs(torch.utils.data.Dataset):
+    def __init__(self, paths, size):
+        self.paths = paths
+        self.transform = v2.Compose(
+            [v2.Resize((size, size)), LungMask(), AnatPaste(p=1, return_mask=True)]
+        )
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, index):
+        with Image.open(self.paths[index]) as image:
+            image = image.convert("L")
+        resized = self.transform.transforms[0](image)
+        (pasted, region), field = self.transform(image)
+        return (
+            bool(field.any()),
+            bool((np.asarray(pasted) != np.asarray(resized)).any()),
+            bool(region.any()),
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [224, 256, 512])
+def test_real_radiographs_in_workers(size):
+    paths = sorted(real_data("data/zhanglab224/train/normal").iterdir())
+    paths = (paths * 2)[:2000]
+    torch.manual_seed(size)
+    loader = DataLoader(Radiographs(paths, size), batch_size=50, num_workers=2)
+    lungs, changed, region = (torch.cat(column) for column in zip(*loader, strict=True))
+    assert len(lungs) == 2000
+    assert changed[lungs].all()
+    assert region[lungs].all()
+    assert (~lungs).float().mean() < 0.05
+    print(f"size {size}: no lung in {(~lungs).sum()} of 2000")
