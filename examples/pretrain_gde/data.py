@@ -23,7 +23,7 @@ import anatpaste_aug as ap
 from anatpaste_aug.files import read_image
 from anatpaste_aug.images import to_grey
 from examples.pretrain_gde.errors import PipelineError
-from examples.pretrain_gde.readers import PARTS, Entry, Split
+from examples.pretrain_gde.readers import PARTS, Entry, Split, check_split
 from examples.pretrain_gde.settings import NATIVE_SIZE, Settings
 from examples.pretrain_gde.storage import read_json, replacing, write_json
 
@@ -82,12 +82,14 @@ def load_dataset(
         parts[part] = tuple(split[part][index] for index in stored.kept)
         images[part] = stored.images
         skipped += stored.bad
+    remaining = Split(split.layout, **parts)
+    check_split(remaining, folder)
     if segment is not None and not settings.fresh_masks:
         native = load_images(
             folder, parts["train"], NATIVE_SIZE, cache, skip_bad=skip_bad, progress=progress
         )
         masks = load_masks(native, settings.mask, segment, settings.size, cache, progress=progress)
-    return Dataset(Split(split.layout, **parts), images, masks, tuple(skipped))
+    return Dataset(remaining, images, masks, tuple(skipped))
 
 
 def segmenter(name: str) -> Callable[[Images], npt.NDArray[np.bool_]]:

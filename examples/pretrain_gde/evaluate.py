@@ -35,6 +35,7 @@ DETECTOR = "detector.safetensors"
 METRICS = "metrics.json"
 SPLIT = "split.json"
 SCORES = "scores.csv"
+FOLDS = 5
 
 Scores = dict[str, npt.NDArray[np.float64]]
 
@@ -50,7 +51,7 @@ class Detector:
     density : Density
         Fitted to the training normals.
     normal_scores : dict of str to (N,) array
-        Sorted scores of the training normals themselves, for percentiles.
+        Sorted scores of the training normals, for percentiles. See `cross_scores`.
     thresholds : dict of str to float
         The greatest Youden index on the validation part; at or above is abnormal.
     estimator : str
@@ -123,11 +124,26 @@ def fit_detector(backbone: nn.Module, dataset: Dataset, size: int, estimator: st
     return Detector(
         backbone.eval(),
         density,
-        {name: np.sort(density.score(normal, name)) for name in ESTIMATORS},
+        cross_scores(normal),
         {name: best_threshold(density.score(valid, name), labels) for name in ESTIMATORS},
         estimator,
         size,
     )
+
+
+def cross_scores(features: npt.ArrayLike) -> Scores:
+    """Score training normals, each by a density fitted without its fifth of them; sorted.
+
+    A density scores what it was fitted to too low: hardly any other image would score lower.
+    """
+    values = np.asarray(features)
+    folds = np.array_split(np.arange(len(values)), min(FOLDS, len(values)))
+    scores: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in ESTIMATORS}
+    for fold in folds:
+        rest = Density.fit(np.delete(values, fold, axis=0))
+        for name in ESTIMATORS:
+            scores[name].append(rest.score(values[fold], name))
+    return {name: np.sort(np.concatenate(parts)) for name, parts in scores.items()}
 
 
 def measure_part(detector: Detector, dataset: Dataset, part: str) -> tuple[Scores, dict[str, Any]]:

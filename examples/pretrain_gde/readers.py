@@ -20,6 +20,7 @@ from examples.pretrain_gde.errors import PipelineError
 
 PARTS = ("train", "valid", "test")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm")
+MIN_TRAIN = 4  # images: fewer make no density
 HELD_OUT = {"zhanglab": (100, 0), "chexpert": (250, 250), "rsna": (250, 250)}
 PUBLISHED_AUC = {"zhanglab": 0.921, "chexpert": 0.787, "rsna": 0.819}
 
@@ -114,9 +115,9 @@ def find_layout(folder: Path) -> str:
 
 def check_split(split: Split, folder: Path) -> None:
     """Check that a split can train and be scored, and that no patient is on two sides."""
-    if len(split.train) < 2:
+    if len(split.train) < MIN_TRAIN:
         raise PipelineError(
-            f"training needs at least 2 normal images, found {len(split.train)} in {folder}"
+            f"training needs at least {MIN_TRAIN} normal images, found {len(split.train)} in {folder}"
         )
     if any(entry.abnormal for entry in split.train):
         raise PipelineError("the training part holds abnormal images")

@@ -86,6 +86,8 @@ def start(
         chosen = torch.device(device)
         if chosen.type == "cuda" and world > 1:
             chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        elif chosen.type == "cuda" and chosen.index is None:
+            chosen = torch.device("cuda", torch.cuda.current_device())
         torch.zeros(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
