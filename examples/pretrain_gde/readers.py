@@ -117,7 +117,7 @@ def check_split(split: Split, folder: Path) -> None:
     """Check that a split can train and be scored, and that no patient is on two sides."""
     if len(split.train) < MIN_TRAIN:
         raise PipelineError(
-            f"training needs at least {MIN_TRAIN} normal images, found {len(split.train)} in {folder}"
+            f"training needs at least {MIN_TRAIN} normal images, {folder} has {len(split.train)}"
         )
     if any(entry.abnormal for entry in split.train):
         raise PipelineError("the training part holds abnormal images")
