@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from anatpaste_aug import mask as functional
-from anatpaste_aug.batch.tensors import as_images, make_op, to_numpy
+from anatpaste_aug.batch.clahe import dark_side, equalise, quantise
+from anatpaste_aug.batch.regions import clear_border, clear_small_boxes, dilate, erode
+from anatpaste_aug.batch.tensors import as_images, chunks, make_op, to_grey, to_numpy, working
 from anatpaste_aug.sampling import check_integer
 
 MIN_AREA = 400
@@ -51,8 +53,18 @@ def segment_chosen(images: Tensor, chosen: Tensor) -> Tensor:
 
 
 def mask_plain(images: Tensor, min_area: int, chosen: Tensor) -> Tensor:
-    """Segment with plain torch operations."""
-    raise NotImplementedError
+    """Segment all images with plain torch operations."""
+    masks = []
+    for part in chunks(images):
+        grey = to_grey(working(images[part]))
+        # scikit-image keeps float32 images in float32 and computes on all others in float64.
+        precision = torch.float32 if grey.dtype == torch.float32 else torch.float64
+        levels = equalise(quantise(grey, images.dtype))
+        mask = dark_side(levels, precision)
+        mask = dilate(erode(mask))
+        mask = dilate(clear_border(mask))
+        masks.append(clear_small_boxes(mask, min_area))
+    return torch.cat(masks)
 
 
 def mask_cpu(images: Tensor, min_area: int, chosen: Tensor) -> Tensor:
