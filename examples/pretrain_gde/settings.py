@@ -123,7 +123,7 @@ class Settings:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
-    "quick": {"size": 64, "batch": 24, "epochs": 24, "updates": 100, "validate_every": 2},
+    "quick": {"size": 64, "batch": 24, "epochs": 30, "updates": 100, "validate_every": 3},
     "demo": {"size": 64, "batch": 24, "epochs": 8, "updates": 50, "validate_every": 1},
 }
 
