@@ -28,6 +28,7 @@ import torch  # noqa: E402
 from sklearn.covariance import LedoitWolf  # noqa: E402
 from sklearn.metrics import average_precision_score, roc_auc_score  # noqa: E402
 from sklearn.neighbors import KernelDensity  # noqa: E402
+from threadpoolctl import threadpool_limits  # noqa: E402
 
 from examples.pretrain_gde import cli, data, evaluate, storage, train  # noqa: E402
 from examples.pretrain_gde.augment import Augmenter, jitter  # noqa: E402
@@ -51,11 +52,12 @@ TINY = ["--size", "32", "--batch", "4", "--epochs", "2", "--updates", "2", "--va
 TINY += ["--precision", "fp32", "--quiet"]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with threadpool_limits(1):
+        yield
     torch.set_num_threads(threads)
 
 
@@ -77,6 +79,12 @@ def trained(phantoms, cache, tmp_path_factory):
     out = tmp_path_factory.mktemp("trained")
     assert main("train", "--data", phantoms, "--cache", cache, "--out", out, *TINY) == 0
     return out / "anatpaste" / "seed0"
+
+
+@pytest.fixture
+def _no_report(monkeypatch):
+    """Leave out the figures, which take longer than all else in a tiny run."""
+    monkeypatch.setattr("examples.pretrain_gde.run.write_report", lambda *arguments: None)
 
 
 def main(*arguments):
@@ -168,9 +176,11 @@ def test_every_variant_trains(variant, phantoms, cache, tmp_path):
     short = [*TINY, "--epochs", "1", "--updates", "1"]
     options = ("--cache", cache, "--out", tmp_path, "--variant", variant)
     assert main("train", "--data", phantoms, *options, *short) == 0
-    assert (tmp_path / variant / "seed0" / "report.html").exists()
+    report = (tmp_path / variant / "seed0" / "report.html").read_text()
+    assert ("CutPaste scar" in report) == (variant in ("scar", "3way"))
 
 
+@pytest.mark.usefixtures("_no_report")
 def test_several_seeds_are_summed_up(phantoms, cache, tmp_path, capsys):
     short = [*TINY, "--epochs", "1", "--updates", "1", "--seeds", "3", "4", "--tensorboard"]
     assert main("train", "--data", phantoms, "--cache", cache, "--out", tmp_path, *short) == 0
@@ -193,6 +203,7 @@ def test_no_run_is_overwritten(trained, phantoms, cache, capsys):
     assert (trained / "metrics.json").read_bytes() == before
 
 
+@pytest.mark.usefixtures("_no_report")
 @pytest.mark.parametrize("crash", [KeyboardInterrupt, RuntimeError])
 def test_resume_gives_the_numbers_of_an_uninterrupted_run(
     crash, trained, phantoms, cache, tmp_path, monkeypatch, capsys
@@ -370,7 +381,7 @@ def test_predict_scores_files_and_skips_the_unreadable(form, trained, phantoms, 
     assert "none.png" in error
     assert "2 of 4 images could not be read" in error
     if form == "csv":
-        rows = list(csv.DictReader(output.open()))
+        rows = list(csv.DictReader(output.read_text().splitlines()))
     else:
         rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["path"] for row in rows] == [str(path) for path in good]
@@ -403,6 +414,7 @@ def test_predict_takes_a_single_image_a_folder_and_tells_when_nothing_can_be_rea
     assert "holds no images" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("_no_report")
 def test_compare_makes_one_table(phantoms, cache, tmp_path, capsys):
     short = [*TINY, "--epochs", "1", "--updates", "1", "--variants", "scar", "cutpaste"]
     options = ("--data", phantoms, "--cache", cache, "--out", tmp_path, *short)
@@ -618,6 +630,7 @@ def test_masks_are_found_at_256_pixels(phantoms, cache):
     assert small.any((1, 2)).mean() > 0.8
 
 
+@pytest.mark.usefixtures("_no_report")
 def test_the_robust_mask_is_used_or_named(phantoms, cache, tmp_path, monkeypatch, capsys):
     import anatpaste_aug
 

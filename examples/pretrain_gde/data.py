@@ -213,7 +213,7 @@ def decode(path: Path, size: int) -> Images:
             values = grey.astype(float)
             grey = _to_8_bit(_stretch(values, values.min(), values.max()))
     resized = Image.fromarray(grey).resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(resized)
+    return np.array(resized)
 
 
 def _decode_dicom(path: Path) -> Images:

@@ -12,8 +12,11 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from sklearn.covariance import LedoitWolf
 from sklearn.neighbors import KernelDensity
+
+from examples.pretrain_gde.errors import PipelineError
 
 Floats = npt.NDArray[np.float64]
 ESTIMATORS = ("kde", "gaussian")
@@ -40,10 +43,20 @@ class Density:
 
     @classmethod
     def fit(cls, features: npt.ArrayLike) -> Density:
-        """Fit both estimators to L2-normalised features."""
+        """Fit both estimators to L2-normalised features.
+
+        Raises
+        ------
+        PipelineError
+            If all features are alike, as those of a network that has collapsed.
+        """
         values = np.asarray(features, np.float64)
-        gaussian = LedoitWolf().fit(values)
-        return cls(values, gaussian.location_, gaussian.get_precision())
+        gaussian = LedoitWolf(store_precision=False).fit(values)
+        try:  # scikit-learn's own inverse is general, and many times slower
+            factor = cho_factor(gaussian.covariance_)
+        except LinAlgError as error:
+            raise PipelineError("the features of all normal images are the same") from error
+        return cls(values, gaussian.location_, cho_solve(factor, np.eye(values.shape[1])))
 
     def score(self, features: npt.ArrayLike, estimator: str) -> Floats:
         """Score (N, D) features: higher is less normal.

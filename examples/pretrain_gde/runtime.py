@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed
+from threadpoolctl import threadpool_limits
 
 import anatpaste_aug
 from examples.pretrain_gde.errors import PipelineError
@@ -94,6 +95,7 @@ def start(
         raise PipelineError(f"device {device!r} cannot be used: {reason}") from error
     if threads is not None:
         torch.set_num_threads(threads)
+        threadpool_limits(threads)  # of NumPy's and SciPy's linear algebra
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
         torch.backends.cudnn.benchmark = True
