@@ -71,7 +71,9 @@ def tile_maps(bins: Tensor, tile_h: int, tile_w: int) -> Tensor:
     # Beyond the far edges the image is reflected.
     y = torch.arange(rows * tile_h, device=bins.device)
     x = torch.arange(cols * tile_w, device=bins.device)
-    padded = bins[:, (height - 1) - ((height - 1) - y).abs()][:, :, (width - 1) - ((width - 1) - x).abs()]
+    padded = bins[:, (height - 1) - ((height - 1) - y).abs()][
+        :, :, (width - 1) - ((width - 1) - x).abs()
+    ]
     tile = (y // tile_h * cols)[:, None] + x // tile_w
     index = (tile * BINS + padded).flatten(1)
     counts = torch.zeros((count, rows * cols * BINS), dtype=torch.int32, device=bins.device)

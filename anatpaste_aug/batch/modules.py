@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -292,7 +291,7 @@ class CutPasteUnion(CutPaste):
         normal, scar = self.normal(images, generator), self.scar(images, generator)
         scars = choose(0.5, images, generator)
         pairs: dict[str, Any] = {
-            f.name: torch.where(scars, getattr(scar, f.name), getattr(normal, f.name))
-            for f in fields(CutPasteParams)
+            name: torch.where(scars, getattr(scar, name), getattr(normal, name))
+            for name in CutPasteParams.names
         }
         return CutPasteParams(**pairs)

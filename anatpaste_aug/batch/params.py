@@ -35,24 +35,25 @@ class _Params:
     """What `PasteParams` and `CutPasteParams` of a batch share: checks, stacking, elements."""
 
     single: ClassVar[Any]
+    names: ClassVar[tuple[str, ...]]
 
     def __post_init__(self) -> None:
+        """Check dtypes and shapes, not values: that would wait for the device."""
         first = self.tensors()[0]
-        for field in fields(self.single):
-            value = getattr(self, field.name)
-            if not isinstance(value, Tensor) or value.is_floating_point() != (field.name in REAL):
-                kind = "floating-point" if field.name in REAL else "integer"
+        for name, value in zip(self.names, self.tensors(), strict=True):
+            if not isinstance(value, Tensor) or value.is_floating_point() != (name in REAL):
+                kind = "floating-point" if name in REAL else "integer"
                 got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-                raise TypeError(f"{field.name} must be a tensor of {kind} dtype, got {got}")
+                raise TypeError(f"{name} must be a tensor of {kind} dtype, got {got}")
             if value.ndim != 1 or value.shape != first.shape:
                 raise ValueError(
-                    f"{field.name} must have the shape (B,) = {tuple(first.shape[:1])}, "
+                    f"{name} must have the shape (B,) = {tuple(first.shape[:1])}, "
                     f"got {tuple(value.shape)}"
                 )
 
     def tensors(self) -> list[Tensor]:
         """Give the fields, in order."""
-        return [getattr(self, field.name) for field in fields(self.single)]
+        return [getattr(self, name) for name in self.names]
 
     def to(self: Params, device: torch.device | str) -> Params:
         """Give the same parameters on another device."""
@@ -63,10 +64,18 @@ class _Params:
 
     def __getitem__(self, index: int) -> Any:
         """Give the functional parameters of one element; this reads them back to the host."""
-        values = {f.name: getattr(self, f.name)[index].item() for f in fields(self.single)}
-        if "shape" in values:
-            values["shape"] = SHAPES[values["shape"]]
-        return self.single(**values)
+        return self._single([value[index].item() for value in self.tensors()])
+
+    def unstack(self) -> list[Any]:
+        """Give the functional parameters of all elements; this reads them back to the host."""
+        columns = [value.tolist() for value in self.tensors()]
+        return [self._single(values) for values in zip(*columns, strict=True)]
+
+    def _single(self, values: Iterable[Any]) -> Any:
+        named = dict(zip(self.names, values, strict=True))
+        if "shape" in named:
+            named["shape"] = SHAPES[named["shape"]]
+        return self.single(**named)
 
     @classmethod
     def stack(
@@ -74,7 +83,7 @@ class _Params:
     ) -> Params:
         """Make the parameters of a batch from functional ones, one for each element."""
         items = list(items)
-        columns = {f.name: [getattr(item, f.name) for item in items] for f in fields(cls.single)}
+        columns = {name: [getattr(item, name) for item in items] for name in cls.names}
         if "shape" in columns:
             columns["shape"] = [SHAPES.index(shape) for shape in columns["shape"]]
         return cls(
@@ -135,6 +144,7 @@ class PasteParams(_Params):
     contrast: Tensor
 
     single = sampling.PasteParams
+    names = tuple(field.name for field in fields(sampling.PasteParams))
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +175,7 @@ class CutPasteParams(_Params):
     contrast: Tensor
 
     single = sampling.CutPasteParams
+    names = tuple(field.name for field in fields(sampling.CutPasteParams))
 
 
 class Draws:

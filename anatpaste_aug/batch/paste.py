@@ -137,8 +137,7 @@ def check_params(params: object, kind: type, images: Tensor) -> None:
         )
     if len(params) != images.shape[0]:  # type: ignore[arg-type]
         raise ValueError(
-            f"params must be as many as the images, {images.shape[0]}, "
-            f"got {len(params)}"  # type: ignore[arg-type]
+            f"params must be as many as the images, {images.shape[0]}, got {len(params)}"  # type: ignore[arg-type]
         )
     check_device("params", params.crop_x, images.device)  # type: ignore[attr-defined]
 
@@ -163,7 +162,7 @@ def paste_cpu(
     images: Tensor, fields: list[Tensor], masks: Tensor, chosen: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Paste into the chosen images one by one in the functional form; give images and alpha."""
-    params = PasteParams(*fields)
+    params = PasteParams(*fields).unstack()
     out = images.clone()
     alphas = torch.zeros((images.shape[0], 1, *images.shape[2:]), dtype=torch.uint8)
     for i in chosen.nonzero()[:, 0].tolist():
@@ -281,7 +280,10 @@ def blend_patch(images: Tensor, params: PasteParams, alpha: Tensor) -> Tensor:
     if work.is_floating_point():
         weight = alpha.to(work.dtype) / 255
         out = work * (1 - weight) + canvas * weight
-        out = torch.minimum(torch.maximum(out, work.amin((1, 2, 3), keepdim=True)), work.amax((1, 2, 3), keepdim=True))
+        out = torch.minimum(
+            torch.maximum(out, work.amin((1, 2, 3), keepdim=True)),
+            work.amax((1, 2, 3), keepdim=True),
+        )
     else:
         wide = torch.int64 if images.dtype == torch.int32 else torch.int32
         total = work.to(wide) * (255 - alpha.to(wide)) + canvas.to(wide) * alpha.to(wide)
@@ -351,9 +353,7 @@ def move_from(base: Tensor, images: Tensor, factor: Tensor, black: Tensor, white
 # --- CutPaste -------------------------------------------------------------------------------------
 
 
-def cutpaste_plain(
-    images: Tensor, fields: list[Tensor], chosen: Tensor
-) -> tuple[Tensor, Tensor]:
+def cutpaste_plain(images: Tensor, fields: list[Tensor], chosen: Tensor) -> tuple[Tensor, Tensor]:
     """CutPaste into the chosen images with plain torch operations; give images and regions."""
     done = []
     for part in chunks(images):
@@ -390,13 +390,11 @@ def rotated_patch(params: CutPasteParams, height: int, width: int) -> tuple[Tens
 
 def cutpaste_cpu(images: Tensor, fields: list[Tensor], chosen: Tensor) -> tuple[Tensor, Tensor]:
     """CutPaste into the chosen images one by one in the functional form."""
-    params = CutPasteParams(*fields)
+    params = CutPasteParams(*fields).unstack()
     out = images.clone()
     regions = torch.zeros((images.shape[0], 1, *images.shape[2:]), dtype=torch.bool)
     for i in chosen.nonzero()[:, 0].tolist():
-        pasted, region = baselines.apply_cutpaste(
-            to_numpy(images[i]), params[i], return_mask=True
-        )
+        pasted, region = baselines.apply_cutpaste(to_numpy(images[i]), params[i], return_mask=True)
         out[i], regions[i, 0] = from_numpy(pasted), torch.from_numpy(region)
     return out, regions
 
@@ -413,4 +411,3 @@ _cutpaste = make_op(
 def _(images: Tensor, fields: list[Tensor], chosen: Tensor) -> tuple[Tensor, Tensor]:
     region = images.new_empty((images.shape[0], 1, *images.shape[2:]), dtype=torch.bool)
     return torch.empty_like(images), region
-

@@ -61,9 +61,7 @@ def label(mask: Tensor) -> Tensor:
             usable = link & (other != grid)
             nearest = torch.minimum(nearest, other.masked_fill(~usable, size))
         index = roots.long()
-        hook = torch.full_like(roots, size).scatter_reduce_(
-            1, index, nearest.flatten(1), "amin"
-        )
+        hook = torch.full_like(roots, size).scatter_reduce_(1, index, nearest.flatten(1), "amin")
         parent = torch.where(hook < size, hook, numbers)
         mutual = (parent.gather(1, parent.long()) == numbers) & (numbers < parent)
         parent = torch.where(mutual, numbers, parent)

@@ -124,8 +124,6 @@ def make_op(
 
     `torch.compile` takes the operator whole, so that no compiler fuses its roundings away.
     """
-    op = torch.library.custom_op(
-        f"anatpaste_aug::{name}", plain, mutates_args=(), schema=schema
-    )
+    op = torch.library.custom_op(f"anatpaste_aug::{name}", plain, mutates_args=(), schema=schema)
     op.register_kernel("cpu")(cpu)
     return op
