@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from examples.pretrain_gde.storage import (
     write_json,
     write_text,
 )
-from examples.pretrain_gde.train import WEIGHTS, Progress, embed_images
+from examples.pretrain_gde.train import WEIGHTS, Progress, embed_images, validate
 
 DETECTOR = "detector.safetensors"
 METRICS = "metrics.json"
@@ -153,15 +153,26 @@ def measure_part(detector: Detector, dataset: Dataset, part: str) -> tuple[Score
     return scores, {name: measure(scores[name], labels) for name in ESTIMATORS}
 
 
-def untrained_detector(settings: Settings, dataset: Dataset, runtime: Runtime) -> Detector:
-    """Make the detector of the network as it was before training, chosen in the same way."""
+def measure_untrained(
+    settings: Settings, dataset: Dataset, runtime: Runtime
+) -> tuple[Scores, dict[str, Any]]:
+    """Score and measure the test part with the network as it was before training.
+
+    The estimator is chosen on the validation part, as after training.
+    """
     network = seeded_network(
         settings.seed, settings.classes, settings.head_layers, settings.imagenet
     )
     backbone = network.backbone.to(runtime.device)
-    detector = fit_detector(backbone, dataset, settings.size, ESTIMATORS[0])
-    _, valid = measure_part(detector, dataset, "valid")
-    return replace(detector, estimator=max(ESTIMATORS, key=lambda name: valid[name]["auc"]))
+    aucs = validate(network, dataset)
+    density = Density.fit(embed_images(backbone, dataset.images["train"]))
+    features = embed_images(backbone, dataset.images["test"])
+    scores = {name: density.score(features, name) for name in ESTIMATORS}
+    labels = dataset.labels("test")
+    return scores, {
+        "estimator": max(ESTIMATORS, key=lambda name: aucs[name]),
+        "test": {name: measure(scores[name], labels) for name in ESTIMATORS},
+    }
 
 
 def finish(
@@ -205,14 +216,13 @@ def evaluate(
     """
     scores, test = measure_part(detector, dataset, "test")
     _, valid = measure_part(detector, dataset, "valid")
-    untrained = untrained_detector(settings, dataset, runtime)
-    scores_before, test_before = measure_part(untrained, dataset, "test")
+    scores_before, untrained = measure_untrained(settings, dataset, runtime)
     metrics = {
         **metrics,
         "thresholds": detector.thresholds,
         "valid": valid,
         "test": test,
-        "untrained": {"estimator": untrained.estimator, "test": test_before},
+        "untrained": untrained,
     }
     write_scores(folder / SCORES, dataset, {"": scores, "untrained_": scores_before})
     write_json(folder / METRICS, metrics)

@@ -76,7 +76,7 @@ def write_report(folder: Path, dataset: Dataset, published: str | None = None) -
     sections = [
         f"<h1>{html.escape(title)}</h1>",
         f'<p class="lead">95 % interval {_interval(test["auc_interval"])}, average precision '
-        f"{test['ap']:.3f}. {NAMES[chosen].capitalize()} of epoch "
+        f"{test['ap']:.3f}. Scored by the {NAMES[chosen]} after epoch "
         f"{metrics['selected']['epoch']}, both chosen on the validation part. Before training: "
         f"{before['test'][before['estimator']]['auc']:.3f}.</p>",
         '<p class="note">For research, not for diagnosis.</p>',

@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from threadpoolctl import threadpool_limits
 import anatpaste_aug
 from examples.pretrain_gde.errors import PipelineError
 
+PATIENCE = timedelta(hours=2)  # the first process decodes and scores while the others wait
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-image", "scikit-learn", "pillow")
 
 
@@ -101,7 +103,9 @@ def start(
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
     if world > 1:
-        torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        torch.distributed.init_process_group(
+            "nccl" if chosen.type == "cuda" else "gloo", timeout=PATIENCE
+        )
     try:
         yield Runtime(
             chosen,
