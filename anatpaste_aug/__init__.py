@@ -8,6 +8,7 @@ from anatpaste_aug._version import __version__
 from anatpaste_aug.baselines import apply_cutpaste, cutpaste, cutpaste_scar
 from anatpaste_aug.mask import lung_mask
 from anatpaste_aug.paste import anatpaste, apply_paste, paste_alpha
+from anatpaste_aug.robust import lung_mask_robust
 from anatpaste_aug.sampling import (
     CutPasteParams,
     PasteParams,
@@ -26,6 +27,7 @@ __all__ = [
     "cutpaste",
     "cutpaste_scar",
     "lung_mask",
+    "lung_mask_robust",
     "paste_alpha",
     "sample_cutpaste",
     "sample_paste",

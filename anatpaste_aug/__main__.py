@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -12,8 +12,12 @@ from PIL import Image
 from anatpaste_aug._version import __version__
 from anatpaste_aug.data import phantom_radiograph
 from anatpaste_aug.files import read_image
-from anatpaste_aug.images import Array
-from anatpaste_aug.preview import preview, save_picture
+from anatpaste_aug.mask import lung_mask
+from anatpaste_aug.paste import Segment
+from anatpaste_aug.preview import preview_row, save_picture, stack_rows
+from anatpaste_aug.robust import lung_mask_robust
+
+MASKS: dict[str, Segment] = {"published": lung_mask, "robust": lung_mask_robust}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,37 +34,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("images", nargs="*", type=Path, help="PNG, JPEG, TIFF or DICOM files")
     command.add_argument("-o", "--output", type=Path, default=Path("preview.png"), metavar="FILE")
     command.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the draws")
+    command.add_argument("--mask", choices=MASKS, default="published", help="which lung mask")
     options = parser.parse_args(arguments)
 
     output: Path = options.output
-    if output.suffix.lower() not in Image.registered_extensions():
+    if Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:
         command.error(f"-o must end in a picture format such as .png, got {str(output)!r}")
     if not output.parent.is_dir():
         command.error(f"-o must lie in a folder that exists, got {str(output)!r}")
     if options.seed < 0:
         command.error(f"--seed must be at least 0, got {options.seed}")
 
-    bad: list[Path] = []
-
-    def readable() -> Iterator[tuple[str, Array]]:
-        for path in options.images:
-            try:
-                yield path.name, read_image(path)
-            except (OSError, ValueError, TypeError, ImportError) as error:
-                reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
-                print(f"{path}: {reason}", file=sys.stderr)
-                bad.append(path)
-
-    phantom = phantom_radiograph(256, rng=options.seed)
-    images = list(readable()) if options.images else [("phantom", phantom)]
-    if images:
+    rows, bad = [], 0
+    for path in options.images or [None]:
         try:
-            save_picture(preview(images, options.seed), output)
+            if path is None:
+                name, image = "phantom", phantom_radiograph(256, rng=options.seed)
+            else:
+                name, image = path.name, read_image(path)
+            rows.append(preview_row(name, image, options.seed, MASKS[options.mask]))
+        except (OSError, ValueError, TypeError, ImportError) as error:
+            complain(path, error)
+            bad += 1
+    if rows:
+        try:
+            save_picture(stack_rows(rows), output)
         except OSError as error:
-            print(f"{output}: {error.strerror or error}", file=sys.stderr)
+            complain(output, error)
             return 2
         print(f"wrote {output}")
     return 2 if bad else 0
+
+
+def complain(path: Path, error: Exception) -> None:
+    """Say in one line which file is bad, and why."""
+    name = str(path) if str(path).isprintable() else repr(str(path))
+    reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
+    print(f"{name}: {reason}", file=sys.stderr)
 
 
 if __name__ == "__main__":

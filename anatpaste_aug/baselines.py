@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from anatpaste_aug.checks import Range, Rng
 from anatpaste_aug.images import ImageLike, as_array, black_level, like, white_level
 from anatpaste_aug.paste import check_crop, color_jitter
 from anatpaste_aug.sampling import (
@@ -14,8 +15,6 @@ from anatpaste_aug.sampling import (
     RATIO,
     SCALE,
     CutPasteParams,
-    Range,
-    Rng,
     sample_cutpaste,
     sample_scar,
 )
@@ -142,6 +141,11 @@ def apply_cutpaste(image: ImageLike, params: CutPasteParams, *, return_mask: boo
         raise TypeError(f"params must be CutPasteParams, got {type(params).__name__}")
     height, width = array.shape[:2]
     check_crop(params, height, width)
+    if params.paste_x >= width or params.paste_y >= height:
+        raise ValueError(
+            f"the paste must begin inside the image of height {height} and width {width}, "
+            f"got {params}"
+        )
     patch = color_jitter(
         array[params.crop_y :, params.crop_x :][: params.height, : params.width],
         params.brightness,

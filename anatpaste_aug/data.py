@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from anatpaste_aug.checks import as_generator, check_shape
+
 __all__ = ["phantom_radiograph"]
 
 Field = NDArray[np.floating]  # (H, W) float32; worked on in place, as fresh pages cost the most
 Table = Sequence[float] | NDArray[np.float64]
 Rng = np.random.Generator
-
-_SMALLEST = 16  # pixels: below this there is no anatomy to speak of
 
 
 def phantom_radiograph(
@@ -70,38 +70,17 @@ def phantom_radiograph(
     >>> bool(np.all(abnormal >= normal)), bool(np.any(abnormal > normal))
     (True, True)
     """
-    height, width = _check_size(size)
+    pair = size if isinstance(size, (tuple, list)) else (size, size)
+    height, width = check_shape(pair, "size")
     # One child per concern, so that an opacity or another size leaves the anatomy's draws alone.
     body, lesion, grain = (
-        np.random.default_rng(seed) for seed in _check_rng(rng).integers(2**63, size=3)
+        np.random.default_rng(seed) for seed in as_generator(rng).integers(2**63, size=3)
     )
     chest = _position_patient(height, width, body)
     attenuation = _attenuation(chest, body)
     if abnormal:
         attenuation += _opacity(chest, lesion)
     return _expose(attenuation, body, grain)
-
-
-def _check_size(size: object) -> tuple[int, int]:
-    pair = size if isinstance(size, tuple | list) else (size, size)
-    if len(pair) != 2:
-        raise ValueError(f"size must be one int or (height, width), got {size!r}")
-    if any(isinstance(n, bool) or not isinstance(n, int | np.integer) for n in pair):
-        raise TypeError(f"size must be an int or a pair of ints, got {size!r}")
-    height, width = (int(n) for n in pair)
-    if min(height, width) < _SMALLEST:
-        raise ValueError(f"size must be at least {_SMALLEST}, got {size!r}")
-    return height, width
-
-
-def _check_rng(rng: object) -> Rng:
-    if isinstance(rng, np.integer):
-        rng = int(rng)
-    if rng is not None and not isinstance(rng, int | np.random.Generator):
-        raise TypeError(f"rng must be an int, a numpy.random.Generator or None, got {rng!r}")
-    if isinstance(rng, int) and rng < 0:
-        raise ValueError(f"rng must not be negative, got {rng}")
-    return np.random.default_rng(rng)
 
 
 # --- Drawing tools -------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
+from anatpaste_aug.checks import Range, Rng, as_generator
 from anatpaste_aug.images import (
     Array,
     ImageLike,
@@ -30,9 +31,6 @@ from anatpaste_aug.sampling import (
     SCALE,
     PasteParams,
     PasteRanges,
-    Range,
-    Rng,
-    as_generator,
     draw_paste,
 )
 
@@ -69,8 +67,8 @@ def anatpaste(
     mask : (H, W) ndarray of bool or integer, optional
         A lung mask that is already there. If it is empty, the paste may go anywhere.
     segment : callable, optional
-        Makes the lung mask from the image's (H, W) or (H, W, 3) array instead of `lung_mask`: for
-        other modalities and learned segmenters.
+        Makes the lung mask from the image's (H, W) or (H, W, 3) array, which it must not change,
+        instead of `lung_mask`: for other modalities and learned segmenters.
     return_mask : bool, optional
         Whether to return the changed region too.
     scale, ratio, blur, opacity, margin, jitter
@@ -118,9 +116,14 @@ def find_lungs(array: Array, mask: Array | None, segment: Segment | None) -> Mas
         return as_mask(mask, array.shape)
     if segment is None:
         return lung_mask(array)
-    if not callable(segment):
+    return as_mask(check_segment(segment)(array), array.shape, "the mask returned by segment")
+
+
+def check_segment(segment: Any) -> Any:
+    """Check that a segmenter, if there is one, can be called."""
+    if segment is not None and not callable(segment):
         raise TypeError(f"segment must be callable, got {type(segment).__name__}")
-    return as_mask(segment(array), array.shape, "the mask returned by segment")
+    return segment
 
 
 def paste_alpha(params: PasteParams, mask: Mask) -> npt.NDArray[np.uint8]:
@@ -144,9 +147,7 @@ def paste_alpha(params: PasteParams, mask: Mask) -> npt.NDArray[np.uint8]:
     TypeError, ValueError
         If an argument has another type, or the centre lies outside the image.
     """
-    if not isinstance(mask, np.ndarray) or mask.ndim != 2:
-        raise TypeError(f"mask must be an (H, W) bool array, got {getattr(mask, 'shape', mask)!r}")
-    mask = as_mask(mask, mask.shape)
+    mask = as_mask(mask)
     alpha = np.zeros(mask.shape, np.uint8)
     window, part = _alpha_window(params, mask)
     alpha[window] = part
@@ -207,7 +208,7 @@ def _alpha_window(params: PasteParams, mask: Mask) -> tuple[Window, npt.NDArray[
     half_w, half_h = params.width // 2, params.height // 2
     inner_w = half_w - min(params.margin, half_w)
     inner_h = half_h - min(params.margin, half_h)
-    # The blur is three box filters, none of them wider than the radius by more than a pixel.
+    # The blur is three box filters, each reaching no further than the radius and a pixel.
     reach = 3 * (params.blur_radius + 1)
     left = max(params.center_x - inner_w - reach, 0)
     top = max(params.center_y - inner_h - reach, 0)
@@ -219,9 +220,9 @@ def _alpha_window(params: PasteParams, mask: Mask) -> tuple[Window, npt.NDArray[
     x, y = params.center_x - left, params.center_y - top
     box = (x - inner_w, y - inner_h, x + inner_w, y + inner_h)
     if params.shape == "ellipse":
-        draw.ellipse(box, fill=int(params.opacity))
+        draw.ellipse(box, fill=params.opacity)
     else:
-        draw.rectangle(box, fill=int(params.opacity))
+        draw.rectangle(box, fill=params.opacity)
     alpha = np.asarray(canvas.filter(ImageFilter.GaussianBlur(params.blur_radius)))
     window = (slice(top, bottom), slice(left, right))
     return window, alpha * mask[window] if mask.any() else alpha

@@ -28,8 +28,7 @@ class PretextDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     dataset : map-style dataset
         Gives normal images, or tuples that begin with one (as `torchvision.datasets.ImageFolder`).
     augment : callable or sequence of callables
-        One transform for each class above 0. Give them ``p=1``: the label says that they were
-        applied.
+        One transform for each class above 0, with ``p=1``: the label says that it was applied.
     before : callable, optional
         Applied once to each image, before the views part ways: sizes, and the paper's colour jitter
         of 0.1.
@@ -39,7 +38,8 @@ class PretextDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     Raises
     ------
     TypeError, ValueError
-        If an argument is not callable where it must be, or there is no augmentation.
+        If an argument is not callable where it must be, there is no augmentation, or one has
+        another `p` than 1 or returns masks.
 
     References
     ----------
@@ -68,6 +68,8 @@ class PretextDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         after: Callable[[Any], Any] | None = None,
     ):
         self.dataset = dataset
+        if augment is None:
+            raise TypeError("augment must be callable, got None")
         self.augment = [augment] if callable(augment) else list(augment)
         self.before = before
         self.after = after or v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
@@ -77,6 +79,13 @@ class PretextDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         for name, step in [*steps, ("before", before), ("after", after)]:
             if not (callable(step) or (step is None and name != "augment")):
                 raise TypeError(f"{name} must be callable, got {step!r}")
+        for step in self.augment:
+            # The label says that the view was augmented, and the view is one image.
+            for option, value in (("p", 1), ("return_mask", False)):
+                if getattr(step, option, value) != value:
+                    raise ValueError(
+                        f"augment must have {option}={value}, got {getattr(step, option)} in {step}"
+                    )
 
     def __len__(self) -> int:
         """Give the number of images."""

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
+from scipy.ndimage import binary_erosion
 
 from anatpaste_aug.images import Array, Mask, to_grey
-from anatpaste_aug.mask import erode, lung_mask
-from anatpaste_aug.paste import apply_paste, paste_alpha
+from anatpaste_aug.mask import lung_mask
+from anatpaste_aug.paste import Segment, apply_paste, find_lungs, paste_alpha
 from anatpaste_aug.sampling import PasteRanges, as_generator, draw_paste
 
 TILE = 256
@@ -23,31 +24,62 @@ LUNG_COLOUR = (64, 200, 255)
 REGION_COLOUR = (255, 170, 40)
 
 
-def preview(images: Iterable[tuple[str, Array]], seed: int = 0) -> Image.Image:
-    """Draw one row per image: original, lung mask, alpha, result with its region, two more draws.
+def preview_row(
+    name: str, image: Array, seed: int = 0, segment: Segment = lung_mask
+) -> Image.Image:
+    """Draw an image, its lung mask, alpha, the result with its region, and two more draws.
 
     Parameters
     ----------
-    images : iterable of (name, (H, W) or (H, W, 3) ndarray)
-        At least one.
+    name : str
+        Written below the row.
+    image : (H, W) or (H, W, 3) ndarray
+        Stretched from its own minimum to its maximum for display, unless it is uint8.
     seed : int, optional
-        Seed of the draws; every row starts from it.
+        Seed of the draws.
+    segment : callable, optional
+        Makes the lung mask from the image.
 
     Returns
     -------
-    picture : Pillow image of mode RGB
-        Tiles 256 pixels wide; images are fitted into them, and stretched from their own minimum to
-        their maximum unless they are uint8.
+    row : Pillow image of mode RGB
+        Tiles 256 pixels wide, into which the image is fitted.
 
     Raises
     ------
     TypeError, ValueError
-        If an image is not one that `anatpaste_aug.anatpaste` takes, or there is none.
+        If the image is not one that `anatpaste_aug.anatpaste` takes.
     """
-    rows = [_row(name, image, seed) for name, image in images]
-    if not rows:
-        raise ValueError("images must hold at least one image, got none")
-    sheet = Image.new("RGB", (TILE * len(COLUMNS), LABEL + sum(row.height for row in rows)))
+    mask = find_lungs(image, None, segment)
+    rng = as_generator(seed)
+    draws = [draw_paste(mask, rng, PasteRanges()) for _ in range(3)]
+    alpha = paste_alpha(draws[0], mask)
+    first, *others = (apply_paste(image, draw, mask) for draw in draws)
+    low, high = (0, 255) if image.dtype == np.uint8 else (image.min(), image.max())
+
+    def tile(pixels: Array, outline: Mask | None = None, colour: tuple[int, ...] = ()) -> Array:
+        grey = (to_grey(pixels).astype(np.float64) - low) / max(float(high) - float(low), 1e-12)
+        return _tile((grey * 255).astype(np.uint8), outline, colour)
+
+    tiles = [
+        tile(image),
+        tile(image, mask, LUNG_COLOUR),
+        _tile(alpha),
+        tile(first, alpha > 0, REGION_COLOUR),
+        *(tile(other) for other in others),
+    ]
+    strip = np.zeros((LABEL, TILE * len(COLUMNS), 3), np.uint8)
+    row = Image.fromarray(np.concatenate([np.concatenate(tiles, axis=1), strip]))
+    label = f"{name}, {image.shape[1]} x {image.shape[0]} pixels, {image.dtype}"
+    if not mask.any():
+        label += ", no lung found: pasted anywhere"
+    ImageDraw.Draw(row).text((4, row.height - LABEL + 3), label, fill="white")
+    return row
+
+
+def stack_rows(rows: Sequence[Image.Image]) -> Image.Image:
+    """Put the columns' titles above the rows of at least one image."""
+    sheet = Image.new("RGB", (rows[0].width, LABEL + sum(row.height for row in rows)))
     for column, title in enumerate(COLUMNS):
         ImageDraw.Draw(sheet).text((TILE * column + 4, 3), title, fill="white")
     top = LABEL
@@ -76,34 +108,6 @@ def _umask() -> int:
     return mask
 
 
-def _row(name: str, image: Array, seed: int) -> Image.Image:
-    mask = lung_mask(image)
-    rng = as_generator(seed)
-    draws = [draw_paste(mask, rng, PasteRanges()) for _ in range(3)]
-    alpha = paste_alpha(draws[0], mask)
-    first, *others = (apply_paste(image, draw, mask) for draw in draws)
-    low, high = (0, 255) if image.dtype == np.uint8 else (image.min(), image.max())
-
-    def tile(pixels: Array, outline: Mask | None = None, colour: tuple[int, ...] = ()) -> Array:
-        grey = (to_grey(pixels).astype(np.float64) - low) / max(float(high) - float(low), 1e-12)
-        return _tile((grey * 255).astype(np.uint8), outline, colour)
-
-    tiles = [
-        tile(image),
-        tile(image, mask, LUNG_COLOUR),
-        _tile(alpha),
-        tile(first, alpha > 0, REGION_COLOUR),
-        *(tile(other) for other in others),
-    ]
-    strip = np.zeros((LABEL, TILE * len(COLUMNS), 3), np.uint8)
-    row = Image.fromarray(np.concatenate([np.concatenate(tiles, axis=1), strip]))
-    label = f"{name}, {image.shape[1]} x {image.shape[0]} pixels, {image.dtype}"
-    if not mask.any():
-        label += ", no lung found: pasted anywhere"
-    ImageDraw.Draw(row).text((4, row.height - LABEL + 3), label, fill="white")
-    return row
-
-
 def _tile(
     grey: npt.NDArray[np.uint8], outline: Mask | None = None, colour: tuple[int, ...] = ()
 ) -> Array:
@@ -116,5 +120,5 @@ def _tile(
     inner[:] = np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR))[..., None]
     if outline is not None:
         mask = np.asarray(Image.fromarray(outline).resize(size, Image.Resampling.NEAREST))
-        inner[mask & ~erode(mask)] = colour
+        inner[mask & ~binary_erosion(mask, np.ones((3, 3)), border_value=1)] = colour
     return picture

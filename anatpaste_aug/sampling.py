@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from anatpaste_aug.images import MIN_SIDE, Mask, as_mask
+from anatpaste_aug.checks import (
+    LARGEST,
+    Range,
+    Rng,
+    as_generator,
+    check_integer,
+    check_number,
+    check_range,
+    check_shape,
+)
+from anatpaste_aug.images import Mask, as_mask
 
-Rng: TypeAlias = "int | np.random.Generator | None"
-Range: TypeAlias = "float | tuple[float, float]"
 Shape: TypeAlias = Literal["ellipse", "rectangle"]
 SHAPES: tuple[Shape, Shape] = ("ellipse", "rectangle")
 
@@ -70,14 +79,10 @@ class PasteParams:
     contrast: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check every field."""
-        for name in ("crop_x", "crop_y", "center_x", "center_y", "blur_radius", "margin"):
-            check_integer(name, getattr(self, name), 0)
-        check_integer("width", self.width, 1)
-        check_integer("height", self.height, 1)
-        check_integer("opacity", self.opacity, 0, 255)
-        check_number("brightness", self.brightness, 0)
-        check_number("contrast", self.contrast, 0)
+        """Check every field, and keep plain Python numbers."""
+        integers = ("crop_x", "crop_y", "center_x", "center_y", "blur_radius", "margin")
+        _check_fields(self, integers, ("brightness", "contrast"))
+        object.__setattr__(self, "opacity", check_integer("opacity", self.opacity, 0, 255))
         if self.shape not in SHAPES:
             raise ValueError(f"shape must be 'ellipse' or 'rectangle', got {self.shape!r}")
 
@@ -116,14 +121,9 @@ class CutPasteParams:
     contrast: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check every field."""
-        for name in ("crop_x", "crop_y", "paste_x", "paste_y"):
-            check_integer(name, getattr(self, name), 0)
-        check_integer("width", self.width, 1)
-        check_integer("height", self.height, 1)
-        check_number("angle", self.angle)
-        check_number("brightness", self.brightness, 0)
-        check_number("contrast", self.contrast, 0)
+        """Check every field, and keep plain Python numbers."""
+        _check_fields(self, ("crop_x", "crop_y", "paste_x", "paste_y"), ("brightness", "contrast"))
+        object.__setattr__(self, "angle", check_number("angle", self.angle))
 
     @property
     def bounding_box(self) -> tuple[int, int]:
@@ -134,6 +134,15 @@ class CutPasteParams:
             math.ceil(self.width * cos + self.height * sin - 1e-9),
             math.ceil(self.width * sin + self.height * cos - 1e-9),
         )
+
+
+def _check_fields(params: Any, integers: Sequence[str], factors: Sequence[str]) -> None:
+    for name in integers:
+        object.__setattr__(params, name, check_integer(name, getattr(params, name), 0, LARGEST))
+    for name in ("width", "height"):
+        object.__setattr__(params, name, check_integer(name, getattr(params, name), 1, LARGEST))
+    for name in factors:
+        object.__setattr__(params, name, check_number(name, getattr(params, name), 0))
 
 
 @dataclass(frozen=True)
@@ -152,19 +161,19 @@ class PasteRanges:
     jitter: float = JITTER
 
     def __post_init__(self) -> None:
-        """Check every range and keep it as a pair."""
+        """Check every range and keep it as a pair of plain numbers."""
         for name, low, high, integer in (
             ("scale", 0, 1, False),
             ("ratio", 0, math.inf, False),
-            ("blur", 0, math.inf, True),
+            ("blur", 0, LARGEST, True),
             ("opacity", 0, 255, True),
         ):
             pair = check_range(name, getattr(self, name), low, high, integer=integer)
             object.__setattr__(self, name, pair)
             if name in ("scale", "ratio") and pair[0] == 0:
                 raise ValueError(f"{name} must be above 0, got {pair}")
-        check_integer("margin", self.margin, 0)
-        check_number("jitter", self.jitter, 0, 1)
+        object.__setattr__(self, "margin", check_integer("margin", self.margin, 0, LARGEST))
+        object.__setattr__(self, "jitter", check_number("jitter", self.jitter, 0, 1))
 
 
 def sample_paste(
@@ -182,7 +191,7 @@ def sample_paste(
 
     Parameters
     ----------
-    mask : (H, W) ndarray of bool
+    mask : (H, W) ndarray of bool or integer, or Pillow image of mode 1 or L
         Lung mask of the image. Its shape is that of the image; the paste is centred on one of its
         pixels, drawn uniformly, or anywhere in the image if the mask is empty.
     rng : int, numpy.random.Generator or None, optional
@@ -226,9 +235,7 @@ def sample_paste(
     (62, 108, 'ellipse')
     """
     ranges = PasteRanges(scale, ratio, blur, opacity, margin, jitter)
-    if not isinstance(mask, np.ndarray) or mask.ndim != 2:
-        raise TypeError(f"mask must be an (H, W) bool array, got {getattr(mask, 'shape', mask)!r}")
-    return draw_paste(as_mask(mask, mask.shape), as_generator(rng), ranges)
+    return draw_paste(as_mask(mask), as_generator(rng), ranges)
 
 
 def draw_paste(mask: Mask, rng: np.random.Generator, ranges: PasteRanges) -> PasteParams:
@@ -371,54 +378,3 @@ def _draw_integer(rng: np.random.Generator, ends: tuple[int, int]) -> int:
 
 def _draw_factor(rng: np.random.Generator, jitter: float) -> float:
     return float(rng.uniform(1 - jitter, 1 + jitter))
-
-
-def as_generator(rng: Any) -> np.random.Generator:
-    """Give the generator that `rng` stands for."""
-    if rng is None or isinstance(rng, (int, np.integer, np.random.Generator)):
-        return np.random.default_rng(rng)
-    raise TypeError(f"rng must be an int, a numpy.random.Generator or None, got {rng!r}")
-
-
-def check_shape(shape: Any) -> tuple[int, int]:
-    """Check the height and width of an image."""
-    if not isinstance(shape, (tuple, list)) or len(shape) != 2:
-        raise TypeError(f"shape must be a pair (height, width), got {shape!r}")
-    for side in shape:
-        check_integer("shape", side, MIN_SIDE)
-    return shape[0], shape[1]
-
-
-def check_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> None:
-    """Check that a value is a finite real number within [low, high]."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(
-        value, (int, float, np.integer, np.floating)
-    ):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not (math.isfinite(value) and low <= value <= high):
-        limit = f"be at least {low}" if high == math.inf else f"lie in {low}..{high}"
-        raise ValueError(f"{name} must {'be finite' if low == -math.inf else limit}, got {value}")
-
-
-def check_integer(name: str, value: Any, low: int, high: float = math.inf) -> None:
-    """Check that a value is an integer within [low, high]."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    check_number(name, value, low, high)
-
-
-def check_range(
-    name: str, value: Any, low: float, high: float, *, integer: bool = False
-) -> tuple[float, float]:
-    """Check a number or a (low, high) pair against the legal range; give it as a pair."""
-    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    if len(pair) != 2:
-        raise ValueError(f"{name} must be a number or a pair (low, high), got {value!r}")
-    for end in pair:
-        if integer:
-            check_integer(name, end, int(low), high)
-        else:
-            check_number(name, end, low, high)
-    if pair[0] > pair[1]:
-        raise ValueError(f"{name} must not be reversed: low <= high, got {value!r}")
-    return pair

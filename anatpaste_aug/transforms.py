@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,8 +21,9 @@ except ImportError as error:
     ) from error
 
 from anatpaste_aug.baselines import apply_cutpaste
-from anatpaste_aug.images import Array, Mask
-from anatpaste_aug.paste import Segment, apply_paste, find_lungs
+from anatpaste_aug.checks import Range, check_flag, check_number
+from anatpaste_aug.images import Array, Mask, as_array, as_mask
+from anatpaste_aug.paste import Segment, apply_paste, check_segment, find_lungs
 from anatpaste_aug.sampling import (
     BLUR,
     JITTER,
@@ -28,8 +32,6 @@ from anatpaste_aug.sampling import (
     RATIO,
     SCALE,
     PasteRanges,
-    Range,
-    check_number,
     draw_cutpaste,
     draw_paste,
     draw_scar,
@@ -49,9 +51,9 @@ class LungField(tv_tensors.Mask):
 class LungMask(v2.Transform):
     """Segment the lungs and add them to the sample as a `LungField`.
 
-    An image becomes ``(image, field)``, a tuple or list gets the field appended, a dict gets it
-    under the key ``"lung_field"``. A sample that has a `LungField` already is passed through.
-    Segment once, before the random transforms, and `AnatPaste` need not do it again.
+    An image becomes ``(image, field)``, a tuple or list (no named tuple) gets the field appended, a
+    dict gets it under the key ``"lung_field"``. A sample that has a `LungField` already is passed
+    through. Segment once, before the random transforms, and `AnatPaste` need not do it again.
 
     Parameters
     ----------
@@ -77,7 +79,7 @@ class LungMask(v2.Transform):
 
     def __init__(self, segment: Segment | None = None):
         super().__init__()
-        self.segment = _check_segment(segment)
+        self.segment = check_segment(segment)
 
     def forward(self, *inputs: Any) -> Any:
         """Add the field to the sample."""
@@ -90,51 +92,57 @@ class LungMask(v2.Transform):
         if isinstance(sample, dict):
             if "lung_field" in sample:
                 raise ValueError("the sample's key 'lung_field' must be free or hold a LungField")
-            return {**sample, "lung_field": field}
+            sample = copy.copy(sample)
+            sample["lung_field"] = field
+            return sample
+        if hasattr(sample, "_fields"):
+            raise TypeError(f"a named tuple has no place for a LungField, got {sample!r}")
         if isinstance(sample, (tuple, list)):
             return type(sample)([*sample, field])
         return sample, field
 
 
+Paste = Callable[[Array], tuple[Array, Mask]]  # an image to the pasted one and the region
+
+
 class _Paste(v2.Transform):
     """What the pasting transforms share: p, return_mask, and the way in and out of NumPy."""
 
-    def __init__(self, p: float, return_mask: bool):
+    def __init__(self, p: float, return_mask: bool, ranges: PasteRanges):
         super().__init__()
-        check_number("p", p, 0, 1)
-        self.p = p
-        self.return_mask = return_mask
+        self.p = check_number("p", p, 0, 1)
+        self.return_mask = check_flag("return_mask", return_mask)
+        self.ranges = ranges
+
+    def extra_repr(self) -> str:
+        """Give the settings for ``repr``."""
+        return f"p={self.p}, {self.ranges}, return_mask={self.return_mask}"
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Decide whether to paste, and draw one paste for the sample, from torch's generator."""
-        array = _to_array(_find_image(flat_inputs))
+        image = _find_image(flat_inputs)
         if torch.rand(()) >= self.p:
-            return {}
+            return {"paste": None}
         # A seed from torch's generator: workers and epochs differ as torch's own draws do.
         rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
-        return self._draw(array, _find_field(flat_inputs), rng)
+        return {"paste": self._draw(_to_array(image), _find_field(flat_inputs), rng)}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Paste into the images; pass everything else through as the same object."""
         if not _is_image(inpt):
             return inpt
-        if not params:
+        if params["paste"] is None:
             if not self.return_mask:
                 return inpt
             empty = torch.zeros(1, *v2.functional.get_size(inpt), dtype=torch.bool)
             return inpt, tv_tensors.Mask(empty)
-        out, region = self._apply(_to_array(inpt), **params)
+        out, region = params["paste"](_to_array(inpt))
         image = _like(inpt, out)
         if not self.return_mask:
             return image
         return image, tv_tensors.Mask(torch.from_numpy(region)[None])
 
-    def _draw(
-        self, array: Array, field: LungField | None, rng: np.random.Generator
-    ) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def _apply(self, array: Array, **params: Any) -> tuple[Array, Mask]:
+    def _draw(self, array: Array, field: LungField | None, rng: np.random.Generator) -> Paste:
         raise NotImplementedError
 
 
@@ -144,7 +152,8 @@ class AnatPaste(_Paste):
     Takes what torchvision's v2 transforms take: a Pillow image, a (1, H, W), (3, H, W) or (H, W)
     CPU tensor or `tv_tensors.Image` of uint8, uint16, int16, int32, float32 or float64, or any
     nesting of tuples, lists and dicts with one in it; everything else in the sample is passed
-    through as the same object. A `LungField` in the sample is used as the lung mask. Several images
+    through as the same object. A `LungField` in the sample is used as the lung mask. Gradients are
+    not followed. Several images
     in one sample must have the same size and get the same paste. Draws come from torch's global
     generator alone.
 
@@ -195,26 +204,19 @@ class AnatPaste(_Paste):
         segment: Segment | None = None,
         return_mask: bool = False,
     ):
-        super().__init__(p, return_mask)
-        self.ranges = PasteRanges(scale, ratio, blur, opacity, margin, jitter)
-        self.segment = _check_segment(segment)
+        super().__init__(p, return_mask, PasteRanges(scale, ratio, blur, opacity, margin, jitter))
+        self.segment = check_segment(segment)
 
-    def extra_repr(self) -> str:
-        """Give the settings for ``repr``."""
-        return f"p={self.p}, {self.ranges}, return_mask={self.return_mask}"
-
-    def _draw(
-        self, array: Array, field: LungField | None, rng: np.random.Generator
-    ) -> dict[str, Any]:
-        mask = None if field is None else field.as_subclass(torch.Tensor).numpy().squeeze(0)
-        lungs = find_lungs(array, mask, self.segment if mask is None else None)
-        return {"paste": draw_paste(lungs, rng, self.ranges), "lungs": lungs}
-
-    def _apply(self, array: Array, **params: Any) -> tuple[Array, Mask]:
-        out: tuple[Array, Mask] = apply_paste(
-            array, params["paste"], params["lungs"], return_mask=True
-        )
-        return out
+    def _draw(self, array: Array, field: LungField | None, rng: np.random.Generator) -> Paste:
+        if field is None:
+            lungs = find_lungs(array, None, self.segment)
+        else:
+            mask = field.as_subclass(torch.Tensor).cpu().numpy()
+            if mask.ndim == 3 and len(mask) == 1:
+                mask = mask[0]
+            lungs = as_mask(mask, array.shape, "the sample's LungField")
+        params = draw_paste(lungs, rng, self.ranges)
+        return partial(apply_paste, params=params, mask=lungs, return_mask=True)
 
 
 class CutPaste(_Paste):
@@ -250,16 +252,11 @@ class CutPaste(_Paste):
         jitter: float = JITTER,
         return_mask: bool = False,
     ):
-        super().__init__(p, return_mask)
-        self.ranges = PasteRanges(scale, ratio, jitter=jitter)
+        super().__init__(p, return_mask, PasteRanges(scale, ratio, jitter=jitter))
 
-    def _draw(
-        self, array: Array, field: LungField | None, rng: np.random.Generator
-    ) -> dict[str, Any]:
-        return {"paste": draw_cutpaste(array.shape[:2], rng, self.ranges)}
-
-    def _apply(self, array: Array, **params: Any) -> tuple[Array, Mask]:
-        return apply_cutpaste(array, params["paste"], return_mask=True)
+    def _draw(self, array: Array, field: LungField | None, rng: np.random.Generator) -> Paste:
+        params = draw_cutpaste(array.shape[:2], rng, self.ranges)
+        return partial(apply_cutpaste, params=params, return_mask=True)
 
 
 class CutPasteScar(CutPaste):
@@ -289,10 +286,9 @@ class CutPasteScar(CutPaste):
     def __init__(self, p: float = 0.5, *, jitter: float = JITTER, return_mask: bool = False):
         super().__init__(p, jitter=jitter, return_mask=return_mask)
 
-    def _draw(
-        self, array: Array, field: LungField | None, rng: np.random.Generator
-    ) -> dict[str, Any]:
-        return {"paste": draw_scar(array.shape[:2], rng, self.ranges)}
+    def _draw(self, array: Array, field: LungField | None, rng: np.random.Generator) -> Paste:
+        params = draw_scar(array.shape[:2], rng, self.ranges)
+        return partial(apply_cutpaste, params=params, return_mask=True)
 
 
 class CutPasteUnion(CutPaste):
@@ -319,18 +315,10 @@ class CutPasteUnion(CutPaste):
     Li et al., CutPaste, CVPR 2021, arXiv:2104.04015.
     """
 
-    def _draw(
-        self, array: Array, field: LungField | None, rng: np.random.Generator
-    ) -> dict[str, Any]:
+    def _draw(self, array: Array, field: LungField | None, rng: np.random.Generator) -> Paste:
         draw = (draw_cutpaste, draw_scar)[rng.integers(2)]
-        return {"paste": draw(array.shape[:2], rng, self.ranges)}
-
-
-def _check_segment(segment: Any) -> Segment | None:
-    if segment is not None and not callable(segment):
-        raise TypeError(f"segment must be callable, got {type(segment).__name__}")
-    checked: Segment | None = segment
-    return checked
+        params = draw(array.shape[:2], rng, self.ranges)
+        return partial(apply_cutpaste, params=params, return_mask=True)
 
 
 def _is_image(part: Any) -> bool:
@@ -353,9 +341,9 @@ def _find_field(flat: list[Any]) -> LungField | None:
 
 
 def _to_array(image: Any) -> Array:
-    """View an image as an (H, W) or (H, W, 3) array, so that the functions can check it."""
+    """View an image as a checked (H, W) or (H, W, 3) array."""
     if isinstance(image, Image.Image):
-        return np.asarray(image)
+        return as_array(image)
     if image.device.type != "cpu":
         raise ValueError(
             f"image must be on the CPU, got {image.device}; anatpaste_aug.batch takes any device"
@@ -367,8 +355,9 @@ def _to_array(image: Any) -> Array:
             f"image must have the shape (1, H, W), (3, H, W) or (H, W), got {tuple(image.shape)}; "
             "anatpaste_aug.batch takes batches"
         )
-    array: Array = image.detach().as_subclass(torch.Tensor).numpy()
-    return array
+    if image.dtype == torch.bfloat16:
+        raise TypeError(f"image must have a dtype that NumPy has, got {image.dtype}")
+    return as_array(image.detach().as_subclass(torch.Tensor).numpy())
 
 
 def _like(image: Any, array: Array) -> Any:

@@ -27,6 +27,14 @@ def real_data(folder: str) -> Path:
     return path
 
 
+def assert_in_range(out, image):
+    """Check that a result stays in the range that is promised for the image's dtype."""
+    low = 0 if image.dtype.kind == "u" else image.min()
+    high = 255 if image.dtype == np.uint8 else image.max()
+    assert low <= out.min()
+    assert out.max() <= high
+
+
 @pytest.fixture(scope="session")
 def phantom() -> np.ndarray:
     image = phantom_radiograph(256, rng=0)

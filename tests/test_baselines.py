@@ -6,10 +6,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from conftest import images
+from conftest import assert_in_range, images
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from anatpaste_aug import (
     CutPasteParams,
@@ -19,7 +19,6 @@ from anatpaste_aug import (
     sample_cutpaste,
     sample_scar,
 )
-from anatpaste_aug.images import black_level, white_level
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -34,8 +33,7 @@ def test_keeps_kind_and_range_and_touches_only_the_region(function, image, seed)
     assert region.any()
     np.testing.assert_array_equal(image, before)
     np.testing.assert_array_equal(out[~region], image[~region])
-    assert out.min() >= black_level(image)
-    assert out.max() <= white_level(image)
+    assert_in_range(out, image)
     np.testing.assert_array_equal(out, function(image, seed))
 
 
@@ -46,6 +44,27 @@ def test_normal_pastes_the_patch_whole(image, seed):
     patch = image[params.crop_y :, params.crop_x :][: params.height, : params.width]
     expected[params.paste_y :, params.paste_x :][: params.height, : params.width] = patch
     np.testing.assert_array_equal(apply_cutpaste(image, params), expected)
+
+
+def test_jitter_is_pillow_s(phantom):
+    params = CutPasteParams(60, 80, 70, 50, 10, 20, 0.0, 1.1, 0.9)
+    patch = Image.fromarray(phantom).crop((60, 80, 130, 130))
+    patch = ImageEnhance.Contrast(ImageEnhance.Brightness(patch).enhance(1.1)).enhance(0.9)
+    out = apply_cutpaste(phantom, params)
+    np.testing.assert_array_equal(out[20:70, 10:80], np.asarray(patch))
+
+
+def test_options_reach_the_draw(phantom):
+    shape = phantom.shape
+    for option in ({"scale": 0.3}, {"ratio": 1}, {"jitter": 0.9}):
+        params = sample_cutpaste(shape, 3, **option)
+        np.testing.assert_array_equal(
+            cutpaste(phantom, 3, **option), apply_cutpaste(phantom, params)
+        )
+    params = sample_scar(shape, 3, jitter=0.9)
+    np.testing.assert_array_equal(
+        cutpaste_scar(phantom, 3, jitter=0.9), apply_cutpaste(phantom, params)
+    )
 
 
 def test_scar_turns_by_right_angles_as_numpy_does():
@@ -107,3 +126,5 @@ def test_bad_input(phantom):
         apply_cutpaste(phantom, None)
     with pytest.raises(ValueError, match="patch must lie inside"):
         apply_cutpaste(phantom, CutPasteParams(250, 0, 20, 20, 0, 0))
+    with pytest.raises(ValueError, match=r"paste must begin inside .* paste_x=256"):
+        apply_cutpaste(phantom, CutPasteParams(0, 0, 20, 20, 256, 0))

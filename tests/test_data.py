@@ -118,13 +118,13 @@ def test_published_recipe_finds_both_lungs(seed):
     ("size", "error", "message"),
     [
         (3, ValueError, "size must be at least 16, got 3"),
-        ((256, 15), ValueError, r"size must be at least 16, got \(256, 15\)"),
+        ((256, 15), ValueError, "size must be at least 16, got 15"),
         (-1, ValueError, "size must be at least 16, got -1"),
-        ((1, 2, 3), ValueError, r"size must be one int or \(height, width\), got \(1, 2, 3\)"),
-        (256.0, TypeError, "size must be an int or a pair of ints, got 256.0"),
-        ((64, "a"), TypeError, r"size must be an int or a pair of ints, got \(64, 'a'\)"),
-        (None, TypeError, "size must be an int or a pair of ints, got None"),
-        (True, TypeError, "size must be an int or a pair of ints, got True"),
+        ((1, 2, 3), TypeError, r"size must be a pair \(height, width\), got \(1, 2, 3\)"),
+        (256.0, TypeError, "size must be an integer, got 256.0"),
+        ((64, "a"), TypeError, "size must be an integer, got 'a'"),
+        (None, TypeError, "size must be an integer, got None"),
+        (True, TypeError, "size must be an integer, got True"),
     ],
 )
 def test_bad_size(size, error, message):
@@ -135,7 +135,7 @@ def test_bad_size(size, error, message):
 @pytest.mark.parametrize(
     ("rng", "error", "message"),
     [
-        (-1, ValueError, "rng must not be negative, got -1"),
+        (-1, ValueError, "rng must be at least 0, got -1"),
         (1.5, TypeError, "rng must be an int, a numpy.random.Generator or None, got 1.5"),
         ("a", TypeError, "rng must be an int, a numpy.random.Generator or None, got 'a'"),
     ],

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
+import tifffile
 from conftest import real_data
 from PIL import Image
 
@@ -40,6 +44,70 @@ def test_jpeg_and_colour(tmp_path, phantom):
         read = read_image(path)
         assert read.dtype == np.uint8
         assert read.ndim == ndim
+
+
+def test_what_pillow_would_misread(tmp_path, phantom):
+    wide = phantom.astype(np.uint16) * 100
+    path = tmp_path / "image.tiff"
+
+    tifffile.imwrite(path, wide, byteorder=">")
+    assert read_image(path).dtype == np.uint16
+    np.testing.assert_array_equal(read_image(path), wide)
+
+    tifffile.imwrite(path, wide, photometric="miniswhite")
+    np.testing.assert_array_equal(read_image(path), wide.max() - wide)
+    tifffile.imwrite(path, phantom, photometric="miniswhite")
+    np.testing.assert_array_equal(read_image(path), 255 - phantom)
+
+    for bad, message in (
+        (np.stack([wide] * 3), "one frame, got 3"),
+        (wide.astype(np.uint32) * 60000, "unsigned 32-bit"),
+    ):
+        tifffile.imwrite(path, bad, photometric="minisblack")
+        with pytest.raises(ValueError, match=message):
+            read_image(path)
+
+    colour = tmp_path / "colour.png"
+    colour.write_bytes(png(np.repeat(wide[..., None], 3, axis=2), colour_type=2))
+    with pytest.raises(ValueError, match="16-bit colour"):
+        read_image(colour)
+    colour.write_bytes(png(np.repeat(wide[..., None], 2, axis=2), colour_type=4))
+    with pytest.raises(ValueError, match="16-bit colour and transparency"):
+        read_image(colour)
+
+
+def png(pixels, colour_type):
+    """Write a 16-bit PNG of several channels, which Pillow cannot."""
+
+    def chunk(kind, data):
+        check = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check)
+
+    height, width = pixels.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+def test_jpegs_are_turned_as_their_camera_says(tmp_path, phantom):
+    path = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(phantom[:100]).save(path, quality=95, exif=exif)
+    assert read_image(path).shape == (256, 100)
+
+
+def test_images_too_large_to_open(tmp_path, phantom, monkeypatch):
+    path = tmp_path / "image.png"
+    Image.fromarray(phantom).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match="decompression bomb"):
+        read_image(path)
 
 
 def test_files_that_are_no_images(tmp_path, phantom):
@@ -119,13 +187,34 @@ def test_dicom_voi_table(tmp_path, phantom):
     item["LUTDescriptor"].VR = "US"
     item.LUTData = table.tobytes()
     item["LUTData"].VR = "OW"
-    write_dicom(tmp_path / "table.dcm", phantom, VOILUTSequence=[item])
+    write_dicom(
+        tmp_path / "table.dcm", phantom, VOILUTSequence=[item], WindowCenter="9", WindowWidth="5"
+    )
     np.testing.assert_array_equal(read_image(tmp_path / "table.dcm"), table[phantom])
+    item.LUTDescriptor = [4096, 0, 16]
+    item["LUTDescriptor"].VR = "US"
+    write_dicom(tmp_path / "short.dcm", phantom, VOILUTSequence=[item])
+    with pytest.raises(ValueError, match="damaged or unsupported DICOM"):
+        read_image(tmp_path / "short.dcm")
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_dicom_padding_becomes_black(tmp_path, phantom, photometric):
+    pixels = phantom.astype(np.uint16) * 16
+    if photometric == "MONOCHROME1":
+        pixels = 4095 - pixels
+    pixels[:20] = 65535
+    path = tmp_path / "padded.dcm"
+    write_dicom(path, pixels, photometric, PixelPaddingValue=65535)
+    read = read_image(path)
+    assert (read[:20] == read[20:].min()).all()
+    offset = read[20:] - phantom[20:] * np.float32(16)
+    assert np.ptp(offset) == 0
 
 
 def test_bad_dicoms(tmp_path, phantom):
     write_dicom(tmp_path / "frames.dcm", np.stack([phantom] * 2))
-    with pytest.raises(ValueError, match="one grey frame, got MONOCHROME2"):
+    with pytest.raises(ValueError, match="not one grey frame but MONOCHROME2"):
         read_image(tmp_path / "frames.dcm")
     write_dicom(tmp_path / "cut.dcm", phantom)
     (tmp_path / "cut.dcm").write_bytes((tmp_path / "cut.dcm").read_bytes()[:3000])

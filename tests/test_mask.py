@@ -102,6 +102,13 @@ def test_signed_images_are_stretched_from_their_minimum(phantom):
     assert lung_mask(shifted / 500).any()
 
 
+def test_floats_beyond_one_are_stretched(phantom):
+    image = phantom / 255.0
+    image[0, :2] = 0, 1  # the range 0..1 exactly
+    np.testing.assert_array_equal(lung_mask(image * 1.5), lung_mask(image))
+    np.testing.assert_array_equal(lung_mask(image * 1e-3), recipe_mask(image * 1e-3))
+
+
 def test_colour_is_reduced_as_pillow_does():
     rng = np.random.default_rng(3)
     colour = rng.integers(0, 256, (64, 80, 3)).astype(np.uint8)

@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import DTYPES, images, real_data
+from conftest import DTYPES, assert_in_range, images, real_data
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -15,7 +15,6 @@ from recipe import recipe_alpha, recipe_paste
 
 from anatpaste_aug import PasteParams, anatpaste, apply_paste, lung_mask, paste_alpha, sample_paste
 from anatpaste_aug.data import phantom_radiograph
-from anatpaste_aug.images import black_level, white_level
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -53,6 +52,12 @@ def test_alpha_at_the_borders(shape, blur, center):
     np.testing.assert_array_equal(paste_alpha(params, mask), recipe_alpha(params, mask))
 
 
+def test_a_constant_float_image_keeps_its_range():
+    image = np.full((64, 64), 0.9)
+    for seed in range(20):
+        np.testing.assert_array_equal(np.unique(anatpaste(image, seed)), [0.9])
+
+
 @given(images(), seeds)
 def test_keeps_kind_and_range_and_touches_only_the_region(image, seed):
     before = image.copy()
@@ -66,8 +71,7 @@ def test_keeps_kind_and_range_and_touches_only_the_region(image, seed):
     np.testing.assert_array_equal(out[~region], image[~region])
     mask = lung_mask(image)
     assert not mask.any() or not (region & ~mask).any()
-    assert out.min() >= black_level(image)
-    assert out.max() <= white_level(image)
+    assert_in_range(out, image)
     np.testing.assert_array_equal(out, anatpaste(image, seed))
     np.testing.assert_array_equal(out, anatpaste(image, np.random.default_rng(seed)))
 
@@ -111,6 +115,27 @@ def test_black_is_the_minimum_of_signed_and_float_images():
         assert out[20, 26] == pytest.approx(image[0, 0] * (1 - weight) + black * weight, abs=0.51)
         if image.dtype.kind == "f":
             assert out[20, 26] == pytest.approx(0.75 * (1 - weight) + 0.25 * weight)
+
+
+def test_jitter_of_16_bit_images_is_rounded():
+    image = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 7
+    params = PasteParams(4, 4, 20, 20, 40, 40, "rectangle", 0, 255, 0, 1.1, 1.0)
+    expected = np.round(image[4:24, 4:24] * 1.1)
+    np.testing.assert_array_equal(apply_paste(image, params)[30:50, 30:50], expected)
+    image[0, 0] = 20000  # now the clip to the image's maximum does not matter
+    params = dataclasses.replace(params, brightness=1.0, contrast=0.9)
+    patch = image[4:24, 4:24].astype(float)
+    expected = np.round(0.9 * patch + 0.1 * patch.mean())
+    np.testing.assert_allclose(apply_paste(image, params)[30:50, 30:50], expected, atol=1)
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int16", "int32", "float32", "float64"])
+def test_jitter_is_clipped_to_the_image_s_maximum(dtype):
+    image = np.full((64, 64), 100).astype(dtype)
+    image[0, 0] = 105
+    params = PasteParams(4, 4, 20, 20, 40, 40, "rectangle", 0, 255, 0, 1.5, 1.0)
+    assert apply_paste(image, params).max() == 105
+    assert apply_paste(image.astype(np.uint8), params).max() == 150
 
 
 def test_jitter_of_float_images_is_torchvision_s():
@@ -192,6 +217,20 @@ def test_the_default_mask_is_lung_mask(phantom):
 
 
 def test_options_reach_the_draw(phantom):
+    mask = lung_mask(phantom)
+    for option in (
+        {"scale": 0.3},
+        {"ratio": 1},
+        {"blur": 30},
+        {"opacity": 10},
+        {"margin": 1},
+        {"jitter": 0.9},
+    ):
+        params = sample_paste(mask, 3, **option)
+        assert params != sample_paste(mask, 3)
+        np.testing.assert_array_equal(
+            anatpaste(phantom, 3, **option), apply_paste(phantom, params, mask)
+        )
     out, region = anatpaste(phantom, 3, opacity=0, return_mask=True)
     assert not region.any()
     np.testing.assert_array_equal(out, phantom)
@@ -214,6 +253,8 @@ def test_options_reach_the_draw(phantom):
         (np.full((64, 64), np.nan), ValueError, "image must be finite"),
         (np.where(np.eye(64) > 0, np.inf, 1.0), ValueError, "image must be finite"),
         (np.where(np.eye(64) > 0, -np.inf, 1.0), ValueError, "image must be finite"),
+        (np.full((64, 64), 1e31), ValueError, r"image must lie within \+-1e\+30, got 1e\+31"),
+        (np.ma.zeros((64, 64)), TypeError, "got MaskedArray"),
         (np.zeros((64, 64), complex), TypeError, "dtype out of .* got complex128"),
         (np.zeros((64, 64), object), TypeError, "got object"),
         (np.zeros((64, 64), bool), TypeError, "got bool"),
@@ -261,7 +302,7 @@ def test_bad_params(phantom):
     ):
         with pytest.raises(ValueError, match=message):
             apply_paste(phantom, dataclasses.replace(good, **change), mask)
-    with pytest.raises(TypeError, match="mask must be an"):
+    with pytest.raises(TypeError, match="mask must be a bool or integer array, got NoneType"):
         paste_alpha(good, None)
 
 

@@ -43,6 +43,16 @@ def test_three_classes_and_labelled_datasets(normals):
     assert labels.tolist() == [0, 1, 2] * 2
 
 
+def test_classes_follow_the_order_of_the_augmentations(normals):
+    views = PretextDataset(
+        normals, [v2.functional.invert, v2.functional.horizontal_flip], after=v2.functional.to_image
+    )
+    images, labels = views[2]
+    assert labels.tolist() == [0, 1, 2]
+    assert torch.equal(images[1], 255 - images[0])
+    assert torch.equal(images[2], images[0].flip(-1))
+
+
 def test_before_is_shared_by_the_views_and_after_is_not(normals):
     calls = []
     views = PretextDataset(
@@ -62,6 +72,12 @@ def test_bad_arguments(normals):
         PretextDataset(normals, [3])
     with pytest.raises(ValueError, match="at least one transform"):
         PretextDataset(normals, [])
+    with pytest.raises(TypeError, match="augment must be callable, got None"):
+        PretextDataset(normals, None)
+    with pytest.raises(ValueError, match=r"augment must have p=1, got 0.5 in CutPaste"):
+        PretextDataset(normals, [CutPaste()])
+    with pytest.raises(ValueError, match=r"augment must have return_mask=False, got True"):
+        PretextDataset(normals, AnatPaste(p=1, return_mask=True))
     for name in ("before", "after"):
         with pytest.raises(TypeError, match=f"{name} must be callable, got 'x'"):
             PretextDataset(normals, AnatPaste(p=1), **{name: "x"})

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from anatpaste_aug.__main__ import main
-from anatpaste_aug.preview import LUNG_COLOUR, REGION_COLOUR, preview
+from anatpaste_aug.preview import LUNG_COLOUR, REGION_COLOUR, preview_row, stack_rows
 
 
 def count(picture, colour, column):
@@ -19,7 +19,9 @@ def count(picture, colour, column):
 
 
 def test_the_picture(phantom):
-    picture = preview([("a", phantom), ("b", phantom.astype(np.uint16) * 100)])
+    wide = phantom.astype(np.uint16) * 100
+    wide[0, :2] = 0, 25500  # so that stretching gives the phantom back
+    picture = stack_rows([preview_row("a", phantom), preview_row("b", wide)])
     assert picture.size == (6 * 256, 18 + 2 * (256 + 18))
     assert count(picture, LUNG_COLOUR, 1) > 500
     assert count(picture, REGION_COLOUR, 3) > 100
@@ -28,13 +30,13 @@ def test_the_picture(phantom):
     np.testing.assert_array_equal(tiles[:, 0, :, 0], phantom)
     assert (tiles[:, 4] != tiles[:, 0]).any()
     assert (tiles[:, 4] != tiles[:, 5]).any()
+    second = np.asarray(picture)[292 + 1 : 292 + 256, :256, 0]
+    assert np.abs(second.astype(int) - phantom[1:]).max() <= 1
 
 
 def test_rows_keep_the_aspect(phantom):
-    assert preview([("wide", phantom[:128])]).size[1] == 18 + 128 + 18
-    assert preview([("tall", phantom[:, :100])]).size[1] == 18 + 256 + 18
-    with pytest.raises(ValueError, match="at least one image"):
-        preview([])
+    assert preview_row("wide", phantom[:128]).size == (6 * 256, 128 + 18)
+    assert preview_row("tall", phantom[:, :100]).size == (6 * 256, 256 + 18)
 
 
 def test_command_on_the_phantom(tmp_path):
@@ -62,6 +64,21 @@ def test_bad_files_are_named_and_the_others_done(tmp_path, phantom, capsys):
         assert picture.height == 18 + 256 + 18
 
 
+def test_the_robust_mask_can_be_chosen(tmp_path):
+    pictures = []
+    for mask in ("published", "robust"):
+        assert main(["preview", "--mask", mask, "-o", str(tmp_path / "out.png")]) == 0
+        with Image.open(tmp_path / "out.png") as picture:
+            pictures.append(np.asarray(picture))
+    assert (pictures[0][:, 256:512] != pictures[1][:, 256:512]).any()
+    np.testing.assert_array_equal(pictures[0][:, :256], pictures[1][:, :256])
+
+
+def test_one_line_for_each_bad_file_whatever_its_name(tmp_path, capsys):
+    assert main(["preview", "a\nb.png", "-o", str(tmp_path / "out.png")]) == 2
+    assert capsys.readouterr().err == "'a\\nb.png': No such file or directory\n"
+
+
 def test_nothing_readable_writes_nothing(tmp_path, capsys):
     assert main(["preview", str(tmp_path / "none"), "-o", str(tmp_path / "out.png")]) == 2
     assert not list(tmp_path.iterdir())
@@ -85,6 +102,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch, capsys):
     ("arguments", "message"),
     [
         (["-o", "out.xyz"], "-o must end in a picture format"),
+        (["-o", "out.psd"], "-o must end in a picture format"),
         (["-o", "/nowhere/out.png"], "-o must lie in a folder that exists"),
         (["--seed", "-1"], "--seed must be at least 0, got -1"),
         (["--seed", "x"], "invalid int value"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from scipy import stats
 
 from anatpaste_aug import (
@@ -100,6 +101,19 @@ def test_cutpaste_distributions():
     box = np.array([scar.bounding_box for scar in scars])
     for axis, start in ((0, "paste_x"), (1, "paste_y")):
         assert_uniform((column(scars, start) + jitter) / (SIDE + 1 - box[:, axis]), 0, 1)
+    for draws_ in (normal, scars):
+        for name in ("brightness", "contrast"):
+            assert_uniform(column(draws_, name), 0.9, 1.1)
+        for size, start in (("width", "crop_x"), ("height", "crop_y")):
+            room = SIDE + 1 - column(draws_, size)
+            assert_uniform((column(draws_, start) + jitter) / room, 0, 1)
+
+
+def test_a_scar_may_lie_anywhere_and_stays_inside():
+    scars = [sample_scar((40, 41), seed) for seed in range(500)]
+    right = [scar.paste_x + scar.bounding_box[0] for scar in scars]
+    bottom = [scar.paste_y + scar.bounding_box[1] for scar in scars]
+    assert (max(right), max(bottom)) == (41, 40)
 
 
 @given(
@@ -172,6 +186,10 @@ def test_single_numbers_are_fixed_values():
         ({"margin": None}, TypeError, "margin must be an integer, got None"),
         ({"jitter": 2}, ValueError, r"jitter must lie in 0..1, got 2"),
         ({"jitter": True}, TypeError, "jitter must be a number, got True"),
+        ({"blur": 2**70}, ValueError, "blur must be at most"),
+        ({"margin": 2**70}, ValueError, "margin must be at most"),
+        ({"rng": True}, TypeError, "rng must be an int"),
+        ({"rng": -1}, ValueError, "rng must be at least 0, got -1"),
         ({"rng": "seed"}, TypeError, "rng must be an int"),
         ({"rng": 1.5}, TypeError, "rng must be an int"),
     ],
@@ -181,10 +199,37 @@ def test_bad_ranges(options, error, message):
         sample_paste(np.ones((64, 64), bool), **options)
 
 
-@pytest.mark.parametrize("mask", [None, np.ones(5, bool), np.ones((5, 5, 1), bool), [[True]]])
-def test_bad_mask(mask):
-    with pytest.raises(TypeError, match="mask must be an"):
+@pytest.mark.parametrize("mask", [None, np.ones((64, 64)), [[True]], Image.new("F", (64, 64))])
+def test_masks_of_a_bad_type(mask):
+    with pytest.raises(TypeError, match="mask must be a bool or integer array, got"):
         sample_paste(mask)
+
+
+@pytest.mark.parametrize("shape", [(50,), (50, 50, 1), (0, 50), (50, 15)])
+def test_masks_of_a_bad_shape(shape):
+    with pytest.raises(ValueError, match=r"mask must have the shape \(H, W\)"):
+        sample_paste(np.ones(shape, bool))
+
+
+def test_masks_may_be_integers_or_pillow_images():
+    mask = np.zeros((64, 64), bool)
+    mask[20:30, 40:50] = True
+    for same in (mask.astype(np.uint8) * 255, Image.fromarray(mask)):
+        assert sample_paste(same, 3) == sample_paste(mask, 3)
+
+
+@pytest.mark.parametrize("margin", [3, np.int8(3)])
+def test_numpy_numbers_become_plain_ones(margin):
+    draw = sample_paste(
+        np.ones((512, 512), bool),
+        np.int64(3),
+        margin=margin,
+        blur=np.uint8(5),
+        scale=np.float32(0.1),
+    )
+    draw = dataclasses.replace(draw, crop_x=np.uint8(250), width=np.uint8(200))
+    for field in dataclasses.fields(draw):
+        assert type(getattr(draw, field.name)) in (int, float, str)
 
 
 @pytest.mark.parametrize("shape", [None, 64, (64,), (64, 64, 3)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections import OrderedDict, namedtuple
 
 import numpy as np
 import pytest
@@ -206,6 +207,75 @@ def test_lung_mask_adds_the_field(phantom, tensor):
         LungMask()({"image": tensor, "lung_field": 3})
 
 
+def test_lung_mask_keeps_the_kind_of_dict_and_refuses_named_tuples(tensor):
+    sample = LungMask()(OrderedDict(image=tensor))
+    assert type(sample) is OrderedDict
+    pair = namedtuple("pair", ["image", "label"])
+    with pytest.raises(TypeError, match="named tuple has no place"):
+        LungMask()(pair(tensor, 3))
+
+
+def test_own_segmenters_are_used(tensor):
+    def corner(image):
+        mask = np.zeros(image.shape[:2], bool)
+        mask[200:, 200:] = True
+        return mask
+
+    region = AnatPaste(p=1, segment=corner, return_mask=True)(tensor)[1]
+    assert region[0, 200:, 200:].any()
+    assert region.sum() == region[0, 200:, 200:].sum()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_options_reach_the_draw(phantom, tensor, seed):
+    mask = lung_mask(phantom)
+
+    def drawn(transform):
+        torch.manual_seed(seed)
+        return transform(tensor)[0].numpy()
+
+    def rng():
+        torch.manual_seed(seed)
+        return drawn_generator()
+
+    for option in (
+        {"scale": 0.3},
+        {"ratio": 1},
+        {"blur": 30},
+        {"opacity": 10},
+        {"margin": 1},
+        {"jitter": 0.9},
+    ):
+        expected = apply_paste(phantom, sample_paste(mask, rng(), **option), mask)
+        np.testing.assert_array_equal(drawn(AnatPaste(p=1, **option)), expected)
+        if option.keys() <= {"scale", "ratio", "jitter"}:
+            expected = apply_cutpaste(phantom, sample_cutpaste(phantom.shape, rng(), **option))
+            np.testing.assert_array_equal(drawn(CutPaste(p=1, **option)), expected)
+    expected = apply_cutpaste(phantom, sample_scar(phantom.shape, rng(), jitter=0.9))
+    np.testing.assert_array_equal(drawn(CutPasteScar(p=1, jitter=0.9)), expected)
+
+
+def test_the_default_p_is_one_half():
+    assert all(transform().p == 0.5 for transform in PASTES)
+
+
+def test_typed_images_come_before_plain_tensors(tensor):
+    label = torch.tensor([3])
+    out_label, out = AnatPaste(p=1)((label, tv_tensors.Image(tensor)))
+    assert out_label is label
+    assert not torch.equal(out, tensor)
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (2, 256, 256)])
+def test_fields_of_other_dimensions(tensor, shape):
+    field = torch.ones(shape, dtype=torch.bool).as_subclass(LungField)
+    if len(shape) == 2:
+        AnatPaste(p=1)((tensor, field))
+    else:
+        with pytest.raises(ValueError, match=r"LungField must have .* got \(2, 256, 256\)"):
+            AnatPaste(p=1)((tensor, field))
+
+
 def test_a_field_of_another_size_is_refused(tensor):
     field = LungField(torch.ones(1, 64, 64, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"shape \(256, 256\), got \(64, 64\)"):
@@ -223,6 +293,7 @@ def test_a_field_of_another_size_is_refused(tensor):
         ({"blur": (0, -1)}, ValueError, "blur must be at least 0"),
         ({"margin": -1}, ValueError, "margin must be at least 0"),
         ({"jitter": 7}, ValueError, "jitter must lie in"),
+        ({"return_mask": "no"}, TypeError, "return_mask must be True or False, got 'no'"),
         ({"segment": "lungs"}, TypeError, "segment must be callable, got str"),
     ],
 )
@@ -230,7 +301,7 @@ def test_bad_settings_are_found_at_construction(options, error, message):
     with pytest.raises(error, match=message):
         AnatPaste(**options)
     for transform in (CutPaste, CutPasteUnion):
-        if set(options) <= {"p", "scale", "ratio", "jitter"}:
+        if set(options) <= {"p", "scale", "ratio", "jitter", "return_mask"}:
             with pytest.raises(error, match=message):
                 transform(**options)
     if "segment" in options:
@@ -249,7 +320,10 @@ def test_bad_settings_are_found_at_construction(options, error, message):
         (torch.full((1, 64, 64), torch.nan), ValueError, "image must be finite"),
         (torch.zeros(1, 8, 64), ValueError, "at least 16 pixels"),
         (torch.zeros(1, 64, 64, device="meta"), ValueError, "must be on the CPU, got meta"),
-        (Image.new("RGBA", (64, 64)), ValueError, r"shape .* got \(64, 64, 4\)"),
+        (torch.zeros(1, 64, 64, dtype=torch.bfloat16), TypeError, "got torch.bfloat16"),
+        (Image.new("RGBA", (64, 64)), TypeError, "Pillow mode out of .* got 'RGBA'"),
+        (Image.new("P", (64, 64)), TypeError, "Pillow mode out of .* got 'P'"),
+        (Image.new("YCbCr", (64, 64)), TypeError, "Pillow mode out of .* got 'YCbCr'"),
     ],
 )
 def test_bad_samples(sample, error, message):

@@ -41,7 +41,7 @@ def equalise(bins: Tensor) -> Tensor:
     The blend is a float32 sum of four products, each computed in float64 and then rounded: no
     compiler can fuse such a product into the sum.
     """
-    count, height, width = bins.shape
+    height, width = bins.shape[1:]
     tile_h, tile_w = height // 8, width // 8
     maps = tile_maps(bins, tile_h, tile_w)
     rows, cols = maps.shape[1:3]
@@ -80,7 +80,7 @@ def tile_maps(bins: Tensor, tile_h: int, tile_w: int) -> Tensor:
     one = torch.ones((1, 1), dtype=torch.int32, device=bins.device)
     counts.scatter_add_(1, index, one.expand_as(index))
     size = tile_h * tile_w
-    counts = clip_histograms(counts.view(-1, BINS), size)
+    counts = clip_histograms(counts.view(count * rows * cols, BINS), size)
     levels = counts.cumsum(1, dtype=torch.int64).double() * ((GREY_LEVELS - 1) / size)
     return levels.clamp(max=GREY_LEVELS - 1).to(torch.int32).view(count, rows, cols, BINS)
 
@@ -96,7 +96,7 @@ def clip_histograms(counts: Tensor, size: int) -> Tensor:
     counts = counts.clamp(max=limit)
     share = (size - counts.sum(1, keepdim=True, dtype=torch.int32)) // BINS
     counts = torch.where(counts < limit - share, counts + share, counts)
-    counts = torch.where(counts >= limit - share, limit, counts)
+    counts = counts.masked_fill(counts >= limit - share, limit)
     excess = size - counts.sum(1, dtype=torch.int32)
 
     steps = torch.arange(BINS + 1, device=counts.device).clamp(min=1)[:, None]

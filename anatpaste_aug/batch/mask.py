@@ -9,7 +9,7 @@ from anatpaste_aug import mask as functional
 from anatpaste_aug.batch.clahe import dark_side, equalise, quantise
 from anatpaste_aug.batch.regions import clear_border, clear_small_boxes, dilate, erode
 from anatpaste_aug.batch.tensors import as_images, chunks, make_op, to_grey, to_numpy, working
-from anatpaste_aug.sampling import check_integer
+from anatpaste_aug.checks import check_integer
 
 MIN_AREA = 400
 
@@ -52,9 +52,14 @@ def segment_chosen(images: Tensor, chosen: Tensor) -> Tensor:
     return _lung_mask(images, MIN_AREA, chosen)
 
 
+def mask_fake(images: Tensor, min_area: int, chosen: Tensor) -> Tensor:
+    """Give an empty tensor for the masks."""
+    return images.new_empty((images.shape[0], *images.shape[2:]), dtype=torch.bool)
+
+
 def mask_plain(images: Tensor, min_area: int, chosen: Tensor) -> Tensor:
     """Segment all images with plain torch operations."""
-    masks = []
+    masks = mask_fake(images, min_area, chosen)
     for part in chunks(images):
         grey = to_grey(working(images[part]))
         # scikit-image keeps float32 images in float32 and computes on all others in float64.
@@ -63,8 +68,8 @@ def mask_plain(images: Tensor, min_area: int, chosen: Tensor) -> Tensor:
         mask = dark_side(levels, precision)
         mask = dilate(erode(mask))
         mask = dilate(clear_border(mask))
-        masks.append(clear_small_boxes(mask, min_area))
-    return torch.cat(masks)
+        masks[part] = clear_small_boxes(mask, min_area)
+    return masks
 
 
 def mask_cpu(images: Tensor, min_area: int, chosen: Tensor) -> Tensor:
@@ -77,10 +82,9 @@ def mask_cpu(images: Tensor, min_area: int, chosen: Tensor) -> Tensor:
 
 
 _lung_mask = make_op(
-    "lung_mask", "(Tensor images, int min_area, Tensor chosen) -> Tensor", mask_plain, mask_cpu
+    "lung_mask",
+    "(Tensor images, int min_area, Tensor chosen) -> Tensor",
+    mask_plain,
+    mask_cpu,
+    mask_fake,
 )
-
-
-@_lung_mask.register_fake  # type: ignore[attr-defined]
-def _(images: Tensor, min_area: int, chosen: Tensor) -> Tensor:
-    return images.new_empty((images.shape[0], *images.shape[2:]), dtype=torch.bool)

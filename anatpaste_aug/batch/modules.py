@@ -18,6 +18,7 @@ from anatpaste_aug.batch.params import (
 )
 from anatpaste_aug.batch.paste import _cutpaste, _paste
 from anatpaste_aug.batch.tensors import as_images, as_masks, like
+from anatpaste_aug.checks import check_number
 from anatpaste_aug.sampling import (
     BLUR,
     JITTER,
@@ -27,7 +28,6 @@ from anatpaste_aug.sampling import (
     SCALE,
     PasteRanges,
     Range,
-    check_number,
 )
 
 Segment = Callable[[Tensor], Tensor]

@@ -213,10 +213,9 @@ class Draws:
 
     def crop(self, height: int, width: int, ranges: PasteRanges) -> dict[str, Tensor]:
         """Draw a patch: area, aspect, and position inside the image."""
-        scale, ratio = ranges.scale, ranges.ratio
-        assert isinstance(scale, tuple) and isinstance(ratio, tuple)  # PasteRanges made them so
-        area = self.uniform(*scale) * (height * width)
-        aspect = self.uniform(math.log(ratio[0]), math.log(ratio[1])).exp()
+        area = self.uniform(*ranges.scale) * (height * width)
+        low, high = ranges.ratio
+        aspect = self.uniform(math.log(low), math.log(high)).exp()
         patch_width = (area * aspect).sqrt().round().long().clamp(1, width)
         patch_height = (area / aspect).sqrt().round().long().clamp(1, height)
         return {
@@ -286,7 +285,6 @@ def draw_paste(
     """Draw pastes from checked (B, H, W) masks."""
     count, height, width = masks.shape
     draws = Draws(count, masks.device, generator)
-    assert isinstance(ranges.blur, tuple) and isinstance(ranges.opacity, tuple)
     center = draws.pixel(masks)
     return PasteParams(
         **draws.crop(height, width, ranges),

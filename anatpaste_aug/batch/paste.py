@@ -145,17 +145,25 @@ def check_params(params: object, kind: type, images: Tensor) -> None:
 # --- AnatPaste ------------------------------------------------------------------------------------
 
 
+def paste_fake(
+    images: Tensor, fields: list[Tensor], masks: Tensor, chosen: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Give empty tensors for images and alpha."""
+    alpha = images.new_empty((images.shape[0], 1, *images.shape[2:]), dtype=torch.uint8)
+    return torch.empty_like(images), alpha
+
+
 def paste_plain(
     images: Tensor, fields: list[Tensor], masks: Tensor, chosen: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Paste into the chosen images with plain torch operations; give images and alpha."""
-    done = []
+    out, alphas = paste_fake(images, fields, masks, chosen)
     for part in chunks(images):
         params = PasteParams(*(field[part] for field in fields))
         alpha = draw_alpha(params, masks[part]) * chosen[part, None, None]
-        done.append((blend_patch(images[part], params, alpha[:, None]), alpha[:, None]))
-    out, alphas = zip(*done, strict=True)
-    return torch.cat(out), torch.cat(alphas)
+        alphas[part] = alpha[:, None]
+        out[part] = blend_patch(images[part], params, alpha[:, None])
+    return out, alphas
 
 
 def paste_cpu(
@@ -178,13 +186,8 @@ _paste = make_op(
     "(Tensor images, Tensor[] fields, Tensor masks, Tensor chosen) -> (Tensor, Tensor)",
     paste_plain,
     paste_cpu,
+    paste_fake,
 )
-
-
-@_paste.register_fake  # type: ignore[attr-defined]
-def _(images: Tensor, fields: list[Tensor], masks: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    alpha = images.new_empty((images.shape[0], 1, *images.shape[2:]), dtype=torch.uint8)
-    return torch.empty_like(images), alpha
 
 
 def draw_alpha(params: PasteParams, masks: Tensor) -> Tensor:
@@ -288,7 +291,7 @@ def blend_patch(images: Tensor, params: PasteParams, alpha: Tensor) -> Tensor:
         wide = torch.int64 if images.dtype == torch.int32 else torch.int32
         total = work.to(wide) * (255 - alpha.to(wide)) + canvas.to(wide) * alpha.to(wide)
         out = torch.div(total + 127, 255, rounding_mode="floor")
-    return like(images, out)
+    return out.to(images.dtype)
 
 
 def levels(images: Tensor, work: Tensor) -> tuple[Tensor, Tensor]:
@@ -309,8 +312,7 @@ def within(offset: Tensor, size: Tensor) -> Tensor:
 def take(images: Tensor, y: Tensor, x: Tensor) -> Tensor:
     """Take pixels of (B, C, H, W) images at broadcast (B, H', W') places."""
     index = y * images.shape[3] + x
-    flat = images.reshape(*images.shape[:2], -1)
-    taken = flat.gather(2, index.flatten(1)[:, None].expand(-1, images.shape[1], -1))
+    taken = images.flatten(2).gather(2, index.flatten(1)[:, None].expand(-1, images.shape[1], -1))
     return taken.reshape(*images.shape[:2], *index.shape[1:])
 
 
@@ -353,9 +355,15 @@ def move_from(base: Tensor, images: Tensor, factor: Tensor, black: Tensor, white
 # --- CutPaste -------------------------------------------------------------------------------------
 
 
+def cutpaste_fake(images: Tensor, fields: list[Tensor], chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Give empty tensors for images and regions."""
+    region = images.new_empty((images.shape[0], 1, *images.shape[2:]), dtype=torch.bool)
+    return torch.empty_like(images), region
+
+
 def cutpaste_plain(images: Tensor, fields: list[Tensor], chosen: Tensor) -> tuple[Tensor, Tensor]:
     """CutPaste into the chosen images with plain torch operations; give images and regions."""
-    done = []
+    out, regions = cutpaste_fake(images, fields, chosen)
     for part in chunks(images):
         params = CutPasteParams(*(field[part] for field in fields))
         region, y, x = rotated_patch(params, *images.shape[2:])
@@ -363,10 +371,9 @@ def cutpaste_plain(images: Tensor, fields: list[Tensor], chosen: Tensor) -> tupl
         work = working(images[part])
         jittered = color_jitter(work, params, *levels(images[part], work))
         patch = take(jittered, y + params.crop_y[:, None, None], x + params.crop_x[:, None, None])
-        out = torch.where(region[:, None], patch, work)
-        done.append((like(images[part], out), region[:, None]))
-    outs, regions = zip(*done, strict=True)
-    return torch.cat(outs), torch.cat(regions)
+        out[part] = torch.where(region[:, None], patch, work).to(images.dtype)
+        regions[part] = region[:, None]
+    return out, regions
 
 
 def rotated_patch(params: CutPasteParams, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -404,10 +411,5 @@ _cutpaste = make_op(
     "(Tensor images, Tensor[] fields, Tensor chosen) -> (Tensor, Tensor)",
     cutpaste_plain,
     cutpaste_cpu,
+    cutpaste_fake,
 )
-
-
-@_cutpaste.register_fake  # type: ignore[attr-defined]
-def _(images: Tensor, fields: list[Tensor], chosen: Tensor) -> tuple[Tensor, Tensor]:
-    region = images.new_empty((images.shape[0], 1, *images.shape[2:]), dtype=torch.bool)
-    return torch.empty_like(images), region

@@ -37,17 +37,17 @@ def label(mask: Tensor) -> Tensor:
 
     All pixels of a region get the same number, no two regions the same; False pixels have H * W.
 
-    Nodes are the blocks of 2x2 pixels, whose True pixels always touch. In every round each component
-    is hooked to the smallest of the components next to it. That makes no cycles but pairs that
-    choose each other, of which the smaller becomes the root: if u is the smallest of a cycle, the
-    component v that u chose has u next to it, so that v chose u, or a smaller one, which can't be
-    in the cycle. Every component that has another next to it is merged, so that n of them are at
+    Nodes are the blocks of 2x2 pixels, whose True pixels always touch. In every round, each
+    component is hooked to the smallest of the components next to it. That makes no cycles but pairs
+    that choose each other, of which the smaller becomes the root: if u is the smallest of a cycle,
+    the component v that u chose has u next to it, so that v chose u, or a smaller one, which can't
+    be in the cycle. Every component that has another next to it is merged, so that n of them are at
     most n // 2 after the round, and no path in a round is longer than n - 1 steps.
     """
     count, height, width = mask.shape
     odd = (0, width % 2, 0, height % 2)
-    corners = torch.nn.functional.pad(mask, odd).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
-    rows, cols = corners.shape[1], corners.shape[3]
+    rows, cols = (height + 1) // 2, (width + 1) // 2
+    corners = torch.nn.functional.pad(mask, odd).view(count, rows, 2, cols, 2)
     size = rows * cols
     links = [block_links(corners.permute(2, 4, 0, 1, 3), dy, dx) for dy, dx in NEIGHBOURS]
     numbers = torch.arange(size, dtype=torch.int32, device=mask.device)
@@ -110,11 +110,10 @@ def clear_small_boxes(mask: Tensor, min_area: int) -> Tensor:
     if min_area <= SMALLEST:
         return mask
     region, boxes, area = measure(mask)
-    number = region.view_as(mask)
     background = area.shape[1]
     over = paint_boxes(boxes, (area > 0) & (area < min_area), height, width)
-    kept = mask & (over == background)
-    early = mask & (over > number)  # what the boxes of smaller numbers leave of each region
+    # The region of each pixel, where no box of a region before it has zeroed the pixel.
+    alive = region.masked_fill(over <= region, background)
 
     # The k-th large region, or `background` where there are not so many.
     rank = (area >= min_area).cumsum(1, dtype=torch.int32)
@@ -126,16 +125,15 @@ def clear_small_boxes(mask: Tensor, min_area: int) -> Tensor:
     for k in range(wanted.numel()):
         this = large[:, k, None, None]
         top, bottom, left, right = boxes[:, :, k, None, None]
-        rest = (early & (number == this)).sum((1, 2), keepdim=True, dtype=torch.int32)
+        rest = (alive == this).sum((1, 2), keepdim=True, dtype=torch.int32)
         zeroed = (rest < min_area) & (this < background)
         box = (zeroed & (y >= top) & (y <= bottom)) & ((x >= left) & (x <= right))
-        early &= ~box
-        kept &= ~box
-    return kept
+        alive.masked_fill_(box, background)
+    return (alive < background) & (over == background)
 
 
 def measure(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Number the regions in the order of their first pixels, row by row, and measure them.
+    """Measure the regions, numbered in the order of their first pixels, row by row.
 
     Regions hold a 3x3 square each, do not touch each other, and leave the border free. So there are
     at most ``H * W // 16``: with one more row below and one more column on the right, the squares
@@ -143,7 +141,7 @@ def measure(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns
     -------
-    region : (B, H * W) Tensor of int32
+    region : (B, H, W) Tensor of int32
         The number of every pixel's region, from 0; ``H * W // 16`` in the background.
     boxes : (4, B, H * W // 16) Tensor of int32
         First and last row, first and last column of each region.
@@ -174,7 +172,7 @@ def measure(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         ]
     )
     area = reduce(torch.ones_like(flat), index, most, "sum", 0)
-    return region, boxes[:, :, :most], area[:, :most]
+    return region.view_as(mask), boxes[:, :, :most], area[:, :most]
 
 
 def paint_boxes(boxes: Tensor, chosen: Tensor, height: int, width: int) -> Tensor:
@@ -192,24 +190,23 @@ def paint_boxes(boxes: Tensor, chosen: Tensor, height: int, width: int) -> Tenso
     def empty() -> Tensor:
         return torch.full((count, height, width), most, dtype=torch.int32, device=chosen.device)
 
-    def halve(notes: Tensor, step: int, dim: int) -> Tensor:
-        out, size = notes.clone(), notes.shape[dim] - step
+    def halve(notes: Tensor, step: int, dim: int) -> None:
+        size = notes.shape[dim] - step
         if size > 0:
-            target = out.narrow(dim, step, size)
+            target = notes.narrow(dim, step, size)
             target.copy_(torch.minimum(target, notes.narrow(dim, 0, size)))
-        return out
 
     painted = empty()
     for j in reversed(range(width.bit_length())):
-        painted = halve(painted, 1 << j, 2)
+        halve(painted, 1 << j, 2)
         column = empty()
         for i in reversed(range(height.bit_length())):
-            column = halve(column, 1 << i, 1)
+            halve(column, 1 << i, 1)
             fits = chosen & (tall >> i == 1) & (wide >> j == 1)
             values = numbers.masked_fill(~fits, most)
             for row in (top, bottom + 1 - (1 << i)):
                 for col in (left, right + 1 - (1 << j)):
                     corner = (row * width + col).clamp(0, height * width - 1).long()
-                    column.view(count, -1).scatter_reduce_(1, corner, values, "amin")
+                    column.flatten(1).scatter_reduce_(1, corner, values, "amin")
         painted = torch.minimum(painted, column)
     return painted

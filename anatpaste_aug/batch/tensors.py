@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anatpaste_aug.images import LUMA, MIN_SIDE, Array
+from anatpaste_aug.checks import MIN_SIDE
+from anatpaste_aug.images import LUMA, Array
 
 DTYPES = (
     torch.uint8,
@@ -118,12 +119,18 @@ def from_numpy(array: Array) -> Tensor:
 
 
 def make_op(
-    name: str, schema: str, plain: Callable[..., Any], cpu: Callable[..., Any]
+    name: str,
+    schema: str,
+    plain: Callable[..., Any],
+    cpu: Callable[..., Any],
+    fake: Callable[..., Any],
 ) -> Callable[..., Any]:
     """Register an operator: `plain` on any device, the functional form image by image on the CPU.
 
-    `torch.compile` takes the operator whole, so that no compiler fuses its roundings away.
+    `torch.compile` takes the operator whole, and learns from `fake` what comes out, so that no
+    compiler fuses its roundings away.
     """
     op = torch.library.custom_op(f"anatpaste_aug::{name}", plain, mutates_args=(), schema=schema)
     op.register_kernel("cpu")(cpu)
+    op.register_fake(fake)
     return op

@@ -1,0 +1,76 @@
+"""Arguments: numbers, ranges, seeds and sizes, checked with a message that says what is wrong."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeAlias
+
+import numpy as np
+
+Rng: TypeAlias = "int | np.random.Generator | None"
+Range: TypeAlias = "float | tuple[float, float]"
+
+MIN_SIDE = 16  # pixels: CLAHE cuts each side into eight tiles
+LARGEST = 2**20  # more pixels than any image has on a side, so that sums of them stay exact
+
+
+def check_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
+    """Check that a value is a finite real number within [low, high]; give it as a Python number."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(
+        value, (int, float, np.integer, np.floating)
+    ):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not (math.isfinite(value) and low <= value <= high):
+        limit = f"be at least {low}" if high in (math.inf, LARGEST) else f"lie in {low}..{high}"
+        if value > LARGEST == high:
+            limit = f"be at most {high}"
+        raise ValueError(f"{name} must {'be finite' if low == -math.inf else limit}, got {value}")
+    return value if isinstance(value, (int, float)) else value.item()
+
+
+def check_integer(name: str, value: Any, low: float, high: float = math.inf) -> int:
+    """Check that a value is an integer within [low, high]; give it as a Python integer."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    return int(check_number(name, value, low, high))
+
+
+def check_range(
+    name: str, value: Any, low: float, high: float, *, integer: bool = False
+) -> tuple[float, float]:
+    """Check a number or a (low, high) pair against the legal range; give it as a pair."""
+    ends = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(ends) != 2:
+        raise ValueError(f"{name} must be a number or a pair (low, high), got {value!r}")
+    check = check_integer if integer else check_number
+    first, last = (check(name, end, low, high) for end in ends)
+    if first > last:
+        raise ValueError(f"{name} must not be reversed: low <= high, got {value!r}")
+    return first, last
+
+
+def check_shape(shape: Any, name: str = "shape") -> tuple[int, int]:
+    """Check the height and width of an image."""
+    if not isinstance(shape, (tuple, list)) or len(shape) != 2:
+        raise TypeError(f"{name} must be a pair (height, width), got {shape!r}")
+    height, width = (check_integer(name, side, MIN_SIDE, LARGEST) for side in shape)
+    return height, width
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Check that a value is True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def as_generator(rng: Any) -> np.random.Generator:
+    """Give the generator that `rng` stands for."""
+    if isinstance(rng, np.random.Generator):
+        return rng
+    if rng is not None:
+        if isinstance(rng, (bool, np.bool_)) or not isinstance(rng, (int, np.integer)):
+            raise TypeError(f"rng must be an int, a numpy.random.Generator or None, got {rng!r}")
+        if rng < 0:
+            raise ValueError(f"rng must be at least 0, got {rng}")
+    return np.random.default_rng(rng)

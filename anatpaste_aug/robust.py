@@ -1,0 +1,357 @@
+"""The robust lung mask: a small shape model of both lungs, fitted to the edges of the image.
+
+Where the published mask thresholds, this one looks for a *pair of lungs*. An average outline
+and its main variations (``lung_prior.npz``, made by ``benchmarks/make_lung_prior.py``) are
+placed on the image where their borders meet edges of the right direction, then bent until
+they lie on them. What is not lung-shaped - air outside the body, the stomach bubble, the
+trachea, the gaps between ribs - has nothing to say in the result.
+
+The steps, one function each: `_view` (a small, cropped, equalised picture), `_edge_field`,
+`_search` (all poses at once), `_bend` (rounds of an active shape model), `_draw`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+from PIL import Image, ImageDraw
+from scipy import ndimage, sparse
+
+from anatpaste_aug.images import Array, ImageLike, Mask, as_array, to_grey
+
+__all__ = ["lung_mask_robust"]
+
+# Lengths are in pixels of the internal picture, which is SIDE x SIDE whatever the image is.
+SIDE = 128
+CELLS = 32  # side of the coarse grid on which poses are compared
+REACH = 8  # half length of the learned edge profile across the outline
+TRIM = 0.06  # rows and columns with less than this share of the contrast are a bar
+SMOOTHING = 1.0  # standard deviation of the Gaussian before the gradient
+FAINT = 1.5  # edges this many times the median edge count for 0.7 of the strongest
+CANDIDATES = 4  # poses that are tried further
+LANDMARKS = 40  # per lung
+# Poses of the search, as shares of the cropped picture: where the centre of the lungs lies,
+# and the standard deviation of their outline (about 0.3 of their width or height).
+CENTRES = (np.arange(11, 22) / CELLS, np.arange(9, 23) / CELLS)
+SPREADS = (np.geomspace(0.13, 0.32, 7), np.geomspace(0.13, 0.34, 7))
+ASPECTS = (0.7, 1.7)
+
+
+@dataclass(frozen=True, eq=False)
+class ShapePrior:
+    """Outline of both lungs: 40 landmarks each, the image-left lung first.
+
+    Shapes are free of position and size: each axis has mean 0 and standard deviation 1.
+
+    Attributes
+    ----------
+    mean : (80, 2) array
+        The average outline, x and y.
+    modes : (k, 80, 2) array
+        Orthonormal directions in which it varies.
+    deviations : (k,) array
+        Standard deviation along each.
+    profile : (80, 2 * REACH + 1) array
+        Mean edge strength across the outline, from inside to outside, at each landmark.
+    """
+
+    mean: Array
+    modes: Array
+    deviations: Array
+    profile: Array
+
+    @cached_property
+    def basis(self) -> Array:
+        """Outlines that add up to any shape, (6 + k, 2, 160): points, and tangents to them.
+
+        The first six span the affine maps of the mean shape (x and y shift, then the two
+        coefficients of x and the two of y), the others are the modes.
+        """
+        one, zero = np.ones(len(self.mean)), np.zeros(len(self.mean))
+        x, y = self.mean.T
+        affine = [(one, zero), (zero, one), (x, zero), (y, zero), (zero, x), (zero, y)]
+        points = np.concatenate([np.stack(affine), self.modes.transpose(0, 2, 1)])
+        loops = points.reshape(*points.shape[:2], 2, LANDMARKS)
+        tangents = np.roll(loops, -1, -1) - np.roll(loops, 1, -1)
+        tangents[:, :, 0] *= -1  # the lungs run in mirrored senses
+        return np.concatenate([points, tangents.reshape(points.shape)], -1)
+
+    @cached_property
+    def stiffness(self) -> Array:
+        """How much each parameter resists: free shift, hardly any shear, likely modes."""
+        return np.r_[1e-3, 1e-3, 2.0, 100.0, 100.0, 2.0, self.deviations**-2.0]
+
+    @cached_property
+    def search_table(self) -> tuple[Array, Array, sparse.csr_matrix]:
+        """Poses (sizes, centres, 4), the size bonus, and the matrix from edges to scores.
+
+        Row *i* of the matrix adds up the edges under the outline in pose *i*, weighted with
+        the profile in three bands: just inside, on, and just outside.
+        """
+        scales = [(a, b) for a in SPREADS[0] for b in SPREADS[1] if ASPECTS[0] < a / b < ASPECTS[1]]
+        centres = [(x, y) for x in CENTRES[0] for y in CENTRES[1]]
+        poses = np.array([[(*c, *s) for c in centres] for s in scales])
+        flat = poses.reshape(-1, 4)
+        every = slice(None, None, 4)
+        shape = self.mean[None] * flat[:, None, 2:]
+        normals = _normals(self.basis[2, :, 80:] + self.basis[5, :, 80:], flat[:, 2:])[:, :, every]
+        bands = np.split(self.profile, (REACH - 2, REACH + 3), axis=1)
+        table = sparse.csr_matrix((len(flat), 2 * CELLS**2), dtype=np.float32)
+        for offset, band in zip((-1, 0, 1), bands, strict=True):
+            weight = band.sum(1)[every] / len(self.mean) * 4
+            at = shape[:, every] + flat[:, None, :2] + normals.transpose(0, 2, 1) * offset / CELLS
+            cell = np.floor(at * CELLS).astype(int)
+            seen = ((cell >= 0) & (cell < CELLS)).all(-1)
+            row = np.nonzero(seen)[0]
+            column = (cell[..., 1] * CELLS + cell[..., 0])[seen]
+            for axis in (0, 1):
+                value = (normals[:, axis] * weight)[seen].astype(np.float32)
+                place = (row, column + axis * CELLS**2)
+                table = table + sparse.csr_matrix((value, place), table.shape)
+        # Inside a lung smaller pairs fit about as well: of two, prefer the larger.
+        bonus = (poses[:, 0, 2] * poses[:, 0, 3] / 0.04) ** 0.3
+        return poses, bonus, table
+
+
+@lru_cache(maxsize=1)
+def _default_prior() -> ShapePrior:
+    with np.load(os.path.join(os.path.dirname(__file__), "lung_prior.npz")) as file:
+        return ShapePrior(**{name: file[name].astype(np.float64) for name in file.files})
+
+
+def lung_mask_robust(image: ImageLike, *, _prior: ShapePrior | None = None) -> Mask:
+    """Outline both lungs of a frontal chest radiograph, whole and without outside air.
+
+    A statistical shape model of the two lung fields is placed on the image and bent to its
+    edges. Against `lung_mask` it is whole (ribs and clavicles do not cut it), it leaves out
+    outside air, stomach and trachea, it is never empty on a radiograph, and it bridges
+    opacities: a consolidated lobe is still inside the mask. The heart is left out. Against
+    lungs drawn by radiologists on 138 adult radiographs, none of them in the prior it was
+    judged with: mean Dice 0.95, 5th percentile 0.92 (`lung_mask`: 0.76 and 0, being empty
+    on 6 %).
+
+    The image may have either polarity, any gamma or contrast (only the order of grey values
+    counts), borders, black bars and burned-in letters, and may be stretched or mirrored. It
+    is worked on at 128 x 128 pixels whatever its size.
+
+    Parameters
+    ----------
+    image : array or Pillow image
+        (H, W) or (H, W, 3); uint8, uint16, int16, int32, float32 or float64, any range; or
+        a Pillow image of mode L, RGB, I;16, I or F. Upright.
+
+    Returns
+    -------
+    (H, W) bool array
+        The lung fields. Empty if the image is constant.
+
+    Raises
+    ------
+    TypeError
+        If the image has another type, dtype or mode.
+    ValueError
+        If it has another shape, a side under 16 pixels, or a NaN or infinite pixel.
+
+    Notes
+    -----
+    It always answers with a pair of lungs, so on a lateral view, a hand or noise the mask
+    means nothing. Known weak points, all seen in radiographs:
+
+    - Where a border cannot be seen (a large effusion, a white hemithorax), the outline is a
+      guess; it may stop at the edge of a large basal opacity, some rows above the diaphragm.
+    - In rotated, tightly cropped children it may follow the skin instead of the ribs.
+    - Thin costophrenic recesses and the lung behind the heart are not followed; a large
+      stomach bubble under a thin diaphragm may pull the left base down.
+    - Lungs narrower than about 0.4 of the picture (after its bars are cut off) may be missed;
+      tilted by 8 degrees Dice is 0.95, by 15 degrees 0.91, beyond that unreliable.
+
+    The prior was computed from the Montgomery County radiographs and their lung masks [2]_.
+
+    References
+    ----------
+    .. [1] Cootes et al., "Active shape models - their training and application", Computer
+       Vision and Image Understanding 61, 1995.
+    .. [2] Jaeger et al., "Two public chest X-ray datasets for computer-aided screening of
+       pulmonary diseases", Quantitative Imaging in Medicine and Surgery 4, 2014.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from anatpaste_aug.robust import lung_mask_robust
+    >>> lung_mask_robust(np.zeros((64, 48))).shape
+    (64, 48)
+    """
+    grey = to_grey(as_array(image))
+    view = _view(grey)
+    if view is None:
+        return np.zeros(grey.shape, bool)
+    picture, frame = view
+    prior = _default_prior() if _prior is None else _prior
+    return _draw(_find(_edge_field(picture), prior), frame, grey.shape)
+
+
+def _view(grey: Array) -> tuple[Array, Array] | None:
+    """Shrink, cut off bars, equalise: (SIDE, SIDE) in 0..1 and the share (x, y, w, h) it shows.
+
+    None if there is nothing to see. Equalised, so that gamma and contrast are gone.
+    """
+    if grey.dtype != np.uint8:  # to 0..1, in steps that no finite range overflows
+        largest = max(abs(float(grey.min())), abs(float(grey.max())))
+        grey = grey / np.float64(largest or 1.0)
+        grey = grey - grey.min()
+        grey = (grey / (grey.max() or 1.0)).astype(np.float32)
+    height, width = grey.shape
+    factor = max(1, width // (2 * SIDE)), max(1, height // (2 * SIDE))
+    small = Image.fromarray(np.ascontiguousarray(grey)).reduce(factor)
+    whole = np.asarray(small.reduce(2), np.float32)
+    if whole.min() == whole.max():
+        return None
+    (x, right), (y, bottom) = _content(whole), _content(whole.T)
+    box = np.array([[x, y], [right, bottom]]) * (width, height) / factor
+    resized = small.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=tuple(box.ravel()))
+    picture = np.asarray(resized, np.float32)
+    picture = picture - picture.min()
+    level = (picture * (4095 / max(picture.max(), 1e-30))).astype(np.intp)
+    count = np.bincount(level.ravel(), minlength=4096)
+    rank = (np.cumsum(count) - count / 2) / level.size
+    return rank.astype(np.float32)[level], np.array([x, y, right - x, bottom - y])
+
+
+def _content(whole: Array) -> tuple[float, float]:
+    """First and last column that is not a bar, as shares of the width."""
+    height, width = whole.shape
+    ordered = np.sort(whole, axis=0)
+    contrast = ordered[-1 - height // 12] - ordered[height // 12]
+    kept = np.flatnonzero(contrast > TRIM * np.ptp(whole))
+    if not kept.size or np.ptp(kept) < width // 4:
+        return 0.0, 1.0
+    return kept[0] / width, (kept[-1] + 1) / width
+
+
+def _edge_field(picture: Array) -> Array:
+    """Gradient (2, SIDE, SIDE), x and y; its length saturates at 1, so that faint edges count."""
+    smooth = ndimage.gaussian_filter(picture, SMOOTHING, mode="nearest", truncate=3.0)
+    down, across = np.gradient(smooth)
+    square = across * across + down * down
+    middle = FAINT * np.sqrt(np.median(square[::2, ::2])) + 1e-6
+    return np.stack([across, down]) / np.sqrt(square + middle * middle)
+
+
+def _normals(tangents: Array, sizes: Array) -> Array:
+    """Outward unit normals (n, 2, points) of outlines with these tangents, scaled by `sizes`."""
+    normals = (tangents * sizes[:, :, None])[:, ::-1] * np.array([[1.0], [-1.0]])
+    return normals / (np.sqrt((normals**2).sum(1, keepdims=True)) + 1e-9)
+
+
+def _find(edges: Array, prior: ShapePrior) -> Array:
+    """Outline (2, 80) of the lungs, as shares of the picture."""
+    poses, polarity = _search(edges, prior)
+    start = np.zeros((len(poses), len(prior.basis)))
+    start[:, :2] = poses[:, :2] / poses[:, 2:]
+    start[:, [2, 5]] = 1.0
+    pixels = poses[:, 2:] * SIDE
+    fits = start
+    for radius in (12, 8):
+        fits = _bend(fits, start, pixels, polarity, edges, prior, radius, every=2)
+    best = [int(_agreement(fits, pixels, polarity, edges, prior).argmax())]
+    fits, start, pixels, polarity = fits[best], start[best], pixels[best], polarity[best]
+    for radius in (8, 6, 4):
+        fits = _bend(fits, start, pixels, polarity, edges, prior, radius, every=1)
+    return _outline(fits, pixels, prior)[0][0] / SIDE
+
+
+def _search(edges: Array, prior: ShapePrior) -> tuple[Array, Array]:
+    """Return the likeliest poses (n, 4), no two of one size, and whether lungs are dark (+1)."""
+    poses, bonus, table = prior.search_table
+    block = SIDE // CELLS
+    coarse = edges.reshape(2, CELLS, block, CELLS, block).mean((2, 4), dtype=np.float32)
+    score = (table @ coarse.ravel()).reshape(poses.shape[:2]) * bonus[:, None]
+    score = np.stack([score, -score])
+    where = score.argmax(2)
+    order = np.argsort(-score.max(2), axis=None)[:CANDIDATES]
+    sign, size = np.unravel_index(order, where.shape)
+    return poses[size, where[sign, size]], 1.0 - 2.0 * sign
+
+
+def _outline(fits: Array, pixels: Array, prior: ShapePrior) -> tuple[Array, Array]:
+    """Points and outward normals, (n, 2, 80) each, of shapes given by their parameters."""
+    curve = np.tensordot(fits, prior.basis, 1)
+    count = curve.shape[-1] // 2
+    return curve[..., :count] * pixels[..., None], _normals(curve[..., count:], pixels)
+
+
+def _across(points: Array, normals: Array, edges: Array, offsets: Array) -> Array:
+    """Edge strength along each normal, (n, points, offsets); positive: brighter outside."""
+    along = points[..., None] + normals[..., None] * offsets
+    column, row = np.clip(along, 0, SIDE - 1).astype(np.intp).swapaxes(0, 1)
+    there = edges.reshape(2, -1).take(row * SIDE + column, axis=1)
+    return there[0] * normals[:, 0, :, None] + there[1] * normals[:, 1, :, None]
+
+
+def _agreement(
+    fits: Array, pixels: Array, polarity: Array, edges: Array, prior: ShapePrior
+) -> Array:
+    """How well the edges under each outline agree with the learned profiles."""
+    strength = _across(*_outline(fits, pixels, prior), edges, np.arange(-REACH, REACH + 1))
+    return polarity * (strength * prior.profile).sum((1, 2))
+
+
+def _bend(
+    fits: Array,
+    start: Array,
+    pixels: Array,
+    polarity: Array,
+    edges: Array,
+    prior: ShapePrior,
+    radius: int,
+    every: int,
+) -> Array:
+    """One round: each landmark looks for its edge, and the likeliest shape follows them all."""
+    points, normals = (a[..., ::every] for a in _outline(fits, pixels, prior))
+    strength = _across(points, normals, edges, np.arange(-radius - REACH, radius + REACH + 1))
+    windows = np.lib.stride_tricks.sliding_window_view(strength, 2 * REACH + 1, axis=2)
+    match = np.einsum("nprt,pt->npr", windows, prior.profile[::every]) * polarity[:, None, None]
+    step = np.arange(-radius, radius + 1)
+    weight = np.exp(10.0 * match - 0.5 * (step / (0.6 * radius)) ** 2)
+    total = weight.sum(2)
+    move = weight @ step / total
+    trust = np.clip((weight * match).sum(2) / total, 0.05, 1.0) * every
+    # Least squares over the landmarks' moves along their normals, held by the prior.
+    count = prior.mean.shape[0]
+    pull = np.einsum("jcp,ncp->njp", prior.basis[:, :, :count:every], normals * pixels[..., None])
+    pulled = pull * trust[:, None]
+    left = pulled @ pull.swapaxes(1, 2) + np.diag(prior.stiffness)
+    target = move + (fits[:, None] @ pull)[:, 0]
+    right = (pulled @ target[..., None])[..., 0] + prior.stiffness * start
+    return np.linalg.solve(left, right[..., None])[..., 0]
+
+
+def _draw(outline: Array, frame: Array, shape: tuple[int, ...]) -> Mask:
+    """Fill both outlines, rounded off, in an image of this shape."""
+    height, width = shape
+    fine = 2 * (SIDE // max(shape)) + 1  # small images are drawn larger
+    size = np.array([width * fine, height * fine])
+    loops = ((frame[:2] + outline.T * frame[2:]) * size).reshape(2, LANDMARKS, 2)
+    curves = _rounding() @ loops
+    # Pillow drops fractions and fills the rim too, so go half a pixel inwards.
+    ahead = np.roll(curves, -1, 1) - np.roll(curves, 1, 1)
+    inwards = np.array([[[1.0]], [[-1.0]]]) * ahead[..., ::-1] * (1, -1)
+    curves += 0.5 * inwards / (np.linalg.norm(ahead, axis=-1, keepdims=True) + 1e-9)
+    canvas = Image.new("L", (width * fine, height * fine))
+    for curve in curves:
+        ImageDraw.Draw(canvas).polygon(curve.ravel().tolist(), fill=1)
+    return np.asarray(canvas)[fine // 2 :: fine, fine // 2 :: fine] > 0
+
+
+@lru_cache(maxsize=1)
+def _rounding() -> Array:
+    """Matrix (160, 40) from landmarks to a smooth closed curve: two four-point subdivisions."""
+    curve = np.eye(LANDMARKS)
+    for _ in range(2):
+        ahead, behind, beyond = (np.roll(curve, n, 0) for n in (-1, 1, -2))
+        halfway = (9 * (curve + ahead) - behind - beyond) / 16
+        curve = np.stack([curve, halfway], 1).reshape(-1, LANDMARKS)
+    return curve
