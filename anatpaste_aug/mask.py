@@ -11,9 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
 
+from anatpaste_aug.checks import check_integer
 from anatpaste_aug.images import Array, ImageLike, Mask, as_array, to_grey
 
 GREY_LEVELS = 2**14  # scikit-image's CLAHE works on 14 bits,
@@ -36,16 +35,17 @@ def lung_mask(image: ImageLike, *, min_area: int = 400) -> Mask:
 
     The chain is CLAHE (8 x 8 tiles, clip limit 0.01), Otsu's threshold, the pixels that are darker
     than it but not black, 3x3 opening, removal of what touches the image border, 3x3 dilation, and
-    removal of the bounding box of every region smaller than `min_area`. It equals the authors'
-    released code bit for bit on unsigned images. It is a rough mask: ribs and clavicles cut into
-    it, and on some images nothing is found.
+    removal of the bounding box of every region smaller than `min_area`. Bit for bit it equals the
+    authors' released code on unsigned images, and the same steps in scikit-image on floats within
+    0..1. It is a rough mask: ribs and clavicles cut into it, and on some images nothing is found.
 
     Parameters
     ----------
     image : (H, W) or (H, W, 3) ndarray, or Pillow image of mode L, RGB, I;16, I or F
         uint8, uint16, int16, int32, float32 or float64; at least 16 pixels high and wide. Lungs
-        are dark. Colour is reduced with ITU-R 601 luma. Signed images, and floats that leave
-        0..1, are stretched linearly from their own minimum to their maximum.
+        are dark. Colour is reduced with ITU-R 601 luma. Floats within 0..1 are taken in steps of
+        1/65535, so stretch dim ones first; floats that leave 0..1, and signed images, are
+        stretched linearly from their own minimum to their maximum.
     min_area : int, optional
         Regions of fewer pixels are removed, together with everything in their bounding boxes.
 
@@ -72,10 +72,7 @@ def lung_mask(image: ImageLike, *, min_area: int = 400) -> Mask:
     >>> mask.shape, mask.dtype, bool(mask.any())
     ((256, 256), dtype('bool'), True)
     """
-    if isinstance(min_area, bool) or not isinstance(min_area, (int, np.integer)):
-        raise TypeError(f"min_area must be an integer, got {type(min_area).__name__}")
-    if min_area < 0:
-        raise ValueError(f"min_area must be at least 0, got {min_area}")
+    min_area = check_integer("min_area", min_area, 0)
     grey = to_grey(as_array(image))
     levels = clahe(quantise(grey))
     # scikit-image keeps float32 images in float32 and computes on all others in float64.
@@ -310,6 +307,26 @@ def dilate(bits: Bits, inside: Bits) -> Bits:
     return out
 
 
+def find_heads(above: Array, below: Array, count: int) -> npt.NDArray[np.intp]:
+    """Give the first run of each run's region, from the links between runs of successive rows.
+
+    Every run points to an earlier one: at first to the first one that it touches in the row above.
+    Pointers are followed to their ends; ends that a link joins are made to point to the earlier.
+    """
+    heads = np.arange(count)
+    heads[below[::-1]] = above[::-1]  # of several, the last assignment stands
+    while True:
+        ends = heads.take(heads)
+        while not np.array_equal(ends, heads):
+            heads, ends = ends, ends.take(ends)
+        above, below = heads.take(above), heads.take(below)
+        apart = np.flatnonzero(above != below)
+        if not apart.size:
+            return heads
+        above, below = above.take(apart), below.take(apart)
+        np.minimum.at(heads, np.maximum(above, below), np.minimum(above, below))
+
+
 class Runs:
     """The horizontal runs of a packed mask's True pixels, with the 8-connected region of each.
 
@@ -336,13 +353,12 @@ class Runs:
         first = np.searchsorted(self.stop, self.start + stride, side="left")
         last = np.searchsorted(self.start, self.stop + stride, side="right")
         number = last - first
-        links = np.zeros(number.size + 1, np.int32)
-        np.cumsum(number, out=links[1:])
-        below = np.arange(links[-1], dtype=np.int32)
-        below += np.repeat((first - links[:-1]).astype(np.int32), number)
-        # The dtypes are those that csgraph works in, so that it converts nothing.
-        graph = csr_array((np.ones(below.size), below, links), shape=(number.size,) * 2)
-        self.regions, self.region = connected_components(graph, directed=False)
+        above = np.repeat(np.arange(number.size), number)
+        below = np.arange(above.size) + np.repeat(last - np.cumsum(number), number)
+        heads = find_heads(above, below, number.size)
+        is_head = heads == np.arange(heads.size)
+        self.regions = np.count_nonzero(is_head)
+        self.region = (np.cumsum(is_head) - 1).take(heads)
 
     def paint(self, keep: Mask) -> Mask:
         """Draw the runs for which `keep` is True into a new mask, padded as for packing."""

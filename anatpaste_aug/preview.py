@@ -59,12 +59,12 @@ def preview_row(
 
     def tile(pixels: Array, outline: Mask | None = None, colour: tuple[int, ...] = ()) -> Array:
         grey = (to_grey(pixels).astype(np.float64) - low) / max(float(high) - float(low), 1e-12)
-        return _tile((grey * 255).astype(np.uint8), outline, colour)
+        return draw_tile((grey * 255).astype(np.uint8), outline, colour)
 
     tiles = [
         tile(image),
         tile(image, mask, LUNG_COLOUR),
-        _tile(alpha),
+        draw_tile(alpha),
         tile(first, alpha > 0, REGION_COLOUR),
         *(tile(other) for other in others),
     ]
@@ -108,7 +108,7 @@ def _umask() -> int:
     return mask
 
 
-def _tile(
+def draw_tile(
     grey: npt.NDArray[np.uint8], outline: Mask | None = None, colour: tuple[int, ...] = ()
 ) -> Array:
     """Scale a picture to the width of a tile (a tall one to its height), and outline a mask."""

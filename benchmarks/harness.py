@@ -63,12 +63,15 @@ class Timing:
             theirs / ours for ours, theirs in zip(self.samples, other.samples, strict=True)
         )
 
-    def as_dict(self) -> dict[str, Any]:
-        """Give median, quartiles and number of samples, in milliseconds, ready for JSON."""
-        low, high = self.quartiles
+    def as_dict(self, share: int = 1) -> dict[str, Any]:
+        """Give median, quartiles and number of samples, ready for JSON.
+
+        Times are milliseconds for one of the `share` images that a call takes.
+        """
+        low, high = (end * 1e3 / share for end in self.quartiles)
         return {
-            "median_ms": _digits(self.median * 1e3),
-            "quartiles_ms": [_digits(low * 1e3), _digits(high * 1e3)],
+            "median_ms": _digits(self.median * 1e3 / share),
+            "quartiles_ms": [_digits(low), _digits(high)],
             "rounds": len(self.samples),
         }
 

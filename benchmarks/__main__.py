@@ -1,0 +1,43 @@
+"""``python -m benchmarks [--quick | --check]``.
+
+Without options everything is measured (about ten minutes) and ``results/cpu.json``,
+``results/growth.png`` and the CPU section of ``RESULTS.md`` are written. ``--quick`` takes a minute
+or two, covers two sizes and writes to the folder named by ``--out``, or nowhere. ``--check`` only
+compares the lung mask with the recipe and fails if it is not ``--floor`` times as fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks import cpu
+from benchmarks.harness import RESULTS, write_json
+
+
+def main() -> int:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds")
+    parser.add_argument("--check", action="store_true", help="fail if the mask has become slow")
+    parser.add_argument("--floor", type=float, default=4.0, help="least ratio for --check")
+    parser.add_argument("--out", type=Path, help="folder for the results")
+    parser.add_argument("--part", type=Path, help=argparse.SUPPRESS)  # one process's share
+    options = parser.parse_args()
+    if options.check:
+        return 0 if cpu.check_speed(options.floor) else 1
+    if options.part:
+        sizes = cpu.SIZES[:2] if options.quick else cpu.SIZES
+        write_json(options.part, cpu.measure_speed(sizes, 7 if options.quick else 20))
+        return 0
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.out or (Path(scratch) if options.quick else RESULTS)
+        folder.mkdir(parents=True, exist_ok=True)
+        cpu.run_all(options.quick, folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
