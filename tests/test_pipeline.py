@@ -180,6 +180,7 @@ def test_every_variant_trains(variant, phantoms, cache, tmp_path):
     assert ("CutPaste scar" in report) == (variant in ("scar", "3way"))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of TensorBoard's own imports
 @pytest.mark.usefixtures("_no_report")
 def test_several_seeds_are_summed_up(phantoms, cache, tmp_path, capsys):
     short = [*TINY, "--epochs", "1", "--updates", "1", "--seeds", "3", "4", "--tensorboard"]
