@@ -1,0 +1,326 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from examples.pretrain_gde.benchmark import benchmark
+from examples.pretrain_gde.compare import compare
+from examples.pretrain_gde.data import load_dataset
+from examples.pretrain_gde.density import ESTIMATORS
+from examples.pretrain_gde.errors import PipelineError
+from examples.pretrain_gde.evaluate import (
+    DETECTOR,
+    SPLIT,
+    Detector,
+    chosen_auc,
+    evaluate,
+    load_metrics,
+)
+from examples.pretrain_gde.phantoms import write_phantoms
+from examples.pretrain_gde.predict import find_images, predict, write_predictions
+from examples.pretrain_gde.readers import PUBLISHED_AUC, READERS, Split
+from examples.pretrain_gde.report import NAMES, REPORT, write_report
+from examples.pretrain_gde.run import (
+    Source,
+    describe_result,
+    run,
+    run_folder,
+    run_seeds,
+    summarise,
+)
+from examples.pretrain_gde.runtime import Runtime, describe, start
+from examples.pretrain_gde.settings import (
+    MASKS,
+    PRECISIONS,
+    PRESETS,
+    VARIANTS,
+    Settings,
+    default_precision,
+)
+from examples.pretrain_gde.storage import read_json
+
+DEMO_PIXELS = 128  # of the phantoms' files
+
+# Settings that have an option of their own name: their type and their help.
+OPTIONS: dict[str, tuple[type, str]] = {
+    "size": (int, "side of the input in pixels"),
+    "epochs": (int, "epochs; a checkpoint is written after each"),
+    "updates": (int, "updates per epoch"),
+    "batch": (int, "originals per update"),
+    "validate_every": (int, "epochs between validations"),
+    "learning_rate": (float, "learning rate at the start of the cosine"),
+    "momentum": (float, "momentum"),
+    "weight_decay": (float, "weight decay"),
+    "head_layers": (int, "hidden layers of 512 in the head"),
+    "jitter": (float, "colour jitter before the augmentation"),
+    "freeze_epochs": (int, "epochs with a frozen backbone, with --imagenet"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command, or the demonstration without any; give the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or (given[0].startswith("-") and given[0] not in ("-h", "--help")):
+        given.insert(0, "demo")
+    options = make_parser().parse_args(given)
+    try:
+        with start(
+            options.device,
+            options.threads,
+            compiled=getattr(options, "compile", False),
+            progress=not options.quiet,
+            tensorboard=getattr(options, "tensorboard", False),
+        ) as runtime:
+            return int(options.command(options, runtime) or 0)
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: --resume goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def demo_command(options: argparse.Namespace, runtime: Runtime) -> None:
+    """Train on phantoms and show what training changes."""
+    data = options.out / "phantoms"
+    if runtime.leads:
+        write_phantoms(data, DEMO_PIXELS, progress=runtime.progress)
+    runtime.wait()
+    settings = Settings(
+        **PRESETS["demo"], seed=options.seed, precision=default_precision(runtime.device)
+    )
+    folder = run_folder(options.out, settings.variant, settings.seed)
+    source = Source(data, options.out / "cache")
+    metrics = run(settings, source, folder, runtime, overwrite=True)
+    if not runtime.leads:
+        return
+    before = metrics["untrained"]
+    print(f"\n{'test AUC on phantoms':24}{'untrained':>12}{'trained':>12}")
+    for name in ESTIMATORS:
+        values = before["test"][name]["auc"], metrics["test"][name]["auc"]
+        print(f"{NAMES[name]:24}{values[0]:12.3f}{values[1]:12.3f}")
+    values = before["test"][before["estimator"]]["auc"], chosen_auc(metrics)
+    print(f"{'chosen on validation':24}{values[0]:12.3f}{values[1]:12.3f}")
+    print(f"\nreport: {folder / REPORT}")
+
+
+def train_command(options: argparse.Namespace, runtime: Runtime) -> None:
+    """Train and evaluate one variant with one or several seeds."""
+    settings = make_settings(options, runtime, options.variant)
+    results = run_seeds(
+        settings,
+        options.seeds,
+        make_source(options),
+        options.out,
+        runtime,
+        resume=options.resume,
+    )
+    if runtime.leads and len(results) > 1:
+        chosen = summarise(results)["chosen"]
+        print(
+            f"{settings.variant}: test AUC {chosen['mean']:.3f}, standard deviation "
+            f"{chosen['sd']:.3f} over {len(results)} seeds"
+        )
+
+
+def compare_command(options: argparse.Namespace, runtime: Runtime) -> None:
+    """Run all variants with the same budget and seeds, and print the table."""
+    table = compare(
+        make_settings(options, runtime, options.variants[0]),
+        options.variants,
+        options.seeds,
+        make_source(options),
+        options.out,
+        runtime,
+        resume=options.resume,
+    )
+    if runtime.leads:
+        print(f"\n{table}")
+
+
+def evaluate_command(options: argparse.Namespace, runtime: Runtime) -> None:
+    """Score the test part of finished runs anew."""
+    for folder in options.runs:
+        metrics = load_metrics(folder)
+        saved = read_json(folder / SPLIT)
+        settings = Settings(**metrics["settings"])
+        dataset = load_dataset(
+            options.data or Path(saved["folder"]),
+            Split.from_dict(saved),
+            settings,
+            options.cache or folder / "cache",
+            skip_bad=options.skip_bad,
+            progress=runtime.progress,
+        )
+        detector = Detector.load(folder / DETECTOR, runtime.device)
+        metrics = evaluate(detector, settings, dataset, folder, metrics, runtime)
+        write_report(folder, dataset, options.published)
+        print(f"{folder}: {describe_result(metrics)}")
+
+
+def predict_command(options: argparse.Namespace, runtime: Runtime) -> int:
+    """Score new images; 3 if some could not be read, 1 if none could."""
+    detector = Detector.load(options.run / DETECTOR, runtime.device)
+    rows = predict(
+        detector,
+        find_images(options.images),
+        heat_map_folder=options.heat_maps,
+        progress=runtime.progress,
+    )
+    scored, failed = write_predictions(rows, options.format, options.output)
+    if failed:
+        print(f"{failed} of {scored + failed} images could not be read", file=sys.stderr)
+    return 0 if not failed else 3 if scored else 1
+
+
+def benchmark_command(options: argparse.Namespace, runtime: Runtime) -> None:
+    """Measure the rate of training and the share of the augmentation."""
+    settings = make_settings(options, runtime, options.variant)
+    result = benchmark(settings, make_source(options), options.steps, runtime)
+    if runtime.leads:
+        print(
+            f"{settings.variant}, {settings.size} px, {settings.batch} originals an update, "
+            f"{settings.precision}, {describe(runtime)['device']}, "
+            f"{torch.get_num_threads()} threads, {runtime.world} processes:\n"
+            f"{1000 * result['median']:.1f} ms a step (median; 90 % within "
+            f"{1000 * result['low']:.1f}-{1000 * result['high']:.1f}), "
+            f"{result['images_per_second']:.0f} images/s, "
+            f"{100 * result['augmentation_share']:.1f} % of a step for augmentation"
+        )
+
+
+def make_settings(options: argparse.Namespace, runtime: Runtime, variant: str) -> Settings:
+    """Put single options over the preset."""
+    chosen: dict[str, Any] = dict(PRESETS[options.preset])
+    for name in OPTIONS:
+        if getattr(options, name) is not None:
+            chosen[name] = getattr(options, name)
+    return Settings(
+        **chosen,
+        variant=variant,
+        mask=options.mask,
+        fresh_masks=options.fresh_masks,
+        imagenet=options.imagenet,
+        precision=options.precision or default_precision(runtime.device),
+        channels_last=options.channels_last,
+    )
+
+
+def make_source(options: argparse.Namespace) -> Source:
+    """Give where the images come from."""
+    return Source(
+        options.data,
+        options.cache or options.out / "cache",
+        options.layout,
+        tuple(options.held_out) if options.held_out else None,
+        options.skip_bad,
+        options.published,
+    )
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.pretrain_gde",
+        description="Anatomy-aware pretraining and Gaussian density estimation.",
+    )
+    commands = parser.add_subparsers(title="commands", required=True)
+
+    demo = commands.add_parser("demo", help="phantoms, no data needed; also without a command")
+    _add_common(demo)
+    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="(runs/demo)")
+    demo.add_argument("--seed", type=int, default=0, help="(0)")
+    demo.set_defaults(command=demo_command, compile=None)
+
+    training = commands.add_parser("train", help="train and evaluate, one run per seed")
+    _add_run_options(training)
+    training.add_argument("--variant", choices=VARIANTS, default="anatpaste")
+    training.set_defaults(command=train_command)
+
+    table = commands.add_parser("compare", help="all variants, same budget and seeds, one table")
+    _add_run_options(table)
+    table.add_argument("--variants", choices=VARIANTS, nargs="+", default=list(VARIANTS))
+    table.set_defaults(command=compare_command)
+
+    again = commands.add_parser("evaluate", help="score the test part of finished runs anew")
+    _add_common(again)
+    again.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
+    again.add_argument("--data", type=Path, help="folder of the data set, if it has moved")
+    again.add_argument("--cache", type=Path, help="folder of decoded images (RUN/cache)")
+    again.add_argument("--skip-bad", action="store_true", help="leave out damaged files")
+    _add_published(again)
+    again.set_defaults(command=evaluate_command)
+
+    scoring = commands.add_parser("predict", help="score new images with a finished run")
+    _add_common(scoring)
+    scoring.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+    scoring.add_argument("images", type=Path, nargs="+", metavar="IMAGES", help="files or folders")
+    scoring.add_argument("--format", choices=("csv", "jsonl"), default="csv", help="(csv)")
+    scoring.add_argument("--output", type=Path, help="file to write (standard output)")
+    scoring.add_argument("--heat-maps", type=Path, metavar="DIR", help="where to write heat maps")
+    scoring.set_defaults(command=predict_command)
+
+    speed = commands.add_parser("benchmark", help="time the training step and the augmentation")
+    _add_run_options(speed)
+    speed.add_argument("--variant", choices=VARIANTS, default="anatpaste")
+    speed.add_argument("--steps", type=int, default=50, help="steps to time (50)")
+    speed.set_defaults(command=benchmark_command)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (auto)")
+    parser.add_argument("--threads", type=int, help="CPU threads (torch's own choice)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def _add_published(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--published",
+        choices=tuple(PUBLISHED_AUC),
+        help="data set whose published AUC the report marks (that of the layout)",
+    )
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    _add_common(parser)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data set")
+    parser.add_argument("--layout", default="auto", choices=("auto", *READERS))
+    parser.add_argument("--cache", type=Path, help="folder of decoded images (OUT/cache)")
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave out missing and damaged files"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/gde"), help="results (runs/gde)")
+    parser.add_argument("--preset", choices=tuple(PRESETS), default="quick", help="(quick)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run per seed (0)")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoints")
+    parser.add_argument(
+        "--held-out",
+        type=int,
+        nargs=2,
+        metavar=("VALID", "TEST"),
+        help="images per class set aside, where the data set leaves it open",
+    )
+    _add_published(parser)
+    parser.add_argument("--mask", choices=MASKS, default="default", help="which lung mask")
+    parser.add_argument(
+        "--fresh-masks", action="store_true", help="segment at every draw, not once per image"
+    )
+    parser.add_argument("--imagenet", action="store_true", help="start from ImageNet weights")
+    parser.add_argument("--precision", choices=PRECISIONS, help="(bf16 where the hardware has it)")
+    parser.add_argument(
+        "--channels-last", action=argparse.BooleanOptionalAction, default=True, help="memory layout"
+    )
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, help="torch.compile (on a GPU)"
+    )
+    parser.add_argument("--tensorboard", action="store_true", help="write logs for TensorBoard")
+    for name, (kind, text) in OPTIONS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)

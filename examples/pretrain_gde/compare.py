@@ -1,0 +1,67 @@
+"""All variants under the same budget and seeds, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from examples.pretrain_gde.run import Source, run_seeds, summarise
+from examples.pretrain_gde.runtime import Runtime
+from examples.pretrain_gde.settings import Settings
+from examples.pretrain_gde.storage import write_json, write_text
+
+COLUMNS = {
+    "chosen": "AUC, chosen on validation",
+    "gaussian": "AUC, single Gaussian",
+    "kde": "AUC, kernel density",
+    "untrained": "AUC, untrained",
+}
+
+
+def compare(
+    settings: Settings,
+    variants: Sequence[str],
+    seeds: Sequence[int],
+    source: Source,
+    out: Path,
+    runtime: Runtime,
+    *,
+    resume: bool = False,
+) -> str:
+    """Run every variant with every seed; give, and write, a table in Markdown.
+
+    Runs that are finished already are taken as they are with `resume`.
+    """
+    summaries: dict[str, dict[str, Any]] = {}
+    for variant in variants:
+        chosen = replace(settings, variant=variant)
+        results = run_seeds(chosen, seeds, source, out, runtime, resume=resume)
+        if runtime.leads:
+            summaries[variant] = summarise(results)
+    if not runtime.leads:
+        return ""
+    table = make_table(summaries)
+    write_json(out / "compare.json", summaries)
+    write_text(out / "compare.md", table)
+    return table
+
+
+def make_table(summaries: dict[str, dict[str, Any]]) -> str:
+    """Put the summaries of several variants into one Markdown table, best first."""
+    lines = [
+        f"| variant | {' | '.join(COLUMNS.values())} | seeds | minutes a seed |",
+        "| --- " * (len(COLUMNS) + 3) + "|",
+    ]
+    for variant, summary in sorted(summaries.items(), key=lambda pair: -pair[1]["chosen"]["mean"]):
+        cells = [_mean_and_sd(summary[name]) for name in COLUMNS]
+        seeds = ", ".join(map(str, summary["seeds"]))
+        minutes = sum(summary["minutes"]) / len(summary["minutes"])
+        lines.append(f"| {variant} | {' | '.join(cells)} | {seeds} | {minutes:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _mean_and_sd(column: dict[str, Any]) -> str:
+    spread = "" if column["sd"] is None else f" ± {column['sd']:.3f}"
+    return f"{column['mean']:.3f}{spread}"

@@ -1,0 +1,348 @@
+"""From files to arrays: decoding, and a cache on disk so that it happens once.
+
+Everything becomes 8-bit grey on a square grid, as the method was published.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from tqdm import tqdm
+
+import anatpaste_aug as ap
+from anatpaste_aug.files import read_image
+from anatpaste_aug.images import to_grey
+from examples.pretrain_gde.errors import PipelineError
+from examples.pretrain_gde.readers import PARTS, Entry, Split, check_split
+from examples.pretrain_gde.settings import NATIVE_SIZE, Settings
+from examples.pretrain_gde.storage import read_json, replacing, write_json
+
+Images = npt.NDArray[np.uint8]
+CACHE_VERSION = 1  # to be raised when decoding changes
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The images of a split, ready to train on.
+
+    Attributes
+    ----------
+    split : Split
+        The files, without those that were skipped.
+    images : dict of str to (N, S, S) uint8 array
+        For each part; memory-mapped.
+    masks : (N, S, S) uint8 array or None
+        Lung masks of the training part, 0 or 1.
+    skipped : tuple of str
+        Files that were missing or damaged, with the reason.
+    """
+
+    split: Split
+    images: dict[str, Images]
+    masks: Images | None
+    skipped: tuple[str, ...]
+
+    def labels(self, part: str) -> npt.NDArray[np.bool_]:
+        """Tell which images of a part are abnormal."""
+        return np.array([entry.abnormal for entry in self.split[part]])
+
+
+def load_dataset(
+    folder: Path,
+    split: Split,
+    settings: Settings,
+    cache: Path,
+    *,
+    skip_bad: bool = False,
+    progress: bool = True,
+) -> Dataset:
+    """Load the images of a split, and the lung masks if the settings need them.
+
+    Raises
+    ------
+    PipelineError
+        If files are missing or damaged and `skip_bad` is false: the message names them.
+    """
+    segment = segmenter(settings.mask) if settings.needs_masks else None
+    parts, images, skipped, masks = {}, {}, [], None
+    for part in PARTS:
+        stored = load_images(
+            folder, split[part], settings.size, cache, skip_bad=skip_bad, progress=progress
+        )
+        parts[part] = tuple(split[part][index] for index in stored.kept)
+        images[part] = stored.images
+        skipped += stored.bad
+    remaining = Split(split.layout, **parts)
+    check_split(remaining, folder)
+    if segment is not None and not settings.fresh_masks:
+        native = load_images(
+            folder, parts["train"], NATIVE_SIZE, cache, skip_bad=skip_bad, progress=progress
+        )
+        masks = load_masks(native, settings.mask, segment, settings.size, cache, progress=progress)
+    return Dataset(remaining, images, masks, tuple(skipped))
+
+
+def segmenter(name: str) -> Callable[[Images], npt.NDArray[np.bool_]]:
+    """Give the library's function behind the name of a mask."""
+    if name == "default":
+        return ap.lung_mask
+    robust = getattr(ap, "lung_mask_robust", None)
+    if robust is None:
+        raise PipelineError(
+            f"mask {name!r} needs anatpaste_aug.lung_mask_robust, which version "
+            f"{ap.__version__} does not have"
+        )
+    return robust
+
+
+@dataclass(frozen=True)
+class StoredImages:
+    """Decoded images, which files they are, and what was left out.
+
+    Attributes
+    ----------
+    images : (N, S, S) uint8 array
+        The images that could be read.
+    kept : list of int
+        Their positions in the list of files.
+    bad : list of str
+        The others, with the reason.
+    key : str
+        Digest of the content of all files, their order and the size.
+    """
+
+    images: Images
+    kept: list[int]
+    bad: list[str]
+    key: str
+
+
+def load_images(
+    folder: Path,
+    entries: Sequence[Entry],
+    size: int,
+    cache: Path,
+    *,
+    skip_bad: bool = False,
+    progress: bool = True,
+) -> StoredImages:
+    """Decode files to `size` x `size` pixels, or take them from the cache."""
+    names = [entry.path for entry in entries]
+    with ThreadPoolExecutor(_workers()) as pool:
+        digests = list(pool.map(_digest, (folder / name for name in names)))
+    key = _key("images", size, *digests)
+    path = cache / f"{key}.npy"
+    if not path.exists() or _listed(path) != len(names):
+        bad = {i: "no such file" for i, digest in enumerate(digests) if digest == "missing"}
+        if bad and not skip_bad:
+            _refuse(folder, [f"{names[i]}: {reason}" for i, reason in bad.items()])
+        rows = _decoded([folder / name for name in names], size, bad, progress)
+        try:
+            _store(path, rows, (len(names), size, size), lambda: _bad_list(names, bad, skip_bad))
+        except _BadFilesError as error:
+            _refuse(folder, error.args[0])
+    reasons = {int(index): reason for index, reason in read_json(_sidecar(path))["bad"].items()}
+    # Not by path: two data sets may hold the same bytes under different names.
+    bad_lines = [f"{names[index]}: {reason}" for index, reason in reasons.items()]
+    if bad_lines and not skip_bad:
+        _refuse(folder, bad_lines)
+    stored = np.load(path, mmap_mode="c")
+    kept = [index for index in range(len(names)) if index not in reasons]
+    return StoredImages(stored[kept] if reasons else stored, kept, bad_lines, key)
+
+
+def load_masks(
+    native: StoredImages,
+    name: str,
+    segment: Callable[[Images], npt.NDArray[np.bool_]],
+    size: int,
+    cache: Path,
+    *,
+    progress: bool = True,
+) -> Images:
+    """Segment every image once, or take the masks from the cache.
+
+    The method's lengths are those of 256 x 256 images, so the lungs are found at that size and the
+    mask is scaled: a pixel is lung if at least half of it is.
+    """
+    path = (
+        cache / f"{_key('masks', name, ap.__version__, size, len(native.images), native.key)}.npy"
+    )
+    shape = (len(native.images), size, size)
+    if not path.exists() or _listed(path) != shape[0]:
+        with ThreadPoolExecutor(_workers()) as pool:
+            rows = pool.map(lambda image: _resize_mask(segment(image), size), native.images)
+            bar = tqdm(rows, "lung masks", shape[0], unit="img", disable=not progress)
+            _store(path, bar, shape, dict)
+    return np.load(path, mmap_mode="c")
+
+
+def _resize_mask(mask: npt.NDArray[np.bool_], size: int) -> Images:
+    if mask.shape == (size, size):
+        return mask.astype(np.uint8)
+    grey = Image.fromarray(mask.astype(np.uint8) * 255)
+    return (np.asarray(grey.resize((size, size), Image.Resampling.BOX)) >= 128).astype(np.uint8)
+
+
+def decode(path: Path, size: int) -> Images:
+    """Decode an image file to 8-bit grey, `size` x `size` pixels; the aspect ratio is not kept.
+
+    DICOM is windowed as it asks for, with air dark. Other images of more than 8 bits are stretched
+    from their minimum to their maximum.
+
+    Raises
+    ------
+    ValueError, OSError, and what the decoders raise
+        If the file is no image that can be read.
+    """
+    if path.suffix.lower() == ".dcm":
+        grey = _decode_dicom(path)
+    else:
+        grey = to_grey(read_image(path))
+        if grey.dtype != np.uint8:
+            values = grey.astype(float)
+            grey = _to_8_bit(_stretch(values, values.min(), values.max()))
+    resized = Image.fromarray(grey).resize((size, size), Image.Resampling.BICUBIC)
+    return np.array(resized)
+
+
+def _decode_dicom(path: Path) -> Images:
+    """Apply the modality and VOI transforms as `read_image` does, but to a definite range.
+
+    The window's ends become 0 and 255, whether or not a pixel reaches them.
+    """
+    import pydicom
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+    data = pydicom.dcmread(path)
+    polarity, pixels = data.PhotometricInterpretation, data.pixel_array
+    if polarity not in ("MONOCHROME1", "MONOCHROME2") or pixels.ndim != 2:
+        raise ValueError(f"one grey frame is needed, got {polarity} of shape {pixels.shape}")
+    values = np.asarray(apply_modality_lut(pixels, data), float)
+    if data.get("VOILUTSequence"):
+        values = np.asarray(apply_voi_lut(values.astype(np.int64), data), float)
+        values /= 2 ** int(data.VOILUTSequence[0].LUTDescriptor[2]) - 1
+    elif data.get("WindowWidth") is not None and data.get("WindowCenter") is not None:
+        center, width = (
+            float(value[0] if isinstance(value, pydicom.multival.MultiValue) else value)
+            for value in (data.WindowCenter, data.WindowWidth)
+        )
+        values = _window(values, center, width, data.get("VOILUTFunction", "LINEAR"))
+    elif data.BitsStored == 8 and "RescaleSlope" not in data:
+        values = values / 255
+    else:
+        values = _stretch(values, values.min(), values.max())
+    return _to_8_bit(1 - values if polarity == "MONOCHROME1" else values)
+
+
+def _window(values: npt.NDArray[Any], center: float, width: float, kind: str) -> npt.NDArray[Any]:
+    """Map a window to 0..1, as DICOM PS3.3 C.11.2.1 defines it."""
+    if kind == "SIGMOID":
+        return 1 / (1 + np.exp(-4 * (values - center) / width))
+    if kind == "LINEAR_EXACT":
+        return _stretch(values, center - width / 2, center + width / 2)
+    return _stretch(values, center - 0.5 - (width - 1) / 2, center - 0.5 + (width - 1) / 2)
+
+
+def _stretch(values: npt.NDArray[Any], low: float, high: float) -> npt.NDArray[Any]:
+    return (values - low) / (high - low) if high > low else (values > low).astype(float)
+
+
+def _to_8_bit(values: npt.NDArray[Any]) -> Images:
+    return (values.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def _decoded(
+    paths: Sequence[Path], size: int, bad: dict[int, str], progress: bool
+) -> Iterable[Images]:
+    """Decode files in order, blank where one is bad, and put down why in `bad`."""
+
+    def attempt(index: int) -> Images | str:
+        if index in bad:
+            return bad[index]
+        try:
+            return decode(paths[index], size)
+        except Exception as error:  # decoders raise whatever they like on damaged files
+            return f"{type(error).__name__}: {error}"
+
+    with ThreadPoolExecutor(_workers()) as pool:
+        results = pool.map(attempt, range(len(paths)))
+        for index, result in enumerate(
+            tqdm(results, f"decoding at {size} px", len(paths), unit="img", disable=not progress)
+        ):
+            if isinstance(result, str):
+                bad[index] = result
+                result = np.zeros((size, size), np.uint8)
+            yield result
+
+
+class _BadFilesError(Exception):
+    """Carries the lines that name bad files, out of the writing of an array."""
+
+
+def _bad_list(names: Sequence[str], bad: dict[int, str], skip_bad: bool) -> dict[int, str]:
+    if bad and not skip_bad:
+        raise _BadFilesError([f"{names[index]}: {reason}" for index, reason in bad.items()])
+    return bad
+
+
+def _refuse(folder: Path, lines: Sequence[str]) -> None:
+    shown = "\n  ".join(lines[:10]) + ("\n  ..." if len(lines) > 10 else "")
+    raise PipelineError(
+        f"{len(lines)} file{'s' if len(lines) > 1 else ''} in {folder} cannot be read "
+        f"(--skip-bad leaves them out):\n  {shown}"
+    )
+
+
+def _store(
+    path: Path,
+    rows: Iterable[Images],
+    shape: tuple[int, ...],
+    bad: Callable[[], dict[int, str]],
+) -> None:
+    """Write an array row by row; the array appears last and complete."""
+    with replacing(path) as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for row in rows:
+            file.write(row.tobytes())
+        write_json(_sidecar(path), {"bad": bad(), "count": shape[0]})
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def _listed(path: Path) -> int:
+    try:
+        return int(json.loads(_sidecar(path).read_text())["count"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return "missing"
+    except OSError as error:
+        return f"unreadable: {error.strerror}"
+
+
+def _key(*parts: Any) -> str:
+    text = "\n".join(map(str, (CACHE_VERSION, *parts)))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _workers() -> int:
+    return min(os.cpu_count() or 1, 16)

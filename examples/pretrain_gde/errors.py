@@ -1,0 +1,5 @@
+"""The one error that the pipeline raises for what a user can put right."""
+
+
+class PipelineError(Exception):
+    """Something is wrong with the data, the options or the files; the message says what."""

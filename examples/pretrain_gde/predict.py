@@ -1,0 +1,149 @@
+"""Scoring new images with a saved detector."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from examples.pretrain_gde.data import Images, decode
+from examples.pretrain_gde.errors import PipelineError
+from examples.pretrain_gde.evaluate import Detector
+from examples.pretrain_gde.heatmap import heat_maps, overlay
+from examples.pretrain_gde.readers import SUFFIXES
+from examples.pretrain_gde.storage import replacing
+
+COLUMNS = ("path", "score", "percentile", "abnormal", "estimator", "heat_map")
+BATCH = 32
+
+
+def predict(
+    detector: Detector,
+    paths: Sequence[Path],
+    *,
+    heat_map_folder: Path | None = None,
+    progress: bool = True,
+) -> Iterator[dict[str, Any]]:
+    """Score image files, in order; files that cannot be read give a row with an ``error``.
+
+    Parameters
+    ----------
+    detector : Detector
+        From a finished run.
+    paths : sequence of Path
+        Images of any size that `decode` reads.
+    heat_map_folder : Path, optional
+        Where to write a heat map for each image, as PNG.
+    progress : bool, optional
+        Whether to show a progress bar, on standard error.
+
+    Yields
+    ------
+    dict
+        ``path``; ``score``, higher being less normal; ``percentile``, the share of the training
+        normals that score lower, in per cent; ``abnormal``, whether the score reaches the threshold
+        chosen on the validation part; ``estimator``; ``heat_map``, the file or None.
+    """
+    bar = tqdm(total=len(paths), desc="scoring", unit="img", disable=not progress)
+    with bar:
+        for begin in range(0, len(paths), BATCH):
+            batch = paths[begin : begin + BATCH]
+            rows, images = [], []
+            for path in batch:
+                try:
+                    images.append(decode(path, detector.size))
+                    rows.append({"path": str(path)})
+                except Exception as error:  # decoders raise whatever they like on damaged files
+                    rows.append({"path": str(path), "error": f"{type(error).__name__}: {error}"})
+                bar.update()
+            good = [row for row in rows if "error" not in row]
+            if good:
+                _fill(good, np.stack(images), detector, heat_map_folder, begin)
+            yield from rows
+
+
+def _fill(
+    rows: list[dict[str, Any]],
+    images: Images,
+    detector: Detector,
+    heat_map_folder: Path | None,
+    begin: int,
+) -> None:
+    name = detector.estimator
+    scores = detector.score(images)[name]
+    ranks = np.searchsorted(detector.normal_scores[name], scores, side="left")
+    percentiles = 100 * ranks / len(detector.normal_scores[name])
+    maps = None if heat_map_folder is None else heat_maps(detector, images)
+    for index, row in enumerate(rows):
+        row["score"] = float(scores[index])
+        row["percentile"] = float(percentiles[index])
+        row["abnormal"] = bool(scores[index] >= detector.thresholds[name])
+        row["estimator"] = name
+        row["heat_map"] = None
+        if heat_map_folder is not None and maps is not None:
+            # Numbered, as images of several folders may bear one name.
+            path = heat_map_folder / f"{begin + index:05d}_{Path(row['path']).stem}.png"
+            with replacing(path) as file:
+                Image.fromarray(overlay(images[index], maps[index])).save(file, "png")
+            row["heat_map"] = str(path)
+
+
+def find_images(names: Sequence[Path]) -> list[Path]:
+    """Put the images in a folder in the place of the folder.
+
+    Raises
+    ------
+    PipelineError
+        If a folder holds no image.
+    """
+    paths = []
+    for name in names:
+        if name.is_dir():
+            inside = sorted(path for path in name.iterdir() if path.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise PipelineError(f"{name} holds no images")
+            paths += inside
+        else:
+            paths.append(name)
+    return paths
+
+
+def write_predictions(
+    rows: Iterator[dict[str, Any]], form: str, output: Path | None
+) -> tuple[int, int]:
+    """Write scored rows to a file, or to standard output as they come; report the others.
+
+    Returns
+    -------
+    scored, failed : int
+        How many images were scored, and how many could not be read.
+    """
+    text = io.StringIO()
+    target = sys.stdout if output is None else text
+    writer = csv.DictWriter(target, COLUMNS, lineterminator="\n")
+    if form == "csv":
+        writer.writeheader()
+    scored = failed = 0
+    for row in rows:
+        if "error" in row:
+            failed += 1
+            tqdm.write(f"skipped {row['path']}: {row['error']}", file=sys.stderr)
+            continue
+        scored += 1
+        if form == "csv":
+            writer.writerow(row)
+        else:
+            print(json.dumps(row), file=target)
+        target.flush()
+    if output is not None:
+        with replacing(output) as file:
+            file.write(text.getvalue().encode())
+    return scored, failed

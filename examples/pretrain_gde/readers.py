@@ -1,0 +1,310 @@
+"""Which files make up a data set, and which of them train, validate and test.
+
+A reader lists; it opens no image. Every reader gives the same thing, a `Split`: the plain layout
+takes it from the folders, the three published data sets draw it by seed, by patient where patients
+are named.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from examples.pretrain_gde.errors import PipelineError
+
+PARTS = ("train", "valid", "test")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm")
+MIN_TRAIN = 4  # images: fewer make no density
+HELD_OUT = {"zhanglab": (100, 0), "chexpert": (250, 250), "rsna": (250, 250)}
+PUBLISHED_AUC = {"zhanglab": 0.921, "chexpert": 0.787, "rsna": 0.819}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image of a data set: its path below the data folder, what it shows, and whom."""
+
+    path: str
+    abnormal: bool
+    patient: str | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """The files of the three parts of a data set."""
+
+    layout: str
+    train: tuple[Entry, ...]
+    valid: tuple[Entry, ...]
+    test: tuple[Entry, ...]
+
+    def __getitem__(self, part: str) -> tuple[Entry, ...]:
+        """Give the entries of a part, by name."""
+        entries: tuple[Entry, ...] = getattr(self, part)
+        return entries
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give the split as JSON can hold it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: Any) -> Split:
+        """Read what `as_dict` gave."""
+        try:
+            parts = {part: tuple(Entry(**entry) for entry in value[part]) for part in PARTS}
+            return cls(value["layout"], **parts)
+        except (TypeError, KeyError) as error:
+            raise PipelineError(f"the saved split is not one of the pipeline's: {error}") from error
+
+
+def read_split(
+    folder: Path, layout: str = "auto", seed: int = 0, held_out: tuple[int, int] | None = None
+) -> Split:
+    """List a data set and split it.
+
+    Parameters
+    ----------
+    folder : Path
+        The data set as distributed, or the plain layout
+        ``{train,valid,test}/{normal,abnormal}``.
+    layout : str, optional
+        A name out of `READERS`, or "auto" to tell by the files.
+    seed : int, optional
+        Seed of the split, where it is drawn.
+    held_out : (int, int), optional
+        Images of either class that are set aside for validation and for testing, where they are
+        drawn; by default `HELD_OUT`.
+
+    Raises
+    ------
+    PipelineError
+        If no layout fits, a part is missing or empty, or one that is scored has one class only.
+    """
+    if not folder.is_dir():
+        raise PipelineError(f"{folder} is not a folder")
+    name = find_layout(folder) if layout == "auto" else layout
+    if name not in READERS:
+        raise PipelineError(f"layout must be auto or one of {', '.join(READERS)}, got {layout!r}")
+    rng = np.random.default_rng(seed)
+    split = READERS[name](folder, rng, held_out or HELD_OUT.get(name, (0, 0)))
+    check_split(split, folder)
+    return split
+
+
+def find_layout(folder: Path) -> str:
+    """Tell a data set by its files."""
+    names = {path.name for path in folder.iterdir()}
+    if "stage_2_detailed_class_info.csv" in names:
+        return "rsna"
+    if "train.csv" in names or "CheXpert-v1.0-small" in names:
+        return "chexpert"
+    if "chest_xray" in names or "NORMAL" in _names(folder / "train"):
+        return "zhanglab"
+    if "normal" in _names(folder / "train"):
+        return "plain"
+    raise PipelineError(
+        f"{folder} has no known layout: expected train/normal (plain), train/NORMAL (Zhanglab), "
+        "train.csv (CheXpert) or stage_2_detailed_class_info.csv (RSNA)"
+    )
+
+
+def check_split(split: Split, folder: Path) -> None:
+    """Check that a split can train and be scored, and that no patient is on two sides."""
+    if len(split.train) < MIN_TRAIN:
+        raise PipelineError(
+            f"training needs at least {MIN_TRAIN} normal images, {folder} has {len(split.train)}"
+        )
+    if any(entry.abnormal for entry in split.train):
+        raise PipelineError("the training part holds abnormal images")
+    for part in ("valid", "test"):
+        kinds = {entry.abnormal for entry in split[part]}
+        if not kinds:
+            raise PipelineError(f"{folder} has no {part} images")
+        if len(kinds) == 1:
+            kind = "abnormal" if kinds == {True} else "normal"
+            raise PipelineError(
+                f"the {part} part of {folder} holds {kind} images only: an AUC needs both classes"
+            )
+    owner: dict[str, str] = {}
+    for part in PARTS:
+        for entry in split[part]:
+            if entry.patient and owner.setdefault(entry.patient, part) != part:
+                raise PipelineError(
+                    f"patient {entry.patient} is in both {owner[entry.patient]} and {part}"
+                )
+
+
+def read_plain(folder: Path, rng: np.random.Generator, held_out: tuple[int, int]) -> Split:
+    """Read ``{train,valid,test}/{normal,abnormal}``; nothing is drawn."""
+    parts = {}
+    for part in PARTS:
+        kinds = ("normal",) if part == "train" else ("normal", "abnormal")
+        entries: list[Entry] = []
+        for kind in kinds:
+            found = _images(folder / part / kind)
+            entries += [Entry(_below(folder, path), kind == "abnormal") for path in found]
+        parts[part] = tuple(entries)
+    return Split("plain", **parts)
+
+
+def read_zhanglab(folder: Path, rng: np.random.Generator, held_out: tuple[int, int]) -> Split:
+    """Read ``chest_xray/{train,test}/{NORMAL,PNEUMONIA}`` (Kermany et al., 2018).
+
+    The test part is the official one. Validation is drawn from the official train part, from
+    patients that are in neither of the others.
+    """
+    root = folder / "chest_xray" if (folder / "chest_xray").is_dir() else folder
+
+    def entries(part: str, kind: str) -> list[Entry]:
+        return [
+            Entry(_below(folder, path), kind == "PNEUMONIA", _zhanglab_patient(path.stem))
+            for path in _images(root / part / kind)
+        ]
+
+    test = entries("test", "NORMAL") + entries("test", "PNEUMONIA")
+    tested = {entry.patient for entry in test}
+    normal = [entry for entry in entries("train", "NORMAL") if entry.patient not in tested]
+    ill = [entry for entry in entries("train", "PNEUMONIA") if entry.patient not in tested]
+    valid_normal, train = draw_by_patient(normal, held_out[0], rng)
+    valid_ill, _ = draw_by_patient(ill, held_out[0], rng)
+    return Split("zhanglab", tuple(train), tuple(valid_normal + valid_ill), tuple(test))
+
+
+def _zhanglab_patient(stem: str) -> str:
+    match = re.match(r"(person\d+|(?:NORMAL2-)?IM-\d+)", stem)
+    return match.group(1) if match else stem
+
+
+def read_chexpert(folder: Path, rng: np.random.Generator, held_out: tuple[int, int]) -> Split:
+    """Read ``train.csv`` and the JPEGs that it names (Irvin et al., 2019).
+
+    Normal is a frontal view with "No Finding"; abnormal, a frontal view with a certain finding
+    other than support devices. Both held-out parts are drawn from the train CSV.
+    """
+    root = folder / "CheXpert-v1.0-small" if (folder / "CheXpert-v1.0-small").is_dir() else folder
+    entries = []
+    for row in _rows(root / "train.csv", ("Path", "Frontal/Lateral", "No Finding")):
+        if row["Frontal/Lateral"] != "Frontal":
+            continue
+        # Paths in the CSV begin with the data set's own folder, whatever it is called here.
+        path = root.joinpath(*Path(row["Path"]).parts[1:])
+        patient = next((part for part in path.parts if re.fullmatch(r"patient\d+", part)), None)
+        if _is_one(row["No Finding"]):
+            entries.append(Entry(_below(folder, path), False, patient))
+        elif any(_is_one(row.get(finding)) for finding in CHEXPERT_FINDINGS):
+            entries.append(Entry(_below(folder, path), True, patient))
+    return split_by_patient("chexpert", entries, held_out, rng)
+
+
+CHEXPERT_FINDINGS = (
+    "Enlarged Cardiomediastinum",
+    "Cardiomegaly",
+    "Lung Opacity",
+    "Lung Lesion",
+    "Edema",
+    "Consolidation",
+    "Pneumonia",
+    "Atelectasis",
+    "Pneumothorax",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Fracture",
+)
+
+
+def _is_one(cell: str | None) -> bool:
+    try:
+        return float(cell or "nan") == 1
+    except ValueError:
+        return False
+
+
+def read_rsna(folder: Path, rng: np.random.Generator, held_out: tuple[int, int]) -> Split:
+    """Read ``stage_2_detailed_class_info.csv`` and the DICOMs (RSNA Pneumonia Detection, 2018).
+
+    Normal is the class "Normal", abnormal the other two. An image is named after its patient.
+    """
+    table = folder / "stage_2_detailed_class_info.csv"
+    classes: dict[str, str] = {}
+    for row in _rows(table, ("patientId", "class")):  # one row per box: patients come repeatedly
+        if classes.setdefault(row["patientId"], row["class"]) != row["class"]:
+            raise PipelineError(f"{table} gives patient {row['patientId']} two classes")
+    entries = [
+        Entry(f"stage_2_train_images/{patient}.dcm", kind != "Normal", patient)
+        for patient, kind in classes.items()
+    ]
+    return split_by_patient("rsna", entries, held_out, rng)
+
+
+READERS: dict[str, Callable[[Path, np.random.Generator, tuple[int, int]], Split]] = {
+    "plain": read_plain,
+    "zhanglab": read_zhanglab,
+    "chexpert": read_chexpert,
+    "rsna": read_rsna,
+}
+
+
+def split_by_patient(
+    layout: str, entries: Iterable[Entry], held_out: tuple[int, int], rng: np.random.Generator
+) -> Split:
+    """Draw balanced validation and test parts; train on the normals of all other patients."""
+    remaining = list(entries)
+    parts: dict[str, list[Entry]] = {}
+    for part, size in zip(("valid", "test"), held_out, strict=True):
+        parts[part] = []
+        for abnormal in (False, True):
+            pool = [entry for entry in remaining if entry.abnormal == abnormal]
+            drawn, _ = draw_by_patient(pool, size, rng)
+            parts[part] += drawn
+            gone = {entry.patient for entry in drawn}
+            remaining = [entry for entry in remaining if entry.patient not in gone]
+    train = tuple(entry for entry in remaining if not entry.abnormal)
+    return Split(layout, train, tuple(parts["valid"]), tuple(parts["test"]))
+
+
+def draw_by_patient(
+    entries: Sequence[Entry], size: int, rng: np.random.Generator
+) -> tuple[list[Entry], list[Entry]]:
+    """Draw `size` images, whole patients at a time; give them and the images of other patients."""
+    patients: dict[str, list[Entry]] = {}
+    for entry in sorted(entries, key=lambda entry: entry.path):
+        patients.setdefault(entry.patient or entry.path, []).append(entry)
+    names = list(patients)
+    drawn: list[Entry] = []
+    for index in rng.permutation(len(names)):
+        if len(drawn) + len(patients[names[index]]) <= size:
+            drawn += patients.pop(names[index])
+    if len(drawn) < size:
+        raise PipelineError(f"cannot set {size} images aside: only {len(drawn)} can be drawn")
+    return drawn, [entry for rest in patients.values() for entry in rest]
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+
+def _images(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise PipelineError(f"{folder} is missing")
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+
+
+def _below(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def _rows(table: Path, columns: Sequence[str]) -> Iterable[dict[str, str]]:
+    try:
+        with table.open(newline="") as file:
+            reader = csv.DictReader(file)
+            missing = [name for name in columns if name not in (reader.fieldnames or ())]
+            if missing:
+                raise PipelineError(f"{table} has no column {', '.join(missing)}")
+            yield from reader
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise PipelineError(f"cannot read {table}: {error}") from error

@@ -1,0 +1,177 @@
+"""Whole runs: data in, trained and evaluated networks out, one folder per variant and seed."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from examples.pretrain_gde.data import Dataset, load_dataset
+from examples.pretrain_gde.errors import PipelineError
+from examples.pretrain_gde.evaluate import METRICS, SPLIT, chosen_auc, finish, load_metrics
+from examples.pretrain_gde.readers import Split, read_split
+from examples.pretrain_gde.report import write_report
+from examples.pretrain_gde.runtime import Runtime
+from examples.pretrain_gde.settings import Settings
+from examples.pretrain_gde.storage import read_json, write_json
+from examples.pretrain_gde.train import CHECKPOINT, train
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the images come from.
+
+    Attributes
+    ----------
+    folder : Path
+        The data set.
+    cache : Path
+        Where decoded images are kept.
+    layout : str
+        As for `read_split`.
+    held_out : (int, int) or None
+        As for `read_split`.
+    skip_bad : bool
+        Whether missing and damaged files are left out.
+    published : str or None
+        Data set whose published AUC the report marks, if not that of the layout.
+    """
+
+    folder: Path
+    cache: Path
+    layout: str = "auto"
+    held_out: tuple[int, int] | None = None
+    skip_bad: bool = False
+    published: str | None = None
+
+
+def run_folder(out: Path, variant: str, seed: int) -> Path:
+    """Give the folder of one run."""
+    return out / variant / f"seed{seed}"
+
+
+def run(
+    settings: Settings,
+    source: Source,
+    folder: Path,
+    runtime: Runtime,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Train and evaluate one variant with one seed; give its metrics.
+
+    Raises
+    ------
+    PipelineError
+        If `folder` holds a run already, and it is neither to go on nor to be replaced.
+    """
+    if resume and (folder / METRICS).exists():
+        metrics = load_metrics(folder)
+        other = [
+            name
+            for name, value in settings.as_dict().items()
+            if metrics["settings"].get(name) != value
+        ]
+        if other:
+            raise PipelineError(f"{folder} was made with another {', '.join(other)}")
+        return metrics
+    if not (resume or overwrite) and any(
+        (folder / name).exists() for name in (METRICS, CHECKPOINT)
+    ):
+        raise PipelineError(f"{folder} holds a run: give --resume or another --out")
+    dataset = load(settings, source, folder, runtime, resume=resume)
+    progress = train(settings, dataset, folder, runtime, resume=resume)
+    metrics = {}
+    if runtime.leads:
+        metrics = finish(settings, dataset, progress, folder, runtime)
+        write_report(folder, dataset, source.published)
+    runtime.wait()
+    return metrics
+
+
+def run_seeds(
+    settings: Settings,
+    seeds: Sequence[int],
+    source: Source,
+    out: Path,
+    runtime: Runtime,
+    *,
+    resume: bool = False,
+) -> list[dict[str, Any]]:
+    """Do one run per seed; give the metrics of all."""
+    results = []
+    for seed in seeds:
+        folder = run_folder(out, settings.variant, seed)
+        metrics = run(replace(settings, seed=seed), source, folder, runtime, resume=resume)
+        results.append(metrics)
+        if runtime.leads:
+            print(f"{folder}: {describe_result(metrics)}", flush=True)
+    if runtime.leads:
+        write_json(out / settings.variant / "summary.json", summarise(results))
+    return results
+
+
+def load(
+    settings: Settings, source: Source, folder: Path, runtime: Runtime, *, resume: bool = False
+) -> Dataset:
+    """Load the data of a run, and write its split beside the results."""
+    if not runtime.leads:
+        runtime.wait()  # the first process fills the cache
+    path = folder / SPLIT
+    if path.exists() and (resume or not runtime.leads):
+        split = Split.from_dict(read_json(path))
+    else:
+        split = read_split(source.folder, source.layout, settings.seed, source.held_out)
+    dataset = load_dataset(
+        source.folder,
+        split,
+        settings,
+        source.cache,
+        skip_bad=source.skip_bad,
+        progress=runtime.progress,
+    )
+    if runtime.leads:
+        write_json(path, {**split.as_dict(), "seed": settings.seed, "folder": str(source.folder)})
+        if dataset.skipped:
+            print(f"{len(dataset.skipped)} files skipped:", *dataset.skipped, sep="\n  ")
+        runtime.wait()
+    return dataset
+
+
+def describe_result(metrics: dict[str, Any]) -> str:
+    """Say in one line how a run went."""
+    chosen = metrics["selected"]
+    test = metrics["test"][chosen["estimator"]]
+    low, high = test["auc_interval"]
+    untrained = metrics["untrained"]
+    before = untrained["test"][untrained["estimator"]]["auc"]
+    return (
+        f"test AUC {test['auc']:.3f} (95 % {low:.3f}-{high:.3f}), AP {test['ap']:.3f}, untrained "
+        f"{before:.3f}; {chosen['estimator']} of epoch {chosen['epoch']} chosen on validation; "
+        f"{metrics['seconds'] / 60:.1f} min of training"
+    )
+
+
+def summarise(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Give the mean and standard deviation of the AUCs and APs over seeds."""
+    columns: dict[str, list[float]] = {"chosen": [chosen_auc(metrics) for metrics in results]}
+    untrained = [metrics["untrained"] for metrics in results]
+    columns["untrained"] = [value["test"][value["estimator"]]["auc"] for value in untrained]
+    for name in results[0]["test"]:
+        columns[name] = [metrics["test"][name]["auc"] for metrics in results]
+        columns[f"{name}_ap"] = [metrics["test"][name]["ap"] for metrics in results]
+    return {
+        "seeds": [metrics["settings"]["seed"] for metrics in results],
+        "minutes": [metrics["seconds"] / 60 for metrics in results],
+        **{
+            name: {
+                "values": values,
+                "mean": statistics.fmean(values),
+                "sd": statistics.stdev(values) if len(values) > 1 else None,
+            }
+            for name, values in columns.items()
+        },
+    }

@@ -1,0 +1,149 @@
+"""Where a run computes: the device, and the other processes if there are several."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from threadpoolctl import threadpool_limits
+
+import anatpaste_aug
+from examples.pretrain_gde.errors import PipelineError
+
+PATIENCE = timedelta(hours=2)  # the first process decodes and scores while the others wait
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-image", "scikit-learn", "pillow")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What computes, and what is shown meanwhile; nothing here changes what is computed.
+
+    Attributes
+    ----------
+    device : torch.device
+        Where the network lives.
+    rank, world : int
+        This process among all; the first one alone writes files.
+    compiled : bool
+        Whether `torch.compile` compiles the network.
+    progress : bool
+        Whether progress bars are shown.
+    tensorboard : bool
+        Whether logs for TensorBoard are written.
+    """
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+    compiled: bool = False
+    progress: bool = True
+    tensorboard: bool = False
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes the files."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Wait for all other processes."""
+        if self.world > 1:
+            torch.distributed.barrier()
+
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        """Average a value over all processes."""
+        if self.world > 1:
+            torch.distributed.all_reduce(value)
+            value /= self.world
+        return value
+
+
+@contextlib.contextmanager
+def start(
+    device: str = "auto",
+    threads: int | None = None,
+    *,
+    compiled: bool | None = None,
+    progress: bool = True,
+    tensorboard: bool = False,
+) -> Iterator[Runtime]:
+    """Choose the device, and join the other processes when started by ``torchrun``.
+
+    Raises
+    ------
+    PipelineError
+        If the device is not there.
+    """
+    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+        if chosen.type == "cuda" and world > 1:
+            chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        elif chosen.type == "cuda" and chosen.index is None:
+            chosen = torch.device("cuda", torch.cuda.current_device())
+        torch.zeros(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise PipelineError(f"device {device!r} cannot be used: {reason}") from error
+    if threads is not None:
+        torch.set_num_threads(threads)
+        threadpool_limits(threads)  # of NumPy's and SciPy's linear algebra
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
+    if world > 1:
+        torch.distributed.init_process_group(
+            "nccl" if chosen.type == "cuda" else "gloo", timeout=PATIENCE
+        )
+    try:
+        yield Runtime(
+            chosen,
+            rank,
+            world,
+            chosen.type == "cuda" if compiled is None else compiled,
+            progress and rank == 0,
+            tensorboard,
+        )
+    finally:
+        if world > 1:
+            torch.distributed.destroy_process_group()
+
+
+def describe(runtime: Runtime) -> dict[str, Any]:
+    """Describe the hardware and the versions, for the record."""
+    versions = {"anatpaste_aug": anatpaste_aug.__version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return {
+        "device": (
+            torch.cuda.get_device_name(runtime.device)
+            if runtime.device.type == "cuda"
+            else _processor()
+        ),
+        "processes": runtime.world,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "compiled": runtime.compiled,
+        "platform": platform.platform(terse=True),
+        "versions": versions,
+    }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,136 @@
+"""Every choice that decides a result, and the presets."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from examples.pretrain_gde.errors import PipelineError
+
+VARIANTS = ("anatpaste", "cutpaste", "scar", "union", "3way")
+MASKS = ("default", "robust")
+PRECISIONS = ("fp32", "bf16")
+NATIVE_SIZE = 256  # pixels: the size that the method's lengths were published for
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one run; the defaults are the published ones.
+
+    Attributes
+    ----------
+    variant : str
+        Augmentation to tell from the original, one of `VARIANTS`.
+    seed : int
+        Seed of the initial weights, the order of the images, every draw, and the split.
+    size : int
+        Side of the square input, in pixels.
+    epochs, updates : int
+        An epoch is `updates` steps of the optimiser; it is the interval between checkpoints.
+    batch : int
+        Originals per update, over all processes; as many augmented images of each other class are
+        added.
+    validate_every : int
+        Epochs between validations.
+    learning_rate, momentum, weight_decay : float
+        Of stochastic gradient descent. The rate falls to 0 along a cosine.
+    head_layers : int
+        Hidden layers of 512 before the last of 128.
+    jitter : float
+        Colour jitter of the whole image before the augmentation.
+    mask : str
+        Which lung mask: the published one or the robust one.
+    fresh_masks : bool
+        Whether to segment at every draw, as published, instead of once per image.
+    imagenet : bool
+        Whether to start from ImageNet weights, with the backbone frozen for `freeze_epochs`.
+    freeze_epochs : int
+        See `imagenet`.
+    precision : str
+        Of the training step: fp32, or bf16 by autocast. Features are always computed in fp32.
+    channels_last : bool
+        Memory layout of images and weights.
+    """
+
+    variant: str = "anatpaste"
+    seed: int = 0
+    size: int = NATIVE_SIZE
+    epochs: int = 256
+    updates: int = 256
+    batch: int = 64
+    validate_every: int = 10
+    learning_rate: float = 0.03
+    momentum: float = 0.9
+    weight_decay: float = 3e-5
+    head_layers: int = 1
+    jitter: float = 0.1
+    mask: str = "default"
+    fresh_masks: bool = False
+    imagenet: bool = False
+    freeze_epochs: int = 20
+    precision: str = "fp32"
+    channels_last: bool = True
+
+    def __post_init__(self) -> None:
+        """Check every setting."""
+        for name, allowed in (("variant", VARIANTS), ("mask", MASKS), ("precision", PRECISIONS)):
+            if getattr(self, name) not in allowed:
+                raise PipelineError(
+                    f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
+                )
+        for name, low in (
+            ("seed", 0),
+            ("size", 32),
+            ("epochs", 1),
+            ("updates", 1),
+            ("batch", 1),
+            ("validate_every", 1),
+            ("head_layers", 0),
+            ("freeze_epochs", 0),
+            ("learning_rate", 0),
+            ("momentum", 0),
+            ("weight_decay", 0),
+            ("jitter", 0),
+        ):
+            if not getattr(self, name) >= low:
+                raise PipelineError(f"{name} must be at least {low}, got {getattr(self, name)}")
+
+    @property
+    def classes(self) -> int:
+        """Number of classes to tell apart."""
+        return 3 if self.variant == "3way" else 2
+
+    @property
+    def steps(self) -> int:
+        """Number of updates in all."""
+        return self.epochs * self.updates
+
+    @property
+    def needs_masks(self) -> bool:
+        """Whether the augmentation pastes into the lungs."""
+        return self.variant == "anatpaste"
+
+    def scaled(self, length: float) -> int:
+        """Scale a length that was published for 256 pixels to this size."""
+        return round(length * self.size / NATIVE_SIZE)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give the settings as JSON can hold them."""
+        return asdict(self)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "quick": {"size": 64, "batch": 24, "epochs": 30, "updates": 100, "validate_every": 3},
+    "demo": {"size": 64, "batch": 24, "epochs": 8, "updates": 50, "validate_every": 1},
+}
+
+
+def default_precision(device: torch.device) -> str:
+    """Choose bf16 where the hardware computes in it, fp32 elsewhere."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    capable = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return "bf16" if capable.get("avx512_bf16") or capable.get("amx_bf16") else "fp32"

@@ -1,0 +1,375 @@
+"""Pretraining: telling originals from augmented images, with checkpoints to go on from."""
+
+from __future__ import annotations
+
+import math
+import time
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from examples.pretrain_gde.augment import Augmenter
+from examples.pretrain_gde.data import Dataset, Images
+from examples.pretrain_gde.density import ESTIMATORS, Density
+from examples.pretrain_gde.errors import PipelineError
+from examples.pretrain_gde.metrics import auc_and_ap
+from examples.pretrain_gde.model import Network, embed, seeded_network
+from examples.pretrain_gde.runtime import Runtime
+from examples.pretrain_gde.settings import Settings
+from examples.pretrain_gde.storage import Tensors, load_tensors, save_tensors
+
+CHECKPOINT = "checkpoint.safetensors"
+WEIGHTS = "weights-epoch{:04d}.safetensors"
+RESIDENT_SHARE = 0.5  # of the free memory of a GPU that the data may take
+
+
+@dataclass
+class Progress:
+    """How far a run has come, as a checkpoint keeps it.
+
+    Attributes
+    ----------
+    epochs : list of dict
+        One record per finished epoch: loss, learning rate, times, validation AUCs.
+    best : dict or None
+        Epoch, estimator and validation AUC of the best checkpoint so far.
+    """
+
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+
+
+def train(
+    settings: Settings, dataset: Dataset, folder: Path, runtime: Runtime, *, resume: bool = False
+) -> Progress:
+    """Pretrain one network and keep the weights of its best validation.
+
+    After every epoch the state is written to `folder`; with `resume` the run goes on from there,
+    to the same numbers as without the break (on one kind of hardware).
+
+    Raises
+    ------
+    PipelineError
+        If the checkpoint belongs to other settings or is damaged, or the loss is not finite.
+    """
+    return Trainer(settings, dataset, folder, runtime, resume).run()
+
+
+class Trainer:
+    """One run: the network, the optimiser and the data. See `train`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        dataset: Dataset,
+        folder: Path,
+        runtime: Runtime,
+        resume: bool = False,
+    ) -> None:
+        self.settings, self.dataset, self.folder, self.runtime = settings, dataset, folder, runtime
+        self.network = seeded_network(
+            settings.seed, settings.classes, settings.head_layers, settings.imagenet
+        ).to(runtime.device)
+        if settings.channels_last:
+            self.network.to(memory_format=torch.channels_last)
+        if runtime.world > 1 and runtime.device.type == "cuda":
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
+        self.optimizer = torch.optim.SGD(
+            self.network.parameters(),
+            settings.learning_rate,
+            settings.momentum,
+            weight_decay=settings.weight_decay,
+        )
+        self.wrapped: nn.Module | None = None
+        self.frozen = False
+        self.progress = Progress()
+        self.source = Batches(dataset.images["train"], dataset.masks, settings, runtime)
+        self.augment = Augmenter(settings)
+        if resume and (folder / CHECKPOINT).exists():
+            self._restore(*load_tensors(folder / CHECKPOINT))
+
+    def run(self) -> Progress:
+        """Train the remaining epochs."""
+        settings, done = self.settings, len(self.progress.epochs)
+        bar = tqdm(
+            total=settings.steps,
+            initial=done * settings.updates,
+            desc=f"{settings.variant} seed {settings.seed}",
+            unit="step",
+            disable=not self.runtime.progress,
+        )
+        with bar, Logs(self.folder, self.runtime, done) as logs:
+            for epoch in range(done, settings.epochs):
+                record = self._epoch(epoch, bar)
+                number = epoch + 1
+                if number % settings.validate_every == 0 or number == settings.epochs:
+                    record["valid"] = self._validate()
+                    self._keep_if_best(number, record["valid"])
+                self.progress.epochs.append(record)
+                if self.runtime.leads:
+                    self._save()
+                logs.write(number, record)
+                bar.set_postfix(loss=f"{record['loss']:.3f}", **self._shown())
+        self.runtime.wait()
+        return self.progress
+
+    def _shown(self) -> dict[str, str]:
+        best = self.progress.best
+        return {"valid": f"{best['valid_auc']:.3f}"} if best else {}
+
+    def _epoch(self, epoch: int, bar: tqdm[Any]) -> dict[str, Any]:
+        settings, device = self.settings, self.runtime.device
+        model = self.model(frozen=settings.imagenet and epoch < settings.freeze_epochs)
+        self.network.train()
+        total = torch.zeros((), device=device)
+        clock = Clock(device)
+        begin = time.perf_counter()
+        for step in range(epoch * settings.updates, (epoch + 1) * settings.updates):
+            rate = settings.learning_rate * (1 + math.cos(math.pi * step / settings.steps)) / 2
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            with clock:
+                inputs, labels = self.augment(*self.source(step))
+            total += self.update(model, inputs, labels)
+            bar.update()
+        loss = self.runtime.mean(total / settings.updates).item()
+        seconds = time.perf_counter() - begin
+        if not math.isfinite(loss):
+            raise PipelineError(f"the loss is {loss} in epoch {epoch + 1}: lower the learning rate")
+        return {
+            "epoch": epoch + 1,
+            "loss": loss,
+            "learning_rate": rate,
+            "seconds": seconds,
+            "augmentation_share": clock.seconds() / seconds,
+        }
+
+    def update(self, model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Do one step of the optimiser and give the loss, without waiting for the device."""
+        with torch.autocast(
+            self.runtime.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"
+        ):
+            logits = model(inputs)
+        loss = nn.functional.cross_entropy(logits.float(), labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def model(self, *, frozen: bool) -> nn.Module:
+        """Give the network as it is trained; wrapped anew only when the backbone thaws."""
+        if self.wrapped is None or self.frozen != frozen:
+            self.frozen = frozen
+            self.network.backbone.requires_grad_(not frozen)
+            model: nn.Module = self.network
+            if self.runtime.world > 1:
+                model = DistributedDataParallel(model)
+            if self.runtime.compiled:
+                model = cast(nn.Module, torch.compile(model))
+            self.wrapped = model
+        return self.wrapped
+
+    def _validate(self) -> dict[str, float]:
+        """Compute the validation AUC of both estimators."""
+        aucs = validate(self.network, self.dataset) if self.runtime.leads else {}
+        self.runtime.wait()
+        return aucs
+
+    def _keep_if_best(self, epoch: int, aucs: dict[str, float]) -> None:
+        for estimator, auc in aucs.items():
+            best = self.progress.best
+            if best is None or auc > best["valid_auc"]:
+                self.progress.best = {"epoch": epoch, "estimator": estimator, "valid_auc": auc}
+        if self.runtime.leads and self.progress.best and self.progress.best["epoch"] == epoch:
+            weights = self.network.backbone.state_dict()
+            save_tensors(self.folder / WEIGHTS.format(epoch), weights, {"epoch": epoch})
+
+    def _save(self) -> None:
+        tensors: Tensors = {}
+        for name, value in self.network.state_dict().items():
+            tensors[f"network.{name}"] = value
+        for name, parameter in self.network.named_parameters():
+            buffer = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if buffer is not None:
+                tensors[f"momentum.{name}"] = buffer
+        info = {
+            "settings": self.settings.as_dict(),
+            "files": fingerprint(self.dataset),
+            "epochs": self.progress.epochs,
+            "best": self.progress.best,
+        }
+        save_tensors(self.folder / CHECKPOINT, tensors, info)
+        kept = WEIGHTS.format(self.progress.best["epoch"]) if self.progress.best else None
+        for old in self.folder.glob("weights-epoch*.safetensors"):
+            if old.name != kept:
+                old.unlink()
+
+    def _restore(self, tensors: Tensors, info: dict[str, Any]) -> None:
+        path = self.folder / CHECKPOINT
+        now = self.settings.as_dict()
+        other = [name for name in now if info["settings"].get(name) != now[name]]
+        if other:
+            told = ", ".join(f"{name} {info['settings'].get(name)!r}" for name in other)
+            raise PipelineError(f"{path} was made with other settings: {told}")
+        if info["files"] != fingerprint(self.dataset):
+            raise PipelineError(f"{path} was made with other training or validation images")
+        prefix = "network."
+        self.network.load_state_dict(
+            {
+                name.removeprefix(prefix): value
+                for name, value in tensors.items()
+                if name.startswith(prefix)
+            }
+        )
+        for name, parameter in self.network.named_parameters():
+            if f"momentum.{name}" in tensors:
+                buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
+                self.optimizer.state[parameter]["momentum_buffer"] = buffer.detach()
+        self.progress = Progress(info["epochs"], info["best"])
+
+
+class Batches:
+    """The originals of each step, and their masks.
+
+    What step *s* takes depends on the seed and *s* alone, so that a run can go on anywhere. Images
+    come in random order, all of them before any comes again; each process takes its share.
+    """
+
+    def __init__(
+        self, images: Images, masks: Images | None, settings: Settings, runtime: Runtime
+    ) -> None:
+        if settings.batch % runtime.world:
+            raise PipelineError(
+                f"batch {settings.batch} cannot be shared by {runtime.world} processes"
+            )
+        self.settings, self.runtime = settings, runtime
+        size = images.nbytes + (0 if masks is None else masks.nbytes)
+        home = runtime.device if fits(runtime.device, size) else torch.device("cpu")
+        self.images = torch.from_numpy(images)[:, None].to(home)
+        self.masks = None if masks is None else torch.from_numpy(masks)[:, None].to(home)
+        self.generator = torch.Generator(runtime.device)
+
+    def __call__(self, step: int) -> tuple[torch.Tensor, torch.Tensor | None, torch.Generator]:
+        """Give the images and masks of a step on the device, and a generator for its draws."""
+        batch, rank = self.settings.batch, self.runtime.rank
+        share = batch // self.runtime.world
+        indices = self._indices(step * batch, batch)[rank * share : (rank + 1) * share]
+        self.generator.manual_seed(derive_seed(self.settings.seed, 1, step, rank))
+        masks = None if self.masks is None else self._take(self.masks, indices).bool()
+        return self._take(self.images, indices), masks, self.generator
+
+    def _take(self, tensor: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        chosen = tensor[indices.to(tensor.device)]
+        if tensor.device != self.runtime.device:
+            chosen = chosen.pin_memory().to(self.runtime.device, non_blocking=True)
+        return chosen
+
+    def _indices(self, begin: int, count: int) -> torch.Tensor:
+        """Cut `count` positions out of the endless row of permutations."""
+        parts, total = [], len(self.images)
+        while count:
+            turn, offset = divmod(begin, total)
+            taken = min(count, total - offset)
+            generator = torch.Generator().manual_seed(derive_seed(self.settings.seed, 0, turn))
+            order = torch.randperm(total, generator=generator)
+            parts.append(order[offset : offset + taken])
+            begin, count = begin + taken, count - taken
+        return torch.cat(parts)
+
+
+class Clock:
+    """Adds up the time spent inside ``with clock:``, on the device if it is a GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.gpu = device.type == "cuda"
+        self.spent = 0.0
+        self.events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def __enter__(self) -> None:
+        if self.gpu:
+            pair = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+            self.events.append(pair)
+            pair[0].record()
+        else:
+            self.begin = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        if self.gpu:
+            self.events[-1][1].record()
+        else:
+            self.spent += time.perf_counter() - self.begin
+
+    def seconds(self) -> float:
+        """Give the sum; waits for the device."""
+        if self.gpu:
+            torch.cuda.synchronize()
+            return sum(begin.elapsed_time(end) for begin, end in self.events) / 1000
+        return self.spent
+
+
+class Logs:
+    """TensorBoard's event files, when they are wanted."""
+
+    def __init__(self, folder: Path, runtime: Runtime, done: int) -> None:
+        self.writer = None
+        if runtime.tensorboard and runtime.leads:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(folder / "tensorboard", purge_step=done + 1)
+
+    def __enter__(self) -> Logs:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+    def write(self, epoch: int, record: dict[str, Any]) -> None:
+        """Write one epoch."""
+        if self.writer is None:
+            return
+        for name in ("loss", "learning_rate", "augmentation_share"):
+            self.writer.add_scalar(f"train/{name}", record[name], epoch)
+        for estimator, auc in record.get("valid", {}).items():
+            self.writer.add_scalar(f"valid/auc_{estimator}", auc, epoch)
+        self.writer.flush()
+
+
+def validate(network: Network, dataset: Dataset) -> dict[str, float]:
+    """Fit both estimators to the training normals and give their AUCs on the validation part."""
+    density = Density.fit(embed_images(network.backbone, dataset.images["train"]))
+    features = embed_images(network.backbone, dataset.images["valid"])
+    labels = dataset.labels("valid")
+    return {
+        name: float(auc_and_ap(density.score(features, name), labels)[0][0]) for name in ESTIMATORS
+    }
+
+
+def embed_images(backbone: nn.Module, images: Images) -> np.ndarray[Any, Any]:
+    """Give the L2-normalised features of (N, H, W) uint8 images."""
+    return embed(backbone, torch.from_numpy(images)[:, None]).numpy()
+
+
+def fits(device: torch.device, size: int) -> bool:
+    """Tell whether so many bytes of data may stay on the device."""
+    if device.type != "cuda":
+        return True
+    return size <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
+
+
+def derive_seed(*parts: int) -> int:
+    """Make one seed out of several numbers, well apart from that of any others."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def fingerprint(dataset: Dataset) -> dict[str, int]:
+    """Sum up which images are trained and validated on, to be compared with a checkpoint's."""
+    parts = ("train", "valid")
+    return {part: zlib.crc32(np.ascontiguousarray(dataset.images[part]).data) for part in parts}

@@ -1,0 +1,768 @@
+"""The reference pipeline, end to end on tiny phantoms."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+for _module in ("torch", "torchvision", "sklearn", "safetensors", "captum", "tqdm", "matplotlib"):
+    pytest.importorskip(_module)
+if not (ROOT / "examples").is_dir():
+    pytest.skip("the examples are not beside the tests", allow_module_level=True)
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+from sklearn.covariance import LedoitWolf  # noqa: E402
+from sklearn.metrics import average_precision_score, roc_auc_score  # noqa: E402
+from sklearn.neighbors import KernelDensity  # noqa: E402
+from threadpoolctl import threadpool_limits  # noqa: E402
+
+from examples.pretrain_gde import cli, data, evaluate, storage, train  # noqa: E402
+from examples.pretrain_gde.augment import Augmenter, jitter  # noqa: E402
+from examples.pretrain_gde.density import ESTIMATORS, Density, TorchScore  # noqa: E402
+from examples.pretrain_gde.errors import PipelineError  # noqa: E402
+from examples.pretrain_gde.metrics import auc_and_ap, best_threshold, measure, roc  # noqa: E402
+from examples.pretrain_gde.model import Network, make_backbone, prepare  # noqa: E402
+from examples.pretrain_gde.phantoms import write_phantoms  # noqa: E402
+from examples.pretrain_gde.readers import Entry, read_split  # noqa: E402
+from examples.pretrain_gde.runtime import Runtime  # noqa: E402
+from examples.pretrain_gde.settings import VARIANTS, Settings  # noqa: E402
+
+COUNTS = {
+    ("train", "normal"): 12,
+    ("valid", "normal"): 4,
+    ("valid", "abnormal"): 4,
+    ("test", "normal"): 5,
+    ("test", "abnormal"): 5,
+}
+TINY = ["--size", "32", "--batch", "4", "--epochs", "2", "--updates", "2", "--validate-every", "1"]
+TINY += ["--precision", "fp32", "--quiet"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_phantoms(folder, 64, counts=COUNTS, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def trained(phantoms, cache, tmp_path_factory):
+    """Give the folder of one finished run."""
+    out = tmp_path_factory.mktemp("trained")
+    assert main("train", "--data", phantoms, "--cache", cache, "--out", out, *TINY) == 0
+    return out / "anatpaste" / "seed0"
+
+
+@pytest.fixture
+def _no_report(monkeypatch):
+    """Leave out the figures, which take longer than all else in a tiny run."""
+    monkeypatch.setattr("examples.pretrain_gde.run.write_report", lambda *arguments: None)
+
+
+def main(*arguments):
+    return cli.main([str(argument) for argument in arguments])
+
+
+def without_times(metrics):
+    """Drop what a clock decides."""
+    metrics = json.loads(json.dumps(metrics))
+    metrics.pop("seconds")
+    for record in metrics["epochs"]:
+        del record["seconds"], record["augmentation_share"]
+    return metrics
+
+
+def all_files(folder):
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+# Training and what it leaves behind.
+
+
+def test_a_run_leaves_metrics_scores_split_and_report(trained):
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert metrics["settings"]["variant"] == "anatpaste"
+    assert metrics["settings"]["seed"] == 0
+    assert metrics["data"]["images"] == {"train": 12, "valid": 8, "test": 10}
+    assert [record["epoch"] for record in metrics["epochs"]] == [1, 2]
+    for record in metrics["epochs"]:
+        assert record["loss"] > 0
+        assert 0 < record["augmentation_share"] < 1
+        assert set(record["valid"]) == set(ESTIMATORS)
+    assert metrics["selected"]["valid_auc"] == max(
+        auc for record in metrics["epochs"] for auc in record["valid"].values()
+    )
+    for name in ESTIMATORS:
+        for results in (metrics["test"], metrics["untrained"]["test"]):
+            low, high = results[name]["auc_interval"]
+            assert 0 <= low <= results[name]["auc"] <= high <= 1
+    assert metrics["environment"]["versions"]["torch"] == torch.__version__.partition("+")[0]
+
+    with (trained / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 10
+    truth = [int(row["abnormal"]) for row in rows]
+    for name in ESTIMATORS:
+        auc = roc_auc_score(truth, [float(row[name]) for row in rows])
+        assert auc == pytest.approx(metrics["test"][name]["auc"])
+
+    split = json.loads((trained / "split.json").read_text())
+    assert [len(split[part]) for part in ("train", "valid", "test")] == [12, 8, 10]
+
+
+class _Page(HTMLParser):
+    """Collects what a page refers to, and checks that its tags are closed in order."""
+
+    EMPTY = ("meta", "img", "br")
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.sources, self.tags = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_report_is_valid_and_self_contained(trained):
+    text = (trained / "report.html").read_text()
+    page = _Page()
+    page.feed(text)
+    page.close()
+    assert text.startswith("<!DOCTYPE html>")
+    assert not page.open
+    assert len(page.sources) >= 4 + 3 * 6 + 4 * 5
+    assert all(source.startswith("data:image/") for source in page.sources)
+    assert "script" not in page.tags
+    assert "link" not in page.tags
+    assert not re.search(r"https?://(?!www\.w3\.org)", re.sub(r'src="[^"]*"', "", text))
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "anatpaste"])
+def test_every_variant_trains(variant, phantoms, cache, tmp_path):
+    short = [*TINY, "--epochs", "1", "--updates", "1"]
+    options = ("--cache", cache, "--out", tmp_path, "--variant", variant)
+    assert main("train", "--data", phantoms, *options, *short) == 0
+    report = (tmp_path / variant / "seed0" / "report.html").read_text()
+    assert ("CutPaste scar" in report) == (variant in ("scar", "3way"))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of TensorBoard's own imports
+@pytest.mark.usefixtures("_no_report")
+def test_several_seeds_are_summed_up(phantoms, cache, tmp_path, capsys):
+    short = [*TINY, "--epochs", "1", "--updates", "1", "--seeds", "3", "4", "--tensorboard"]
+    assert main("train", "--data", phantoms, "--cache", cache, "--out", tmp_path, *short) == 0
+    summary = json.loads((tmp_path / "anatpaste" / "summary.json").read_text())
+    assert summary["seeds"] == [3, 4]
+    assert summary["chosen"]["mean"] == pytest.approx(np.mean(summary["chosen"]["values"]))
+    assert summary["chosen"]["sd"] == pytest.approx(np.std(summary["chosen"]["values"], ddof=1))
+    assert "over 2 seeds" in capsys.readouterr().out
+    assert list((tmp_path / "anatpaste" / "seed3" / "tensorboard").glob("events*"))
+
+
+def test_no_run_is_overwritten(trained, phantoms, cache, capsys):
+    before = (trained / "metrics.json").read_bytes()
+    options = ("--cache", cache, "--out", trained.parents[1])
+    assert main("train", "--data", phantoms, *options, *TINY) == 1
+    assert "--resume or another --out" in capsys.readouterr().err
+    assert (trained / "metrics.json").read_bytes() == before
+    # With --resume a finished run is taken as it is.
+    assert main("train", "--data", phantoms, *options, *TINY, "--resume") == 0
+    assert (trained / "metrics.json").read_bytes() == before
+
+
+@pytest.mark.usefixtures("_no_report")
+@pytest.mark.parametrize("crash", [KeyboardInterrupt, RuntimeError])
+def test_resume_gives_the_numbers_of_an_uninterrupted_run(
+    crash, trained, phantoms, cache, tmp_path, monkeypatch, capsys
+):
+    options = ("train", "--data", phantoms, "--cache", cache, "--out", tmp_path, *TINY)
+    update, calls = train.Trainer.update, []
+
+    def breaks(self, *arguments):
+        calls.append(1)
+        if len(calls) == 4:  # within the second epoch
+            raise crash("enough")
+        return update(self, *arguments)
+
+    monkeypatch.setattr(train.Trainer, "update", breaks)
+    if crash is KeyboardInterrupt:
+        assert main(*options) == 130
+        assert "--resume" in capsys.readouterr().err
+    else:
+        with pytest.raises(crash):
+            main(*options)
+    folder = tmp_path / "anatpaste" / "seed0"
+    assert not (folder / "metrics.json").exists()
+    assert len(calls) == 4
+    assert main(*options, "--resume") == 0
+    assert len(calls) == 6  # one epoch was lost, no more
+    whole, resumed = (evaluate.load_metrics(path) for path in (trained, folder))
+    assert without_times(resumed) == without_times(whole)
+    for name in ("detector.safetensors", "checkpoint.safetensors"):
+        one, other = (storage.load_tensors(path / name)[0] for path in (trained, folder))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_resume_refuses_other_settings_and_other_images(trained, phantoms, cache, tmp_path, capsys):
+    folder = tmp_path / "anatpaste" / "seed0"
+    folder.mkdir(parents=True)
+    for name in ("checkpoint.safetensors", "split.json"):
+        (folder / name).write_bytes((trained / name).read_bytes())
+    options = ("train", "--data", phantoms, "--cache", cache, "--out", tmp_path, *TINY, "--resume")
+    assert main(*options, "--learning-rate", "0.5") == 1
+    assert "other settings: learning_rate 0.03" in capsys.readouterr().err
+    finished = ("--out", trained.parents[1], "--learning-rate", "0.5")
+    assert main(*options, *finished) == 1
+    assert "another learning_rate" in capsys.readouterr().err
+    other = tmp_path / "other"
+    write_phantoms(other, 64, seed=1, counts=COUNTS, progress=False)
+    assert main(*options, "--data", other) == 1
+    assert "other training or validation images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "other"])
+def test_a_corrupt_checkpoint_is_a_clear_error(damage, trained, phantoms, cache, tmp_path, capsys):
+    folder = tmp_path / "anatpaste" / "seed0"
+    folder.mkdir(parents=True)
+    content = bytearray((trained / "checkpoint.safetensors").read_bytes())
+    if damage == "cut":
+        del content[len(content) // 2 :]
+    elif damage == "flipped":
+        content[-1000] ^= 1
+    else:
+        content = b"not a checkpoint"
+    (folder / "checkpoint.safetensors").write_bytes(content)
+    options = ("--cache", cache, "--out", tmp_path, *TINY, "--resume")
+    assert main("train", "--data", phantoms, *options) == 1
+    error = capsys.readouterr().err
+    assert "checkpoint.safetensors is damaged" in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    "victim", ["checkpoint.safetensors", "detector.safetensors", "report.html"]
+)
+def test_a_full_disk_leaves_nothing_half_written(
+    victim, phantoms, cache, tmp_path, monkeypatch, capsys
+):
+    fsync = os.fsync
+
+    def full(handle):
+        if f".{victim}." in os.readlink(f"/proc/self/fd/{handle}"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(handle)
+
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("needs /proc to tell which file is written")
+    monkeypatch.setattr(os, "fsync", full)
+    short = [*TINY, "--epochs", "1", "--updates", "1"]
+    assert main("train", "--data", phantoms, "--cache", cache, "--out", tmp_path, *short) == 1
+    error = capsys.readouterr().err
+    assert victim in error
+    assert "No space left on device" in error
+    names = {path.name for path in all_files(tmp_path)}
+    assert victim not in names
+    assert not any(name.startswith(".") for name in names)
+
+
+def test_a_full_disk_spares_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "file.json"
+    storage.write_json(path, {"a": 1})
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(PipelineError, match="No space left"):
+        storage.write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert all_files(tmp_path) == {path}
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(phantoms, cache, tmp_path, capsys):
+    wild = ["--learning-rate", "1e30", "--epochs", "3"]
+    assert main("train", "--data", phantoms, "--cache", cache, "--out", tmp_path, *TINY, *wild) == 1
+    assert "lower the learning rate" in capsys.readouterr().err
+
+
+def test_imagenet_weights_that_cannot_be_had(phantoms, cache, tmp_path, monkeypatch, capsys):
+    def offline(*arguments, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.models.resnet18", offline)
+    options = ("--cache", cache, "--out", tmp_path, *TINY, "--imagenet")
+    assert main("train", "--data", phantoms, *options) == 1
+    assert "ImageNet weights cannot be had" in capsys.readouterr().err
+
+
+def test_a_frozen_backbone_stays_while_the_head_learns(phantoms, cache, monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        train, "seeded_network", lambda seed, classes, layers, imagenet: Network(classes, layers)
+    )
+    settings = Settings(
+        size=32, batch=4, epochs=2, updates=1, validate_every=2, imagenet=True, freeze_epochs=1
+    )
+    split = read_split(phantoms)
+    dataset = data.load_dataset(phantoms, split, settings, cache, progress=False)
+    runtime = Runtime(torch.device("cpu"), progress=False)
+    trainer = train.Trainer(settings, dataset, tmp_path, runtime)
+    before = trainer.network.backbone.conv1.weight.clone()
+    head = trainer.network.head[0].weight.clone()
+    model = trainer.model(frozen=True)
+    trainer.update(model, *trainer.augment(*trainer.source(0)))
+    assert torch.equal(trainer.network.backbone.conv1.weight, before)
+    assert not torch.equal(trainer.network.head[0].weight, head)
+    trainer.update(trainer.model(frozen=False), *trainer.augment(*trainer.source(1)))
+    assert not torch.equal(trainer.network.backbone.conv1.weight, before)
+
+
+# The other commands.
+
+
+def test_evaluate_repeats_the_numbers_of_training(trained, phantoms, cache, capsys):
+    before = evaluate.load_metrics(trained)
+    assert main("evaluate", trained, "--cache", cache, "--quiet", "--published", "rsna") == 0
+    assert evaluate.load_metrics(trained) == before
+    assert f"test AUC {evaluate.chosen_auc(before):.3f}" in capsys.readouterr().out
+
+
+def test_evaluate_and_predict_need_a_finished_run(tmp_path, capsys):
+    assert main("evaluate", tmp_path, "--quiet") == 1
+    assert "no finished run" in capsys.readouterr().err
+    assert main("predict", tmp_path, tmp_path / "a.png", "--quiet") == 1
+    assert "detector.safetensors" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_predict_scores_files_and_skips_the_unreadable(form, trained, phantoms, tmp_path, capsys):
+    good = sorted((phantoms / "test" / "abnormal").iterdir())[:2]
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    maps = tmp_path / "maps"
+    output = tmp_path / f"rows.{form}"
+    options = ("--format", form, "--output", output, "--heat-maps", maps, "--quiet")
+    assert main("predict", trained, good[0], bad, tmp_path / "none.png", good[1], *options) == 3
+    error = capsys.readouterr().err
+    assert "bad.png" in error
+    assert "none.png" in error
+    assert "2 of 4 images could not be read" in error
+    if form == "csv":
+        rows = list(csv.DictReader(output.read_text().splitlines()))
+    else:
+        rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["path"] for row in rows] == [str(path) for path in good]
+    with (trained / "scores.csv").open() as file:
+        known = {
+            Path(row["path"]).name: row for row in csv.DictReader(file) if row["abnormal"] == "1"
+        }
+    for row, path in zip(rows, good, strict=True):
+        assert float(row["score"]) == pytest.approx(float(known[path.name][row["estimator"]]))
+        assert 0 <= float(row["percentile"]) <= 100
+        assert str(row["abnormal"]) in ("True", "False")
+        with Image.open(row["heat_map"]) as image:
+            assert image.size == (32, 32)
+            assert image.mode == "RGB"
+    assert len(all_files(maps)) == 2
+
+
+def test_predict_takes_a_single_image_a_folder_and_tells_when_nothing_can_be_read(
+    trained, phantoms, tmp_path, capsys
+):
+    folder = phantoms / "test" / "normal"
+    assert main("predict", trained, min(folder.iterdir()), "--quiet") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert main("predict", trained, folder, "--quiet", "--format", "jsonl") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 5
+    assert main("predict", trained, tmp_path / "none.png", "--quiet") == 1
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert main("predict", trained, empty, "--quiet") == 1
+    assert "holds no images" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_no_report")
+def test_compare_makes_one_table(phantoms, cache, tmp_path, capsys):
+    short = [*TINY, "--epochs", "1", "--updates", "1", "--variants", "scar", "cutpaste"]
+    options = ("--data", phantoms, "--cache", cache, "--out", tmp_path, *short)
+    assert main("compare", *options) == 0
+    table = (tmp_path / "compare.md").read_text()
+    assert table in capsys.readouterr().out
+    assert {line.split("|")[1].strip() for line in table.splitlines()[2:]} == {"scar", "cutpaste"}
+    summaries = json.loads((tmp_path / "compare.json").read_text())
+    assert set(summaries) == {"scar", "cutpaste"}
+    assert main("compare", *options, "--resume") == 0  # nothing is trained again
+    assert (tmp_path / "compare.md").read_text() == table
+
+
+def test_benchmark_prints_the_share_of_the_augmentation(phantoms, cache, tmp_path, capsys):
+    options = ("--cache", cache, "--out", tmp_path, *TINY, "--steps", "2")
+    assert main("benchmark", "--data", phantoms, *options) == 0
+    assert re.search(r"[\d.]+ % of a step for augmentation", capsys.readouterr().out)
+    assert main("benchmark", "--data", phantoms, *options, "--steps", "0") == 1
+
+
+def test_the_demonstration_runs_without_arguments(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("examples.pretrain_gde.phantoms.COUNTS", COUNTS)
+    monkeypatch.setattr(cli, "DEMO_PIXELS", 64)
+    tiny = {"size": 32, "batch": 4, "epochs": 1, "updates": 1, "validate_every": 1}
+    monkeypatch.setitem(cli.PRESETS, "demo", tiny)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["pretrain_gde"])
+    assert cli.main() == 0
+    captured = capsys.readouterr()
+    assert re.search(r"untrained +trained", captured.out)
+    assert (tmp_path / "runs" / "demo" / "anatpaste" / "seed0" / "report.html").exists()
+    assert main("--seed", "1", "--quiet") == 0  # options alone go to the demonstration
+
+
+def test_a_device_that_is_not_there(phantoms, tmp_path, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    options = ("--data", phantoms, "--out", tmp_path, "--device", "cuda", *TINY)
+    assert main("train", *options) == 1
+    assert "device 'cuda' cannot be used" in capsys.readouterr().err
+
+
+def test_the_module_is_a_program(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "examples.pretrain_gde",
+        "train",
+        "--data",
+        str(tmp_path / "no"),
+    ]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "is not a folder" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+# Several processes.
+
+
+def test_two_processes_do_what_one_does(phantoms, cache, tmp_path):
+    options = ["--data", phantoms, "--cache", cache, "--out", tmp_path, *TINY, "--threads", "1"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "examples.pretrain_gde", "train", *map(str, options)],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+                "GLOO_SOCKET_IFNAME": "lo",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    together = evaluate.load_metrics(tmp_path / "anatpaste" / "seed0")
+    assert together["environment"]["processes"] == 2
+
+    # The same by hand: each half of a batch through its own forward pass, gradients averaged.
+    settings = Settings(**together["settings"])
+    dataset = data.load_dataset(phantoms, read_split(phantoms), settings, cache, progress=False)
+    cpu = torch.device("cpu")
+    halves = [Runtime(cpu, rank, 2, progress=False) for rank in range(2)]
+    trainer = train.Trainer(settings, dataset, tmp_path, Runtime(cpu, progress=False))
+    network, optimizer = trainer.network, trainer.optimizer
+    sources = [train.Batches(dataset.images["train"], dataset.masks, settings, h) for h in halves]
+    buffers = {name for name, _ in network.named_buffers()}
+    network.train()
+    for epoch in range(settings.epochs):
+        total = 0.0
+        for step in range(epoch * settings.updates, (epoch + 1) * settings.updates):
+            rate = settings.learning_rate * (1 + np.cos(np.pi * step / settings.steps)) / 2
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.zero_grad()
+            for rank, source in enumerate(sources):
+                kept = {name: network.state_dict()[name].clone() for name in buffers}
+                inputs, labels = trainer.augment(*source(step))
+                assert len(inputs) == 4  # half of 4 originals and 4 augmented images
+                loss = torch.nn.functional.cross_entropy(network(inputs), labels)
+                (loss / 2).backward()
+                total += loss.item() / 2
+                if rank:  # running statistics are those of the first process
+                    network.load_state_dict(kept, strict=False)
+            optimizer.step()
+        assert together["epochs"][epoch]["loss"] == pytest.approx(
+            total / settings.updates, rel=1e-4
+        )
+    saved, _ = storage.load_tensors(tmp_path / "anatpaste" / "seed0" / "checkpoint.safetensors")
+    for name, parameter in network.named_parameters():
+        # The momentum buffer is the sum of the gradients: it differs if any gradient did.
+        torch.testing.assert_close(
+            saved[f"momentum.{name}"],
+            optimizer.state[parameter]["momentum_buffer"],
+            rtol=1e-3,
+            atol=1e-5,
+        )
+        torch.testing.assert_close(
+            saved[f"network.{name}"], parameter.detach(), rtol=1e-4, atol=1e-6
+        )
+    assert together["epochs"][-1]["valid"] == pytest.approx(
+        train.validate(network, dataset), abs=1e-3
+    )
+
+
+def test_a_batch_must_be_shared_evenly(phantoms, cache):
+    settings = Settings(size=32, batch=5, epochs=1, updates=1)
+    with pytest.raises(PipelineError, match="batch 5 cannot be shared by 2 processes"):
+        train.Batches(
+            np.zeros((8, 32, 32), np.uint8), None, settings, Runtime(torch.device("cpu"), 0, 2)
+        )
+
+
+# The parts.
+
+
+def test_batches_show_every_image_before_any_comes_again():
+    images = np.arange(10, dtype=np.uint8)[:, None, None] * np.ones((1, 32, 32), np.uint8)
+    settings = Settings(size=32, batch=4, epochs=5, updates=5)
+    cpu = torch.device("cpu")
+    one = train.Batches(images, None, settings, Runtime(cpu))
+    seen = torch.cat([one(step)[0][:, 0, 0, 0] for step in range(25)]).view(10, 10)
+    assert all(turn.unique().numel() == 10 for turn in seen)
+    assert not torch.equal(seen[0], seen[1])
+    halves = [train.Batches(images, None, settings, Runtime(cpu, rank, 2)) for rank in range(2)]
+    for step in (7, 3):  # any step can be had at any time
+        both = torch.cat([half(step)[0] for half in halves])
+        assert torch.equal(both, one(step)[0])
+    draws = [torch.rand(1, generator=source(3)[2]).item() for source in (one, *halves)]
+    assert draws[0] == draws[1] != draws[2]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_augmenter_labels_what_it_makes(variant, phantoms):
+    settings = Settings(variant=variant, size=64)
+    paths = sorted((phantoms / "train" / "normal").iterdir())[:6]
+    images = torch.stack([torch.from_numpy(data.decode(path, 64))[None] for path in paths])
+    masks = torch.zeros_like(images, dtype=torch.bool)
+    masks[..., 20:50, 10:25] = True
+    inputs, labels = Augmenter(settings)(images, masks, torch.Generator().manual_seed(0))
+    assert inputs.dtype == torch.uint8
+    assert labels.tolist() == [kind for kind in range(settings.classes) for _ in range(6)]
+    originals = inputs[labels == 0]
+    for kind in range(1, settings.classes):
+        changed = inputs[labels == kind] != originals
+        assert changed.any((1, 2, 3)).sum() >= 4
+        if variant == "anatpaste":
+            assert not (changed & ~masks).any()
+
+
+def test_fresh_masks_are_found_at_every_draw(phantoms, cache):
+    settings = Settings(size=64, batch=4, fresh_masks=True)
+    dataset = data.load_dataset(phantoms, read_split(phantoms), settings, cache, progress=False)
+    assert dataset.masks is None
+    source = train.Batches(dataset.images["train"], None, settings, Runtime(torch.device("cpu")))
+    inputs, labels = Augmenter(settings)(*source(0))
+    assert (inputs[labels == 1] != inputs[labels == 0]).any()
+
+
+def test_jitter_is_that_of_color_jitter_and_covers_its_range():
+    image = torch.randint(40, 200, (1, 1, 32, 32), dtype=torch.uint8)
+    many = image.expand(2000, 1, 32, 32)
+    out = jitter(many, 0.1, torch.Generator().manual_seed(0))
+    factors = out.float().mean((1, 2, 3)) / image.float().mean()
+    assert 0.895 < factors.min() < 0.905
+    assert 1.095 < factors.max() < 1.105
+    spread = out.float().std((1, 2, 3)) / image.float().std() / factors
+    assert 0.89 < spread.min() < 0.91
+    assert 1.09 < spread.max() < 1.11
+    assert torch.equal(jitter(image, 0.0, torch.Generator()), image)
+
+
+def test_masks_are_found_at_256_pixels(phantoms, cache):
+    from anatpaste_aug import lung_mask
+
+    entries = read_split(phantoms).train
+    native = data.load_images(phantoms, entries, 256, cache, progress=False)
+    small = data.load_masks(native, "default", lung_mask, 64, cache, progress=False)
+    full = np.stack([lung_mask(image) for image in native.images])
+    shares = full.reshape(len(full), 64, 4, 64, 4).mean((2, 4))
+    decided = abs(shares - 0.5) > 0.01  # Pillow rounds a half its own way
+    assert (small.astype(bool) == (shares >= 0.5))[decided].all()
+    assert small.any((1, 2)).mean() > 0.8
+
+
+@pytest.mark.usefixtures("_no_report")
+def test_the_robust_mask_is_used_or_named(phantoms, cache, tmp_path, monkeypatch, capsys):
+    import anatpaste_aug
+
+    monkeypatch.delattr(anatpaste_aug, "lung_mask_robust", raising=False)
+    options = ("--data", phantoms, "--cache", cache, "--out", tmp_path, *TINY, "--mask", "robust")
+    assert main("train", *options) == 1
+    assert "anatpaste_aug.lung_mask_robust" in capsys.readouterr().err
+    seen = []
+
+    def robust(image):
+        seen.append(image.shape)
+        return np.ones(image.shape, bool)
+
+    monkeypatch.setattr(anatpaste_aug, "lung_mask_robust", robust, raising=False)
+    assert main("train", *options, "--epochs", "1", "--updates", "1") == 0
+    assert seen == [(256, 256)] * 12
+
+
+def test_density_scores_as_scikit_learn_does():
+    draw = np.random.default_rng(0)
+    features = draw.normal(size=(40, 512)) + 1
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    raw = draw.normal(size=(7, 512))
+    others = raw / np.linalg.norm(raw, axis=1, keepdims=True)
+    density = Density.fit(features)
+    kernels = KernelDensity(kernel="gaussian", bandwidth=1).fit(features)
+    np.testing.assert_allclose(density.score(others, "kde"), -kernels.score_samples(others))
+    gaussian = LedoitWolf().fit(features)
+    np.testing.assert_allclose(
+        density.score(others, "gaussian") ** 2, gaussian.mahalanobis(others), rtol=1e-6
+    )
+    with pytest.raises(ValueError, match="estimator must be one of kde, gaussian, got 'other'"):
+        density.score(others, "other")
+    again = Density.from_tensors(density.as_tensors())
+    for name in ESTIMATORS:
+        np.testing.assert_array_equal(again.score(others, name), density.score(others, name))
+        # The differentiable form ranks alike; it leaves out the kernel density's constant.
+        tensor = TorchScore(density, name)(torch.from_numpy(raw).float()).numpy()
+        np.testing.assert_allclose(
+            tensor - tensor[0],
+            density.score(others, name) - density.score(others, name)[0],
+            atol=5e-3,
+        )
+
+
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_auc_and_ap_are_scikit_learns(levels):
+    rng = np.random.default_rng(levels)
+    truth = rng.random(60) < 0.4
+    scores = rng.integers(levels, size=60) + truth * levels / 4
+    auc, ap = auc_and_ap(scores, truth)
+    assert auc[0] == pytest.approx(roc_auc_score(truth, scores))
+    assert ap[0] == pytest.approx(average_precision_score(truth, scores))
+    counts = rng.multinomial(60, np.full(60, 1 / 60), 3)
+    aucs, aps = auc_and_ap(scores, truth, counts)
+    for row in range(3):
+        chosen = np.repeat(np.arange(60), counts[row])
+        assert aucs[row] == pytest.approx(roc_auc_score(truth[chosen], scores[chosen]))
+        assert aps[row] == pytest.approx(average_precision_score(truth[chosen], scores[chosen]))
+    false, true = roc(scores, truth)
+    assert np.trapezoid(true, false) == pytest.approx(auc[0])
+
+
+def test_the_interval_covers_and_the_threshold_separates():
+    rng = np.random.default_rng(0)
+    truth = np.arange(400) % 2 == 1
+    scores = rng.normal(size=400) + truth  # the true AUC is 0.760
+    result = measure(scores, truth)
+    assert result == measure(scores, truth)
+    low, high = result["auc_interval"]
+    assert low < 0.76 < high
+    assert 0.06 < high - low < 0.13
+    assert best_threshold([1, 2, 3, 4], [False, False, True, True]) == 3
+    with pytest.raises(ValueError, match="needs normal and abnormal"):
+        auc_and_ap([1.0, 2.0], [True, True])
+
+
+def test_the_network_is_as_published():
+    network = Network(2, 1)
+    shapes = [tuple(layer.weight.shape) for layer in network.head if hasattr(layer, "weight")]
+    assert shapes == [(512, 512), (512,), (128, 512), (128,), (2, 128)]
+    images = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, 1, 32, 32)
+    scaled = prepare(images)
+    assert scaled.shape == (2, 3, 32, 32)
+    assert scaled.amin().item() == -1
+    assert scaled.amax().item() == 1
+    assert make_backbone()(scaled).shape == (2, 512)
+    assert len([layer for layer in Network(3, 8).head if isinstance(layer, torch.nn.Linear)]) == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("size", 8), ("epochs", 0), ("variant", "other"), ("mask", "best")]
+)
+def test_settings_are_checked(name, value):
+    with pytest.raises(PipelineError, match=f"{name} must"):
+        Settings(**{name: value})
+
+
+def test_a_checkpoint_of_tensors_and_text_only(tmp_path):
+    path = tmp_path / "file.safetensors"
+    tensors = {"a": torch.arange(6).view(2, 3), "b": torch.tensor(0.5), "c": torch.zeros(0)}
+    storage.save_tensors(path, tensors, {"epochs": [1, 2.5, None]})
+    loaded, info = storage.load_tensors(path)
+    assert info == {"epochs": [1, 2.5, None]}
+    assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
+    with pytest.raises(PipelineError, match="cannot read"):
+        storage.load_tensors(tmp_path / "none")
+
+
+def test_the_cache_is_keyed_by_content_and_size(phantoms, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    source = sorted((phantoms / "train" / "normal").iterdir())
+    for name, path in zip("ab", source, strict=False):
+        (folder / f"{name}.png").write_bytes(path.read_bytes())
+    entries = [Entry("a.png", False), Entry("b.png", False)]
+    cache = tmp_path / "cache"
+
+    def load(size):
+        return data.load_images(folder, entries, size, cache, progress=False)
+
+    first = load(32)
+    assert first.images.shape == (2, 32, 32)
+    np.testing.assert_array_equal(first.images[0], data.decode(folder / "a.png", 32))
+    assert load(32).key == first.key
+    assert load(48).key != first.key
+    (folder / "a.png").rename(folder / "c.png")
+    (folder / "c.png").replace(folder / "a.png")  # a new date, the same content
+    assert load(32).key == first.key
+    (folder / "a.png").write_bytes(source[5].read_bytes())
+    changed = load(32)
+    assert changed.key != first.key
+    np.testing.assert_array_equal(changed.images[0], data.decode(source[5], 32))
+    assert len(list(cache.glob("*.npy"))) == 3

@@ -1,0 +1,423 @@
+"""The pipeline's readers, on replicas of each data set's layout."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+for _module in ("torch", "sklearn", "safetensors", "tqdm", "pydicom"):
+    pytest.importorskip(_module)
+if not (ROOT / "examples").is_dir():
+    pytest.skip("the examples are not beside the tests", allow_module_level=True)
+sys.path.insert(0, str(ROOT))
+
+import pydicom  # noqa: E402
+from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage  # noqa: E402
+
+from examples.pretrain_gde.data import decode, load_dataset, load_images  # noqa: E402
+from examples.pretrain_gde.errors import PipelineError  # noqa: E402
+from examples.pretrain_gde.readers import (  # noqa: E402
+    PARTS,
+    Split,
+    find_layout,
+    read_split,
+)
+from examples.pretrain_gde.settings import Settings  # noqa: E402
+
+RAMP = np.arange(64 * 64).reshape(64, 64) * 255 // (64 * 64 - 1)  # 0..255, rising downwards
+
+
+def write_image(path, seed=0, size=40):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(256, size=(size, size + 8), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def write_dicom(path, pixels, polarity="MONOCHROME2", bits=8, **elements):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = pydicom.uid.generate_uid()
+    data.SOPClassUID = SecondaryCaptureImageStorage
+    data.Modality, data.PhotometricInterpretation = "CR", polarity
+    data.Rows, data.Columns = pixels.shape
+    data.SamplesPerPixel, data.PixelRepresentation = 1, 0
+    data.BitsAllocated = 8 if bits == 8 else 16
+    data.BitsStored, data.HighBit = bits, bits - 1
+    data.PixelData = pixels.astype(np.uint8 if bits == 8 else np.uint16).tobytes()
+    for name, value in elements.items():
+        setattr(data, name, value)
+    data.save_as(path, enforce_file_format=True)
+
+
+def write_table(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def assert_patients_apart(split):
+    patients = [{entry.patient for entry in split[part]} for part in PARTS]
+    assert None not in set.union(*patients)
+    assert sum(map(len, patients)) == len(set.union(*patients))
+
+
+def kinds(entries):
+    return sum(not entry.abnormal for entry in entries), sum(entry.abnormal for entry in entries)
+
+
+@pytest.fixture
+def plain(tmp_path):
+    folder = tmp_path / "plain"
+    seed = 0
+    for part, kind, count in (
+        ("train", "normal", 6),
+        ("valid", "normal", 2),
+        ("valid", "abnormal", 2),
+        ("test", "normal", 2),
+        ("test", "abnormal", 3),
+    ):
+        for index in range(count):
+            seed += 1
+            write_image(folder / part / kind / f"{index}.png", seed)
+    return folder
+
+
+@pytest.fixture
+def zhanglab(tmp_path):
+    root = tmp_path / "zhanglab" / "chest_xray"
+    for patient in range(12):
+        for view in range(1 + patient % 2):  # every other patient has two images
+            stem = f"{'NORMAL2-' if patient % 3 else ''}IM-{patient:04d}-000{view + 1}"
+            write_image(root / "train" / "NORMAL" / f"{stem}.jpeg", patient)
+            stem = f"person{patient}_{'virus' if view else 'bacteria'}_{patient * 3 + view}"
+            write_image(root / "train" / "PNEUMONIA" / f"{stem}.jpeg", 50 + patient)
+    for patient in (20, 21, 22):
+        write_image(root / "test" / "NORMAL" / f"IM-{patient:04d}-0001.jpeg", patient)
+    for patient in (0, 30, 31, 32):  # person0 is in the official train part, too
+        write_image(root / "test" / "PNEUMONIA" / f"person{patient}_virus_{patient}.jpeg", patient)
+    return tmp_path / "zhanglab"
+
+
+@pytest.fixture
+def chexpert(tmp_path):
+    root = tmp_path / "chexpert" / "CheXpert-v1.0-small"
+    rows = []
+    for patient in range(40):
+        for view, direction in ((1, "Frontal"), (2, "Lateral")):
+            path = f"train/patient{patient:05d}/study1/view{view}_{direction.lower()}.jpg"
+            write_image(root / path, patient * 2 + view)
+            rows.append(
+                {
+                    "Path": f"CheXpert-v1.0-small/{path}",
+                    "Sex": "Female",
+                    "Age": "50",
+                    "Frontal/Lateral": direction,
+                    "AP/PA": "AP" if view == 1 else "",
+                    "No Finding": "1.0" if patient < 24 else "",
+                    "Edema": "1.0" if 24 <= patient < 36 else "",
+                    # The last ones have an uncertain finding, or a device only: neither class.
+                    "Pneumonia": "-1.0" if patient in (36, 37) else "",
+                    "Support Devices": "1.0" if patient > 37 else "",
+                }
+            )
+    write_table(root / "train.csv", rows)
+    write_table(root / "valid.csv", rows[:1])
+    return tmp_path / "chexpert"
+
+
+@pytest.fixture
+def rsna(tmp_path):
+    root = tmp_path / "rsna"
+    rows = []
+    for patient in range(30):
+        name = f"{patient:08x}-0000"
+        kind = ("Normal", "Lung Opacity", "No Lung Opacity / Not Normal")[patient % 3]
+        pixels = np.random.default_rng(patient).integers(256, size=(40, 40))
+        polarity = "MONOCHROME1" if patient % 2 else "MONOCHROME2"
+        write_dicom(root / "stage_2_train_images" / f"{name}.dcm", pixels, polarity)
+        rows += [{"patientId": name, "class": kind}] * (2 if kind == "Lung Opacity" else 1)
+    write_table(root / "stage_2_detailed_class_info.csv", rows)
+    return root
+
+
+def test_the_plain_layout(plain):
+    split = read_split(plain)
+    assert split.layout == find_layout(plain) == "plain"
+    assert [kinds(split[part]) for part in PARTS] == [(6, 0), (2, 2), (2, 3)]
+    assert read_split(plain, seed=5) == split
+
+
+def test_zhanglab(zhanglab):
+    split = read_split(zhanglab, held_out=(4, 0))
+    assert split.layout == "zhanglab"
+    assert kinds(split.test) == (3, 4)  # the official test part, whole
+    assert kinds(split.valid) == (4, 4)
+    assert kinds(split.train) == (14, 0)
+    assert_patients_apart(split)
+    assert all((zhanglab / entry.path).exists() for part in PARTS for entry in split[part])
+    assert not any(entry.patient == "person0" for entry in split.valid)
+    # Also from within the folder.
+    inner = read_split(zhanglab / "chest_xray", held_out=(4, 0))
+    assert [entry.patient for entry in inner.train] == [entry.patient for entry in split.train]
+
+
+def test_chexpert(chexpert):
+    split = read_split(chexpert, held_out=(3, 5))
+    assert split.layout == "chexpert"
+    assert [kinds(split[part]) for part in PARTS] == [(16, 0), (3, 3), (5, 5)]
+    assert_patients_apart(split)
+    for part in PARTS:
+        for entry in split[part]:
+            assert (chexpert / entry.path).exists()
+            assert "frontal" in entry.path
+            number = int(entry.patient.removeprefix("patient"))
+            assert number >= 24 if entry.abnormal else number < 24
+            assert number < 36
+    # The folder may bear any name, and be given itself.
+    renamed = (chexpert / "CheXpert-v1.0-small").rename(chexpert / "small")
+    again = read_split(renamed, held_out=(3, 5))
+    assert [entry.patient for entry in again.test] == [entry.patient for entry in split.test]
+
+
+def test_rsna(rsna, tmp_path):
+    split = read_split(rsna, held_out=(2, 3))
+    assert split.layout == "rsna"
+    assert [kinds(split[part]) for part in PARTS] == [(5, 0), (2, 2), (3, 3)]
+    assert_patients_apart(split)
+    settings = Settings(variant="cutpaste", size=32)
+    dataset = load_dataset(rsna, split, settings, tmp_path / "cache", progress=False)
+    for part in PARTS:
+        for entry, image in zip(split[part], dataset.images[part], strict=True):
+            patient = int(entry.patient.partition("-")[0], 16)
+            assert entry.abnormal == (patient % 3 != 0)
+            pixels = np.random.default_rng(patient).integers(256, size=(40, 40)).astype(np.uint8)
+            shown = Image.fromarray(255 - pixels if patient % 2 else pixels)
+            expected = np.asarray(shown.resize((32, 32), Image.Resampling.BICUBIC))
+            np.testing.assert_array_equal(image, expected)
+
+
+@pytest.mark.parametrize("name", ["zhanglab", "chexpert", "rsna"])
+def test_the_split_is_drawn_by_seed_and_can_be_saved(name, request):
+    folder = request.getfixturevalue(name)
+    split = read_split(folder, seed=1, held_out=(2, 2))
+    assert read_split(folder, seed=1, held_out=(2, 2)) == split
+    assert read_split(folder, seed=2, held_out=(2, 2)) != split
+    assert Split.from_dict(json.loads(json.dumps(split.as_dict()))) == split
+    with pytest.raises(PipelineError, match="cannot set 1000 images aside"):
+        read_split(folder, held_out=(1000, 2))
+
+
+def test_patients_who_are_on_two_sides_are_refused(plain):
+    split = read_split(plain).as_dict()
+    split["train"][0]["patient"] = split["test"][0]["patient"] = "Doe"
+    with pytest.raises(PipelineError, match="patient Doe is in both train and test"):
+        load_dataset(plain, Split.from_dict(split), Settings(size=32), plain / "c", progress=False)
+
+
+@pytest.mark.parametrize("missing", ["train/normal", "valid/abnormal", "test/normal", "test"])
+def test_a_missing_part_is_named(missing, plain, tmp_path):
+    (plain / missing).rename(tmp_path / "away")
+    with pytest.raises(PipelineError, match=rf"{missing}.*is missing|no known layout"):
+        read_split(plain)
+
+
+@pytest.mark.parametrize(("part", "kind"), [("test", "normal"), ("valid", "abnormal")])
+def test_a_part_of_one_class_cannot_be_scored(part, kind, plain):
+    for path in (plain / part / kind).iterdir():
+        path.unlink()
+    other = "abnormal" if kind == "normal" else "normal"
+    with pytest.raises(PipelineError, match=f"{part} part .* holds {other} images only: an AUC"):
+        read_split(plain)
+
+
+def test_a_single_image_cannot_be_trained_on(plain):
+    for path in sorted((plain / "train" / "normal").iterdir())[1:]:
+        path.unlink()
+    with pytest.raises(PipelineError, match=r"needs at least 4 normal images, .* has 1"):
+        read_split(plain)
+
+
+def test_other_folders_are_refused(tmp_path):
+    with pytest.raises(PipelineError, match="is not a folder"):
+        read_split(tmp_path / "none")
+    with pytest.raises(PipelineError, match="no known layout"):
+        read_split(tmp_path)
+    with pytest.raises(PipelineError, match="layout must be auto or one of"):
+        read_split(tmp_path, layout="other")
+    write_table(tmp_path / "train.csv", [{"File": "a.jpg"}])
+    with pytest.raises(PipelineError, match="has no column Path, Frontal/Lateral, No Finding"):
+        read_split(tmp_path)
+
+
+def test_rsna_with_two_classes_for_one_patient(rsna):
+    table = rsna / "stage_2_detailed_class_info.csv"
+    table.write_text(table.read_text() + "00000000-0000,Lung Opacity\n")
+    with pytest.raises(PipelineError, match="gives patient 00000000-0000 two classes"):
+        read_split(rsna, held_out=(2, 2))
+
+
+def test_bad_files_are_named_and_skipped_on_request(plain, tmp_path):
+    cache = tmp_path / "cache"
+    split = read_split(plain)
+    (plain / split.train[1].path).write_bytes(b"no image")
+    truncated = plain / split.train[3].path
+    truncated.write_bytes(truncated.read_bytes()[:200])
+    (plain / split.test[0].path).unlink()
+    settings = Settings(variant="cutpaste", size=32)
+
+    def load(skip_bad):
+        return load_dataset(plain, split, settings, cache, skip_bad=skip_bad, progress=False)
+
+    with pytest.raises(PipelineError, match="2 files in") as error:
+        load(False)
+    assert split.train[1].path in str(error.value)
+    assert split.train[3].path in str(error.value)
+    assert "--skip-bad" in str(error.value)
+    assert not list(cache.iterdir())  # nothing half-written
+    for _ in range(2):  # decoded, then from the cache
+        dataset = load(True)
+        assert len(dataset.skipped) == 3
+        assert any(split.test[0].path in line for line in dataset.skipped)
+        assert [len(dataset.images[part]) for part in PARTS] == [4, 4, 4]
+        assert [len(dataset.split[part]) for part in PARTS] == [4, 4, 4]
+        kept = decode(plain / split.train[2].path, 32)
+        np.testing.assert_array_equal(dataset.images["train"][1], kept)
+    with pytest.raises(PipelineError, match="2 files in"):
+        load(False)  # a cache made with --skip-bad hides nothing
+
+
+def test_too_few_images_left_after_skipping(plain, tmp_path):
+    split = read_split(plain)
+    for entry in split.train[:3]:
+        (plain / entry.path).unlink()
+    settings = Settings(variant="cutpaste", size=32)
+    with pytest.raises(PipelineError, match="at least 4 normal images"):
+        load_dataset(plain, split, settings, tmp_path, skip_bad=True, progress=False)
+
+
+def test_the_cache_is_memory_mapped(plain, tmp_path):
+    split = read_split(plain)
+    stored = load_images(plain, split.train, 32, tmp_path, progress=False)
+    again = load_images(plain, split.train, 32, tmp_path, progress=False)
+    assert isinstance(again.images, np.memmap)
+    np.testing.assert_array_equal(stored.images, again.images)
+    before = again.images.copy()
+    again.images[:] = 0  # private to this process
+    fresh = load_images(plain, split.train, 32, tmp_path, progress=False)
+    np.testing.assert_array_equal(fresh.images, before)
+
+
+# Decoding.
+
+
+@pytest.mark.parametrize("polarity", ["MONOCHROME1", "MONOCHROME2"])
+def test_dicom_polarity(polarity, tmp_path):
+    path = tmp_path / "image.dcm"
+    write_dicom(path, RAMP, polarity)
+    image = decode(path, 64)
+    np.testing.assert_array_equal(image, 255 - RAMP if polarity == "MONOCHROME1" else RAMP)
+
+
+def test_dicom_of_narrow_range_keeps_its_greys(tmp_path):
+    path = tmp_path / "image.dcm"
+    write_dicom(path, 100 + RAMP // 8)
+    np.testing.assert_array_equal(decode(path, 64), 100 + RAMP // 8)
+
+
+@pytest.mark.parametrize("polarity", ["MONOCHROME1", "MONOCHROME2"])
+def test_dicom_window(polarity, tmp_path):
+    pixels = np.linspace(0, 4095, 64 * 64).round().reshape(64, 64)
+    path = tmp_path / "image.dcm"
+    window = {"WindowCenter": 2048, "WindowWidth": 1024}
+    write_dicom(path, pixels, polarity, 12, **window)
+    # DICOM PS3.3 C.11.2.1.2, written out.
+    x = ((pixels - 2047.5) / 1023 + 0.5).clip(0, 1)
+    expected = 255 * (1 - x if polarity == "MONOCHROME1" else x)
+    assert abs(decode(path, 64) - expected).max() <= 0.5 + 1e-6
+    exact = tmp_path / "exact.dcm"
+    write_dicom(exact, pixels, polarity, 12, **window, VOILUTFunction="LINEAR_EXACT")
+    x = ((pixels - 2048) / 1024 + 0.5).clip(0, 1)
+    expected = 255 * (1 - x if polarity == "MONOCHROME1" else x)
+    assert abs(decode(exact, 64) - expected).max() <= 0.5 + 1e-6
+
+
+def test_dicom_window_after_the_rescale_and_the_first_of_several(tmp_path):
+    pixels = np.linspace(0, 4095, 64 * 64).round().reshape(64, 64)
+    path = tmp_path / "image.dcm"
+    write_dicom(
+        path,
+        pixels,
+        bits=12,
+        RescaleSlope=2,
+        RescaleIntercept=-1000,
+        WindowCenter=[3000, 10],
+        WindowWidth=[2000, 10],
+    )
+    x = ((2 * pixels - 1000 - 2999.5) / 1999 + 0.5).clip(0, 1)
+    assert abs(decode(path, 64) - 255 * x).max() <= 0.5 + 1e-6
+
+
+def test_dicom_sigmoid_and_table(tmp_path):
+    pixels = np.linspace(0, 4095, 64 * 64).round().reshape(64, 64)
+    path = tmp_path / "sigmoid.dcm"
+    window = {"WindowCenter": 2048, "WindowWidth": 1024, "VOILUTFunction": "SIGMOID"}
+    write_dicom(path, pixels, bits=12, **window)
+    expected = 255 / (1 + np.exp(-4 * (pixels - 2048) / 1024))
+    assert abs(decode(path, 64) - expected).max() <= 0.5 + 1e-6
+
+    table = Dataset()
+    table.LUTDescriptor = [4096, 0, 10]
+    table.add_new("LUTData", "OW", (1023 - np.arange(4096) // 4).astype("<u2").tobytes())
+    path = tmp_path / "table.dcm"
+    write_dicom(path, pixels, bits=12, VOILUTSequence=[table])
+    expected = 255 * (1023 - pixels // 4) / 1023
+    assert abs(decode(path, 64) - expected).max() <= 0.5 + 1e-6
+
+
+def test_dicom_without_a_window_is_stretched(tmp_path):
+    pixels = 1000 + RAMP * 4
+    path = tmp_path / "image.dcm"
+    write_dicom(path, pixels, bits=12)
+    np.testing.assert_array_equal(decode(path, 64), RAMP)
+    write_dicom(path, np.full((40, 40), 700), bits=12)
+    assert not decode(path, 64).any()
+
+
+def test_dicom_that_is_no_radiograph(tmp_path):
+    path = tmp_path / "image.dcm"
+    write_dicom(path, RAMP, "PALETTE COLOR")
+    with pytest.raises(ValueError, match="one grey frame"):
+        decode(path, 64)
+
+
+def test_sixteen_bit_and_colour_files(tmp_path):
+    deep = tmp_path / "deep.png"
+    Image.fromarray((RAMP * 200 + 3000).astype(np.uint16)).save(deep)
+    np.testing.assert_array_equal(decode(deep, 64), RAMP)
+    colour = tmp_path / "colour.png"
+    Image.fromarray(np.repeat(RAMP[..., None], 3, 2).astype(np.uint8)).save(colour)
+    np.testing.assert_array_equal(decode(colour, 64), RAMP)
+    assert decode(colour, 32).shape == (32, 32)
+
+
+def test_real_dicoms():
+    samples = ROOT.parent / "shared" / "data" / "samples"
+    if not samples.is_dir():
+        pytest.skip("the sample files are not beside the repository")
+    one, two = (decode(samples / f"rsna_monochrome{kind}.dcm", 128) for kind in (1, 2))
+    assert two[:8, :8].mean() < 60  # the air beside the neck is dark
+    # The other file holds the same pixels under the other polarity.
+    assert abs(one.astype(int) - (255 - two.astype(int))).max() <= 1
