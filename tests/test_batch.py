@@ -18,6 +18,7 @@ from skimage.exposure._adapthist import clip_histogram
 from skimage.measure import label as skimage_label
 
 import anatpaste_aug as ap
+from anatpaste_aug.data import phantom_radiograph
 
 torch = pytest.importorskip("torch", reason="needs torch")
 
@@ -313,6 +314,39 @@ def test_threshold_keeps_the_first_of_equal_maxima():
         for one, dark in zip(levels.numpy().astype(np.uint16), got, strict=True):
             expected = functional.dark_side(one, str(dtype).removeprefix("torch."))
             np.testing.assert_array_equal(dark, expected)
+
+
+class Reciprocals(TorchDispatchMode):
+    """Divide by plain numbers as CUDA does: multiply with the rounded reciprocal."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.div.Tensor and not isinstance(args[1], torch.Tensor):
+            return args[0] * (1 / args[1])
+        return func(*args, **(kwargs or {}))
+
+
+def test_levels_where_division_is_by_reciprocals():
+    bins = torch.from_numpy(np.random.default_rng(0).integers(0, 253, (1, 768, 1024))).int()
+    expected = clahe.equalise(bins)
+    with Reciprocals():
+        assert torch.tensor(5.0) / 49 != torch.tensor(5.0) / torch.tensor(49.0)
+        assert torch.equal(clahe.equalise(bins), expected)
+
+
+def test_masks_where_division_is_by_reciprocals():
+    image = phantom_radiograph(392, rng=0)
+    images = torch.from_numpy(np.stack([image[:296], image[-296:]]))
+    with Reciprocals():
+        got = plain_masks(images)
+    for one, found in zip(images.numpy(), got, strict=True):
+        np.testing.assert_array_equal(found, ap.lung_mask(one))
+
+
+def test_blur_where_division_is_by_reciprocals():
+    drawn, masks = shapes(blur_radius=list(range(64))), torch.zeros(64, 120, 120) > 0
+    expected = paste.draw_alpha(drawn, masks)
+    with Reciprocals():
+        assert torch.equal(paste.draw_alpha(drawn, masks), expected)
 
 
 # --- pasting --------------------------------------------------------------------------------------

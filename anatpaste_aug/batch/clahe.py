@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from anatpaste_aug.batch.tensors import divide
 from anatpaste_aug.mask import BIN_WIDTH, BINS, CLIP_LIMIT, GREY_LEVELS
 
 
@@ -50,8 +51,8 @@ def equalise(bins: Tensor) -> Tensor:
     y = torch.arange(height, device=bins.device)
     x = torch.arange(width, device=bins.device)
     tile_y, tile_x = (y + tile_h // 2) // tile_h, (x + tile_w // 2) // tile_w
-    down = ((y + tile_h // 2) % tile_h).double()[:, None] / tile_h
-    right = ((x + tile_w // 2) % tile_w).double() / tile_w
+    down = divide(((y + tile_h // 2) % tile_h).double(), tile_h)[:, None]
+    right = divide(((x + tile_w // 2) % tile_w).double(), tile_w)
     total = torch.zeros(bins.shape, dtype=torch.float32, device=bins.device)
     for dy, weight_y in ((0, 1 - down), (1, down)):
         for dx, weight_x in ((0, 1 - right), (1, right)):

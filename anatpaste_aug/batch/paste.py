@@ -15,6 +15,7 @@ from anatpaste_aug.batch.tensors import (
     as_masks,
     check_device,
     chunks,
+    divide,
     from_numpy,
     like,
     make_op,
@@ -234,7 +235,7 @@ def blur_weights(sigma: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     Gwosdek et al., Theoretical foundations of Gaussian convolution by extended box filtering, SSVM
     2011, equations 7, 11 and 14, in float32 except for two expressions in double.
     """
-    sigma2 = sigma.float() * sigma.float() / PASSES
+    sigma2 = divide(sigma.float() * sigma.float(), PASSES)
     length = (12.0 * sigma2.double() + 1.0).sqrt().float()
     whole = ((length.double() - 1.0) / 2.0).floor().float()
     part = (2 * whole + 1) * (whole * (whole + 1) - 3 * sigma2)
@@ -281,7 +282,7 @@ def blend_patch(images: Tensor, params: PasteParams, alpha: Tensor) -> Tensor:
     patch = take(color_jitter(work, params, black, white), source_y[:, :, None], source_x[:, None])
     canvas = torch.where(inside[:, None], patch, black)
     if work.is_floating_point():
-        weight = alpha.to(work.dtype) / 255
+        weight = divide(alpha.to(work.dtype), 255)
         out = work * (1 - weight) + canvas * weight
         out = torch.minimum(
             torch.maximum(out, work.amin((1, 2, 3), keepdim=True)),

@@ -93,6 +93,15 @@ def to_grey(images: Tensor) -> Tensor:
     return (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
 
 
+def divide(values: Tensor, by: int) -> Tensor:
+    """Divide floats by a whole number, rounding once on any device.
+
+    By a plain number CUDA multiplies with its reciprocal, which rounds twice; by a tensor of its
+    own it divides.
+    """
+    return values / torch.full((), by, dtype=values.dtype, device=values.device)
+
+
 def like(images: Tensor, values: Tensor) -> Tensor:
     """Cast (B, C, H, W) values to the dtype, the shape and the memory layout of `images`."""
     return torch.empty_like(images).copy_(values.reshape(images.shape))
