@@ -161,22 +161,24 @@ def otsu_bin(counts: Tensor, dtype: torch.dtype) -> Tensor:
 
     Counts and weights are float32 and the means in `dtype`, as there.
     """
-    centres = (2 * torch.arange(BINS, device=counts.device) + 1).to(dtype) / (2 * BINS)
-    products = counts.float() * centres
     weight1 = counts.cumsum(1, dtype=torch.int64).float()
     weight2 = counts.flip(1).cumsum(1, dtype=torch.int64).float()
-    mean1 = running_sum(products) / weight1
-    mean2 = running_sum(products.flip(1)) / weight2
+    doubled = counts.float().long() * (2 * torch.arange(BINS, device=counts.device) + 1)
+    mean1 = running_sum(doubled, dtype) / weight1
+    mean2 = running_sum(doubled.flip(1), dtype) / weight2
     difference = mean1[:, :-1] - mean2.flip(1)[:, 1:]
     variance = weight1[:, :-1] * weight2.flip(1)[:, 1:] * (difference * difference)
     return variance.argmax(1).to(torch.int32)
 
 
-def running_sum(values: Tensor) -> Tensor:
-    """Sum (B, n) values up one by one; float64 multiples of 1/512 are exact in any order."""
-    if values.dtype == torch.float64:
-        return values.cumsum(1)
-    columns = list(values.unbind(1))
+def running_sum(doubled: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum counts times centres, multiples of 1 / (2 * BINS), up one by one: (B, n) in `dtype`.
+
+    In float64 no sum is rounded, so that integers give the same, on a GPU in any order.
+    """
+    if dtype == torch.float64:
+        return doubled.cumsum(1).double() / (2 * BINS)
+    columns = list((doubled.to(dtype) / (2 * BINS)).unbind(1))
     for i in range(1, len(columns)):
         columns[i] = columns[i - 1] + columns[i]
     return torch.stack(columns, 1)
