@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from anatpaste_aug.batch.tensors import divide
 from anatpaste_aug.mask import BIN_WIDTH, BINS, CLIP_LIMIT, GREY_LEVELS
 
 
@@ -50,8 +51,8 @@ def equalise(bins: Tensor) -> Tensor:
     y = torch.arange(height, device=bins.device)
     x = torch.arange(width, device=bins.device)
     tile_y, tile_x = (y + tile_h // 2) // tile_h, (x + tile_w // 2) // tile_w
-    down = ((y + tile_h // 2) % tile_h).double()[:, None] / tile_h
-    right = ((x + tile_w // 2) % tile_w).double() / tile_w
+    down = divide(((y + tile_h // 2) % tile_h).double(), tile_h)[:, None]
+    right = divide(((x + tile_w // 2) % tile_w).double(), tile_w)
     total = torch.zeros(bins.shape, dtype=torch.float32, device=bins.device)
     for dy, weight_y in ((0, 1 - down), (1, down)):
         for dx, weight_x in ((0, 1 - right), (1, right)):
@@ -160,22 +161,24 @@ def otsu_bin(counts: Tensor, dtype: torch.dtype) -> Tensor:
 
     Counts and weights are float32 and the means in `dtype`, as there.
     """
-    centres = (2 * torch.arange(BINS, device=counts.device) + 1).to(dtype) / (2 * BINS)
-    products = counts.float() * centres
     weight1 = counts.cumsum(1, dtype=torch.int64).float()
     weight2 = counts.flip(1).cumsum(1, dtype=torch.int64).float()
-    mean1 = running_sum(products) / weight1
-    mean2 = running_sum(products.flip(1)) / weight2
+    doubled = counts.float().long() * (2 * torch.arange(BINS, device=counts.device) + 1)
+    mean1 = running_sum(doubled, dtype) / weight1
+    mean2 = running_sum(doubled.flip(1), dtype) / weight2
     difference = mean1[:, :-1] - mean2.flip(1)[:, 1:]
     variance = weight1[:, :-1] * weight2.flip(1)[:, 1:] * (difference * difference)
     return variance.argmax(1).to(torch.int32)
 
 
-def running_sum(values: Tensor) -> Tensor:
-    """Sum (B, n) values up one by one; float64 multiples of 1/512 are exact in any order."""
-    if values.dtype == torch.float64:
-        return values.cumsum(1)
-    columns = list(values.unbind(1))
+def running_sum(doubled: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum counts times centres, multiples of 1 / (2 * BINS), up one by one: (B, n) in `dtype`.
+
+    In float64 no sum is rounded, so that integers give the same, on a GPU in any order.
+    """
+    if dtype == torch.float64:
+        return doubled.cumsum(1).double() / (2 * BINS)
+    columns = list((doubled.to(dtype) / (2 * BINS)).unbind(1))
     for i in range(1, len(columns)):
         columns[i] = columns[i - 1] + columns[i]
     return torch.stack(columns, 1)

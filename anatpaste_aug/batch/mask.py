@@ -8,7 +8,15 @@ from torch import Tensor
 from anatpaste_aug import mask as functional
 from anatpaste_aug.batch.clahe import dark_side, equalise, quantise
 from anatpaste_aug.batch.regions import clear_border, clear_small_boxes, dilate, erode
-from anatpaste_aug.batch.tensors import as_images, chunks, make_op, to_grey, to_numpy, working
+from anatpaste_aug.batch.tensors import (
+    as_images,
+    chunks,
+    everyone,
+    make_op,
+    to_grey,
+    to_numpy,
+    working,
+)
 from anatpaste_aug.checks import check_integer
 
 MIN_AREA = 400
@@ -43,8 +51,7 @@ def lung_mask(images: Tensor, *, min_area: int = MIN_AREA) -> Tensor:
     """
     check_integer("min_area", min_area, 0)
     images = as_images(images)
-    everyone = torch.ones(images.shape[0], dtype=torch.bool, device=images.device)
-    return _lung_mask(images, int(min_area), everyone)[:, None]
+    return _lung_mask(images, int(min_area), everyone(images))[:, None]
 
 
 def segment_chosen(images: Tensor, chosen: Tensor) -> Tensor:

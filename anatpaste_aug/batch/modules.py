@@ -106,9 +106,10 @@ class AnatPaste(nn.Module):
         images : (B, C, H, W) or (B, H, W) Tensor
             As for `anatpaste_aug.batch.apply_paste`.
         masks : (B, 1, H, W) or (B, H, W) Tensor of bool or integer, optional
-            Lung masks that are already there.
+            Lung masks that are already there; not together with `segment`.
         generator : torch.Generator, optional
-            Source of the draws, on the device of `images`.
+            Source of the draws, on the device of `images`; default is torch's global one. A module
+            compiled whole (``fullgraph=True``) takes none: there, seed with `torch.manual_seed`.
 
         Returns
         -------
@@ -116,7 +117,9 @@ class AnatPaste(nn.Module):
         regions : (B, 1, H, W) Tensor of bool
             Where alpha > 0; nowhere in images without a paste.
         labels : (B,) Tensor of int64
-            1 where something was pasted, else 0.
+            1 where a paste was drawn, else 0. On small images the blur may round alpha to 0
+            everywhere: the label is then 1 though nothing changed. `margin` and `blur` are pixels
+            of 256 x 256 images; scale them with the size.
 
         Raises
         ------
@@ -125,6 +128,8 @@ class AnatPaste(nn.Module):
         """
         checked = as_images(images)
         chosen = choose(self.p, checked, generator)
+        if masks is not None and self.segment is not None:
+            raise ValueError("masks and segment must not be given together")
         if masks is not None:
             lungs = as_masks(masks, checked)
         elif self.segment is not None:
@@ -161,7 +166,8 @@ class _CutPaste(nn.Module):
         images : (B, C, H, W) or (B, H, W) Tensor
             As for `anatpaste_aug.batch.apply_paste`.
         generator : torch.Generator, optional
-            Source of the draws, on the device of `images`.
+            Source of the draws, on the device of `images`; default is torch's global one. A module
+            compiled whole (``fullgraph=True``) takes none: there, seed with `torch.manual_seed`.
 
         Returns
         -------
@@ -169,7 +175,7 @@ class _CutPaste(nn.Module):
         regions : (B, 1, H, W) Tensor of bool
             Where the patch lies; nowhere in images without one.
         labels : (B,) Tensor of int64
-            1 where something was pasted, else 0.
+            1 where a patch was pasted, else 0.
 
         Raises
         ------

@@ -38,18 +38,25 @@ class _Params:
     names: ClassVar[tuple[str, ...]]
 
     def __post_init__(self) -> None:
-        """Check dtypes and shapes, not values: that would wait for the device."""
+        """Check dtypes and shapes, not values: that would wait for the device.
+
+        What is computed from them must not depend on their precision: int64 and float64 are kept.
+        """
         first = self.tensors()[0]
         for name, value in zip(self.names, self.tensors(), strict=True):
             if not isinstance(value, Tensor) or value.is_floating_point() != (name in REAL):
                 kind = "floating-point" if name in REAL else "integer"
                 got = value.dtype if isinstance(value, Tensor) else type(value).__name__
                 raise TypeError(f"{name} must be a tensor of {kind} dtype, got {got}")
+            if value.is_complex():
+                raise TypeError(f"{name} must be a tensor of integer dtype, got {value.dtype}")
             if value.ndim != 1 or value.shape != first.shape:
                 raise ValueError(
                     f"{name} must have the shape (B,) = {tuple(first.shape[:1])}, "
                     f"got {tuple(value.shape)}"
                 )
+            kept = torch.float64 if name in REAL else torch.int64
+            object.__setattr__(self, name, value.to(kept))
 
     def tensors(self) -> list[Tensor]:
         """Give the fields, in order."""
@@ -103,12 +110,12 @@ class PasteParams(_Params):
     Parameters
     ----------
     crop_x, crop_y, width, height, center_x, center_y, blur_radius, opacity, margin : (B,) Tensor
-        As in the functional form, of an integer dtype. Their ranges are not checked, because that
-        would wait for the device.
+        As in the functional form, of an integer dtype; kept as int64. Their ranges are not checked,
+        because that would wait for the device.
     shape : (B,) Tensor
         0 for "ellipse", 1 for "rectangle".
     brightness, contrast : (B,) Tensor
-        Factors of the colour jitter, floating-point.
+        Factors of the colour jitter, floating-point; kept as float64.
 
     Raises
     ------
@@ -154,9 +161,11 @@ class CutPasteParams(_Params):
     Parameters
     ----------
     crop_x, crop_y, width, height, paste_x, paste_y : (B,) Tensor
-        As in the functional form, of an integer dtype; ranges are not checked.
+        As in the functional form, of an integer dtype; kept as int64; ranges are not
+        checked.
     angle, brightness, contrast : (B,) Tensor
-        Degrees counterclockwise, and factors of the colour jitter; floating-point.
+        Degrees counterclockwise, and factors of the colour jitter; floating-point, kept as
+        float64.
 
     Raises
     ------

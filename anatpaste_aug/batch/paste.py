@@ -15,6 +15,8 @@ from anatpaste_aug.batch.tensors import (
     as_masks,
     check_device,
     chunks,
+    divide,
+    everyone,
     from_numpy,
     like,
     make_op,
@@ -61,7 +63,9 @@ def apply_paste(images: Tensor, params: PasteParams, masks: Tensor | None = None
     ----------
     images : (B, C, H, W) or (B, H, W) Tensor
         C is 1 or 3; uint8, uint16, int16, int32, float16, float32 or float64; at least 16 pixels
-        high and wide, and finite. Any memory layout. float16 is computed in float32.
+        high and wide, and finite; on other devices than the CPU NaN and infinities are not looked
+        for, because that would wait for the device. Any memory layout. float16 is computed in
+        float32.
     params : PasteParams
         What to paste. Patches and centres must lie inside the images; on a GPU this is not checked,
         because that would wait for the device.
@@ -122,11 +126,6 @@ def apply_cutpaste(images: Tensor, params: CutPasteParams) -> tuple[Tensor, Tens
     check_params(params, CutPasteParams, checked)
     out, regions = _cutpaste(checked, params.tensors(), everyone(checked))
     return like(images, out), regions
-
-
-def everyone(images: Tensor) -> Tensor:
-    """Choose every element of a batch."""
-    return torch.ones(images.shape[0], dtype=torch.bool, device=images.device)
 
 
 def check_params(params: object, kind: type, images: Tensor) -> None:
@@ -234,7 +233,7 @@ def blur_weights(sigma: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     Gwosdek et al., Theoretical foundations of Gaussian convolution by extended box filtering, SSVM
     2011, equations 7, 11 and 14, in float32 except for two expressions in double.
     """
-    sigma2 = sigma.float() * sigma.float() / PASSES
+    sigma2 = divide(sigma.float() * sigma.float(), PASSES)
     length = (12.0 * sigma2.double() + 1.0).sqrt().float()
     whole = ((length.double() - 1.0) / 2.0).floor().float()
     part = (2 * whole + 1) * (whole * (whole + 1) - 3 * sigma2)
@@ -281,7 +280,7 @@ def blend_patch(images: Tensor, params: PasteParams, alpha: Tensor) -> Tensor:
     patch = take(color_jitter(work, params, black, white), source_y[:, :, None], source_x[:, None])
     canvas = torch.where(inside[:, None], patch, black)
     if work.is_floating_point():
-        weight = alpha.to(work.dtype) / 255
+        weight = divide(alpha.to(work.dtype), 255)
         out = work * (1 - weight) + canvas * weight
         out = torch.minimum(
             torch.maximum(out, work.amin((1, 2, 3), keepdim=True)),
@@ -383,12 +382,12 @@ def rotated_patch(params: CutPasteParams, height: int, width: int) -> tuple[Tens
     down = torch.arange(height, device=params.angle.device) - params.paste_y[:, None]
     box = within(down, box_height)[:, :, None] & within(right, box_width)[:, None, :]
     # From the pixel centres of the box back to those of the patch.
-    right = (right + (0.5 - box_width / 2)[:, None])[:, None, :]
-    down = (down + (0.5 - box_height / 2)[:, None])[:, :, None]
+    right = (right + (0.5 - box_width.double() / 2)[:, None])[:, None, :]
+    down = (down + (0.5 - box_height.double() / 2)[:, None])[:, :, None]
     angle = params.angle.double()[:, None, None] * (math.pi / 180)
     cos, sin = angle.cos(), angle.sin()
-    x = (right * cos - down * sin + (params.width / 2)[:, None, None]).floor().long()
-    y = (right * sin + down * cos + (params.height / 2)[:, None, None]).floor().long()
+    x = (right * cos - down * sin + (params.width.double() / 2)[:, None, None]).floor().long()
+    y = (right * sin + down * cos + (params.height.double() / 2)[:, None, None]).floor().long()
     last_x, last_y = params.width[:, None, None] - 1, params.height[:, None, None] - 1
     region = box & (x >= 0) & (x <= last_x) & (y >= 0) & (y <= last_y)
     zero = torch.zeros_like(last_x)

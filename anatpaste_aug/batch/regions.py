@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 NEIGHBOURS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
-SMALLEST = 9  # pixels of a region after dilation by a 3x3 square
+SMALLEST = 25  # pixels of a region: see `measure`
 
 
 def dilate(mask: Tensor) -> Tensor:
@@ -101,9 +101,9 @@ def clear_border(mask: Tensor) -> Tensor:
 def clear_small_boxes(mask: Tensor, min_area: int) -> Tensor:
     """Zero the bounding box of every region of fewer than `min_area` pixels, in label order.
 
-    Every region must hold a 3x3 square and not touch the image's border, as after `clear_border`
-    and `dilate`. Regions that are small from the start always go. Only for the others, at most
-    ``H * W // min_area``, does the order matter: they are counted again one after the other.
+    Every region must hold a 5x5 square, as `measure` says. Regions that are small from the start
+    always go. Only for the others, at most ``H * W // min_area``, does the order matter: they are
+    counted again one after the other.
     """
     count, height, width = mask.shape
     pixels = height * width
@@ -135,21 +135,25 @@ def clear_small_boxes(mask: Tensor, min_area: int) -> Tensor:
 def measure(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Measure the regions, numbered in the order of their first pixels, row by row.
 
-    Regions hold a 3x3 square each, do not touch each other, and leave the border free. So there are
-    at most ``H * W // 16``: with one more row below and one more column on the right, the squares
-    are still apart.
+    Every region must hold a 5x5 square inside the image, and may touch the border. So it is in
+    `lung_mask`: the opening leaves at least a 3x3 square in each region, `clear_border` keeps the
+    whole region off the border, and `dilate` adds a pixel on every side.
+
+    There are at most ``most = (H + 1) * (W + 1) // 36`` such regions: 8-connected regions do not
+    touch each other, so that the squares are still apart with one more row below and one more
+    column on the right, which lie in (H + 1) x (W + 1) pixels.
 
     Returns
     -------
     region : (B, H, W) Tensor of int32
-        The number of every pixel's region, from 0; ``H * W // 16`` in the background.
-    boxes : (4, B, H * W // 16) Tensor of int32
+        The number of every pixel's region, from 0; `most` in the background.
+    boxes : (4, B, most) Tensor of int32
         First and last row, first and last column of each region.
-    area : (B, H * W // 16) Tensor of int32
+    area : (B, most) Tensor of int32
         In pixels; 0 where there are not so many regions.
     """
     count, height, width = mask.shape
-    pixels, most = height * width, height * width // 16
+    pixels, most = height * width, (height + 1) * (width + 1) // 36
     inside = mask.flatten(1)
     flat = torch.arange(pixels, dtype=torch.int32, device=mask.device)
 

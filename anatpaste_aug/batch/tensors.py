@@ -21,8 +21,7 @@ DTYPES = (
     torch.float32,
     torch.float64,
 )
-MASK_DTYPES = (torch.bool, torch.uint8, torch.int16, torch.int32, torch.int64)
-CHUNK_PIXELS = 2**23  # 128 images of 256 x 256 are worked through at a time
+CHUNK_ELEMENTS = 2**23  # 128 grey images of 256 x 256 are worked through at a time
 
 
 def as_images(images: Any, name: str = "images") -> Tensor:
@@ -48,12 +47,17 @@ def as_images(images: Any, name: str = "images") -> Tensor:
 
 def as_masks(masks: Any, images: Tensor | None = None, name: str = "masks") -> Tensor:
     """Check a batch of lung masks, against its (B, C, H, W) images too; give (B, H, W) bool."""
-    if not isinstance(masks, Tensor) or masks.dtype not in MASK_DTYPES:
+    if not isinstance(masks, Tensor) or masks.is_floating_point() or masks.is_complex():
         got = masks.dtype if isinstance(masks, Tensor) else type(masks).__name__
         raise TypeError(f"{name} must be a bool or integer tensor, got {got}")
     if masks.ndim not in (3, 4) or (masks.ndim == 4 and masks.shape[1] != 1):
         raise ValueError(
             f"{name} must have the shape (B, H, W) or (B, 1, H, W), got {tuple(masks.shape)}"
+        )
+    if min(masks.shape[-2:]) < MIN_SIDE:
+        raise ValueError(
+            f"{name} must be at least {MIN_SIDE} pixels high and wide, "
+            f"got {tuple(masks.shape[-2:])}"
         )
     flat = (masks if masks.ndim == 3 else masks[:, 0]) != 0
     if images is not None:
@@ -68,8 +72,10 @@ def as_masks(masks: Any, images: Tensor | None = None, name: str = "masks") -> T
 
 def check_device(name: str, value: Any, device: torch.device) -> None:
     """Check that a tensor or a generator lies on the device of the batch."""
-    if value.device.type != device.type:
-        raise ValueError(f"{name} must be on the device of the batch, {device}, got {value.device}")
+    there = value.device
+    both = there.index is not None and device.index is not None
+    if there.type != device.type or (both and there.index != device.index):
+        raise ValueError(f"{name} must be on the device of the batch, {device}, got {there}")
 
 
 def working(images: Tensor) -> Tensor:
@@ -93,15 +99,29 @@ def to_grey(images: Tensor) -> Tensor:
     return (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
 
 
+def divide(values: Tensor, by: int) -> Tensor:
+    """Divide floats by a whole number, rounding once on any device.
+
+    By a plain number CUDA multiplies with its reciprocal, which rounds twice; by a tensor of its
+    own it divides.
+    """
+    return values / torch.full((), by, dtype=values.dtype, device=values.device)
+
+
 def like(images: Tensor, values: Tensor) -> Tensor:
-    """Cast (B, C, H, W) values to the dtype, the shape and the memory layout of `images`."""
-    return torch.empty_like(images).copy_(values.reshape(images.shape))
+    """Give (B, C, H, W) values, made after `as_images`, the number of dimensions of `images`."""
+    return values if images.ndim == 4 else values[:, 0]
+
+
+def everyone(images: Tensor) -> Tensor:
+    """Choose every element of a batch."""
+    return torch.ones(images.shape[0], dtype=torch.bool, device=images.device)
 
 
 def chunks(images: Tensor) -> Iterator[slice]:
-    """Cut a batch into slices of at most `CHUNK_PIXELS` pixels, and at least one image."""
-    count, (height, width) = images.shape[0], images.shape[-2:]
-    step = max(CHUNK_PIXELS // (height * width), 1)
+    """Cut a batch into slices of at most `CHUNK_ELEMENTS` elements, and at least one image."""
+    count, size = images.shape[0], images.shape[1:].numel()
+    step = max(CHUNK_ELEMENTS // size, 1)
     return (slice(start, start + step) for start in range(0, max(count, 1), step))
 
 
