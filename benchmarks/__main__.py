@@ -22,7 +22,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds")
     parser.add_argument("--check", action="store_true", help="fail if the mask has become slow")
-    parser.add_argument("--floor", type=float, default=4.0, help="least ratio for --check")
+    parser.add_argument("--floor", type=float, default=3.5, help="least ratio for --check")
     parser.add_argument("--out", type=Path, help="folder for the results")
     parser.add_argument("--part", type=Path, help=argparse.SUPPRESS)  # one process's share
     options = parser.parse_args()

@@ -156,7 +156,7 @@ def environment() -> dict[str, Any]:
     """Say what the numbers were measured on: versions, processor, threads, allocator, commit."""
     found: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "commit": _commit(),
+        "commit": commit(),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}",
         "cpu": _cpu_model(),
@@ -187,7 +187,7 @@ def _cpu_model() -> str:
     return ", ".join(sorted(names)) or platform.processor()
 
 
-def _commit() -> str:
+def commit() -> str:
     """Give the commit, with "+" behind it if the package's or the benchmarks' code differs."""
 
     def git(*arguments: str) -> str:

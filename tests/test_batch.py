@@ -257,18 +257,48 @@ def test_regions_of_any_mask(seed, share, min_area):
         np.testing.assert_array_equal(cleared, functional_boxes(one, min_area))
 
 
-def test_boxes_that_fall_one_after_the_other():
-    # Hooks: the foot of each ends in the box of the one before, and its own box holds the next.
-    inside = np.zeros((200, 200), bool)
-    for k in range(12):
-        inside[4 + 12 * k : 30 + 12 * k, 4 + 8 * k : 7 + 8 * k] = True
-        inside[27 + 12 * k : 30 + 12 * k, 4 + 8 * k : 40 + 8 * k] = k % 3 == 0
-    masks = torch.from_numpy(np.stack([inside, inside[::-1], inside.T, inside.T[::-1]]))
-    masks = regions.dilate(regions.erode(masks))
-    for min_area in (70, 79, 120, 170, 200):
+def hooks(rng, size=90):
+    """Draw hooks of 3 pixels' width that do not touch: their boxes hold parts of other hooks."""
+    inside, areas = np.zeros((size, size), bool), []
+    for _ in range(60):
+        height, width = rng.integers(8, 45, 2)
+        hook = np.zeros((height, width), bool)
+        hook[:, :3] = hook[-3:] = True
+        hook[: rng.integers(3, height), -3:] |= rng.random() < 0.3
+        hook = np.rot90(hook, rng.integers(4))
+        y, x = rng.integers(1, size - np.array(hook.shape))
+        window = slice(y - 1, y + hook.shape[0] + 1), slice(x - 1, x + hook.shape[1] + 1)
+        room = regions.dilate(torch.from_numpy(np.pad(hook, 1))[None])[0].numpy()
+        if not (inside[window] & room[: inside[window].shape[0], : inside[window].shape[1]]).any():
+            inside[y : y + hook.shape[0], x : x + hook.shape[1]] |= hook
+            areas.append(np.count_nonzero(hook))
+    return inside, areas
+
+
+def without_order(inside, min_area):
+    """Remove the boxes of what is small from the start, then of what is small after that."""
+    labels = skimage_label(inside, connectivity=2)
+    left = labels.copy()
+    for _ in range(2):
+        for number in np.flatnonzero(np.bincount(left.ravel(), minlength=1) < min_area):
+            y, x = np.nonzero(labels == number)
+            if y.size:
+                left[y.min() : y.max() + 1, x.min() : x.max() + 1] = 0
+    return left > 0
+
+
+def test_boxes_that_cut_others():
+    order_matters = 0
+    for seed in range(40):
+        inside, areas = hooks(np.random.default_rng(seed))
+        masks = torch.from_numpy(np.stack([inside, inside[::-1], inside.T, inside.T[::-1]]))
+        min_area = int(np.quantile(areas, 0.1 + 0.02 * seed))
         got = regions.clear_small_boxes(masks, min_area).numpy()
         for one, cleared in zip(masks.numpy(), got, strict=True):
-            np.testing.assert_array_equal(cleared, functional_boxes(one, min_area))
+            expected = functional_boxes(one, min_area)
+            np.testing.assert_array_equal(cleared, expected)
+            order_matters += bool((expected != without_order(one, min_area)).any())
+    assert order_matters > 20
 
 
 def test_threshold_keeps_the_first_of_equal_maxima():
