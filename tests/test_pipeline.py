@@ -476,6 +476,7 @@ def test_the_module_is_a_program(tmp_path):
 # Several processes.
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(phantoms, cache, tmp_path):
     options = ["--data", phantoms, "--cache", cache, "--out", tmp_path, *TINY, "--threads", "1"]
     with socket.socket() as free:
@@ -500,7 +501,7 @@ def test_two_processes_do_what_one_does(phantoms, cache, tmp_path):
         )
         for rank in range(2)
     ]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     together = evaluate.load_metrics(tmp_path / "anatpaste" / "seed0")
     assert together["environment"]["processes"] == 2
