@@ -730,6 +730,11 @@ def test_settings_are_checked(name, value):
         Settings(**{name: value})
 
 
+def test_fresh_masks_are_the_default_ones():
+    with pytest.raises(PipelineError, match="mask 'robust' and fresh_masks cannot be combined"):
+        Settings(mask="robust", fresh_masks=True)
+
+
 def test_a_checkpoint_of_tensors_and_text_only(tmp_path):
     path = tmp_path / "file.safetensors"
     tensors = {"a": torch.arange(6).view(2, 3), "b": torch.tensor(0.5), "c": torch.zeros(0)}
