@@ -28,7 +28,7 @@ from examples.pretrain_gde.settings import NATIVE_SIZE, Settings
 from examples.pretrain_gde.storage import read_json, replacing, write_json
 
 Images = npt.NDArray[np.uint8]
-CACHE_VERSION = 1  # to be raised when decoding changes
+CACHE_VERSION = 2  # to be raised when decoding changes
 
 
 @dataclass(frozen=True)
@@ -197,69 +197,28 @@ def _resize_mask(mask: npt.NDArray[np.bool_], size: int) -> Images:
 def decode(path: Path, size: int) -> Images:
     """Decode an image file to 8-bit grey, `size` x `size` pixels; the aspect ratio is not kept.
 
-    DICOM is windowed as it asks for, with air dark. Other images of more than 8 bits are stretched
-    from their minimum to their maximum.
+    Read by the library's `read_image`. 8-bit images stay as they are; all others, DICOM among them
+    (after its window and with air dark), are stretched from their minimum to their maximum.
 
     Raises
     ------
-    ValueError, OSError, and what the decoders raise
+    OSError, ValueError, TypeError
         If the file is no image that can be read.
+    ImportError
+        If it is a DICOM file and pydicom is missing.
     """
-    if path.suffix.lower() == ".dcm":
-        grey = _decode_dicom(path)
-    else:
-        grey = to_grey(read_image(path))
-        if grey.dtype != np.uint8:
-            values = grey.astype(float)
-            grey = _to_8_bit(_stretch(values, values.min(), values.max()))
+    grey = to_grey(read_image(path))
+    if grey.dtype != np.uint8:
+        grey = _stretched(grey.astype(float))
     resized = Image.fromarray(grey).resize((size, size), Image.Resampling.BICUBIC)
     return np.array(resized)
 
 
-def _decode_dicom(path: Path) -> Images:
-    """Apply the modality and VOI transforms as `read_image` does, but to a definite range.
-
-    The window's ends become 0 and 255, whether or not a pixel reaches them.
-    """
-    import pydicom
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut
-
-    data = pydicom.dcmread(path)
-    polarity, pixels = data.PhotometricInterpretation, data.pixel_array
-    if polarity not in ("MONOCHROME1", "MONOCHROME2") or pixels.ndim != 2:
-        raise ValueError(f"one grey frame is needed, got {polarity} of shape {pixels.shape}")
-    values = np.asarray(apply_modality_lut(pixels, data), float)
-    if data.get("VOILUTSequence"):
-        values = np.asarray(apply_voi_lut(values.astype(np.int64), data), float)
-        values /= 2 ** int(data.VOILUTSequence[0].LUTDescriptor[2]) - 1
-    elif data.get("WindowWidth") is not None and data.get("WindowCenter") is not None:
-        center, width = (
-            float(value[0] if isinstance(value, pydicom.multival.MultiValue) else value)
-            for value in (data.WindowCenter, data.WindowWidth)
-        )
-        values = _window(values, center, width, data.get("VOILUTFunction", "LINEAR"))
-    elif data.BitsStored == 8 and "RescaleSlope" not in data:
-        values = values / 255
-    else:
-        values = _stretch(values, values.min(), values.max())
-    return _to_8_bit(1 - values if polarity == "MONOCHROME1" else values)
-
-
-def _window(values: npt.NDArray[Any], center: float, width: float, kind: str) -> npt.NDArray[Any]:
-    """Map a window to 0..1, as DICOM PS3.3 C.11.2.1 defines it."""
-    if kind == "SIGMOID":
-        return 1 / (1 + np.exp(-4 * (values - center) / width))
-    if kind == "LINEAR_EXACT":
-        return _stretch(values, center - width / 2, center + width / 2)
-    return _stretch(values, center - 0.5 - (width - 1) / 2, center - 0.5 + (width - 1) / 2)
-
-
-def _stretch(values: npt.NDArray[Any], low: float, high: float) -> npt.NDArray[Any]:
-    return (values - low) / (high - low) if high > low else (values > low).astype(float)
-
-
-def _to_8_bit(values: npt.NDArray[Any]) -> Images:
-    return (values.clip(0, 1) * 255).round().astype(np.uint8)
+def _stretched(values: npt.NDArray[np.float64]) -> Images:
+    low, high = values.min(), values.max()
+    if low == high:
+        return np.zeros(values.shape, np.uint8)
+    return ((values - low) / (high - low) * 255).round().astype(np.uint8)
 
 
 def _decoded(

@@ -19,7 +19,7 @@ import numpy as np
 from examples.pretrain_gde.errors import PipelineError
 
 PARTS = ("train", "valid", "test")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm", ".dicom")
 MIN_TRAIN = 4  # images: fewer make no density
 HELD_OUT = {"zhanglab": (100, 0), "chexpert": (250, 250), "rsna": (250, 250)}
 PUBLISHED_AUC = {"zhanglab": 0.921, "chexpert": 0.787, "rsna": 0.819}
