@@ -30,7 +30,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score  # noqa: E402
 from sklearn.neighbors import KernelDensity  # noqa: E402
 from threadpoolctl import threadpool_limits  # noqa: E402
 
-from examples.pretrain_gde import cli, data, evaluate, storage, train  # noqa: E402
+from examples.pretrain_gde import cli, data, evaluate, run, storage, train  # noqa: E402
 from examples.pretrain_gde.augment import Augmenter, jitter  # noqa: E402
 from examples.pretrain_gde.density import ESTIMATORS, Density, TorchScore  # noqa: E402
 from examples.pretrain_gde.errors import PipelineError  # noqa: E402
@@ -49,7 +49,7 @@ COUNTS = {
     ("test", "abnormal"): 5,
 }
 TINY = ["--size", "32", "--batch", "4", "--epochs", "2", "--updates", "2", "--validate-every", "1"]
-TINY += ["--precision", "fp32", "--quiet"]
+TINY += ["--precision", "fp32", "--quiet", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -88,6 +88,9 @@ def _no_report(monkeypatch):
 
 
 def main(*arguments):
+    """Run a command, on the CPU if it does not say where."""
+    if "--device" not in arguments:
+        arguments += ("--device", "cpu")
     return cli.main([str(argument) for argument in arguments])
 
 
@@ -253,6 +256,30 @@ def test_resume_refuses_other_settings_and_other_images(trained, phantoms, cache
     write_phantoms(other, 64, seed=1, counts=COUNTS, progress=False)
     assert main(*options, "--data", other) == 1
     assert "other training or validation images" in capsys.readouterr().err
+
+
+def test_resume_of_a_finished_run_mends_its_report(trained, phantoms, cache):
+    report = trained / "report.html"
+    report.unlink()
+    options = ("--cache", cache, "--out", trained.parents[1], *TINY, "--resume")
+    assert main("train", "--data", phantoms, *options) == 0
+    assert report.exists()
+
+
+def test_resume_of_a_finished_run_refuses_what_differs(trained, phantoms, cache, tmp_path, capsys):
+    options = ("train", "--cache", cache, "--out", trained.parents[1], *TINY, "--resume", "--data")
+    other = tmp_path / "other"
+    write_phantoms(other, 64, seed=1, counts=COUNTS, progress=False)
+    assert main(*options, other) == 1
+    assert "was made with other images" in capsys.readouterr().err
+    assert main(*options, phantoms, "--layout", "zhanglab") == 1
+    assert "another layout: plain" in capsys.readouterr().err
+    assert main(*options, phantoms, "--held-out", "2", "2") == 1
+    assert "other held-out numbers" in capsys.readouterr().err
+    source = run.Source(phantoms, cache)
+    settings = Settings(**evaluate.load_metrics(trained)["settings"])
+    with pytest.raises(PipelineError, match=r"another number of processes \(1\)"):
+        run.check_folder(settings, source, trained, Runtime(torch.device("cpu"), 0, 2), resume=True)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "other"])
@@ -443,6 +470,7 @@ def test_the_demonstration_runs_without_arguments(tmp_path, monkeypatch, capsys)
     monkeypatch.setitem(cli.PRESETS, "demo", tiny)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["pretrain_gde"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cli.main() == 0
     captured = capsys.readouterr()
     assert re.search(r"untrained +trained", captured.out)
@@ -453,7 +481,7 @@ def test_the_demonstration_runs_without_arguments(tmp_path, monkeypatch, capsys)
 def test_a_device_that_is_not_there(phantoms, tmp_path, capsys):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    options = ("--data", phantoms, "--out", tmp_path, "--device", "cuda", *TINY)
+    options = ("--data", phantoms, "--out", tmp_path, *TINY, "--device", "cuda")
     assert main("train", *options) == 1
     assert "device 'cuda' cannot be used" in capsys.readouterr().err
 
@@ -466,6 +494,8 @@ def test_the_module_is_a_program(tmp_path):
         "train",
         "--data",
         str(tmp_path / "no"),
+        "--device",
+        "cpu",
     ]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 1
@@ -500,7 +530,11 @@ def test_two_processes_do_what_one_does(phantoms, cache, tmp_path):
         )
         for rank in range(2)
     ]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    try:
+        outputs = [process.communicate(timeout=600)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     assert [process.returncode for process in processes] == [0, 0], outputs
     together = evaluate.load_metrics(tmp_path / "anatpaste" / "seed0")
     assert together["environment"]["processes"] == 2

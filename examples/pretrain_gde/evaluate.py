@@ -18,7 +18,7 @@ from examples.pretrain_gde.density import ESTIMATORS, Density
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.metrics import best_threshold, measure
 from examples.pretrain_gde.model import make_backbone, seeded_network
-from examples.pretrain_gde.readers import Split
+from examples.pretrain_gde.readers import PARTS, Split
 from examples.pretrain_gde.runtime import Runtime, describe
 from examples.pretrain_gde.settings import Settings
 from examples.pretrain_gde.storage import (
@@ -29,7 +29,13 @@ from examples.pretrain_gde.storage import (
     write_json,
     write_text,
 )
-from examples.pretrain_gde.train import WEIGHTS, Progress, embed_images, validate
+from examples.pretrain_gde.train import (
+    WEIGHTS,
+    Progress,
+    embed_images,
+    fingerprint,
+    validate,
+)
 
 DETECTOR = "detector.safetensors"
 METRICS = "metrics.json"
@@ -190,11 +196,6 @@ def finish(
     metrics = {
         "settings": settings.as_dict(),
         "environment": describe(runtime),
-        "data": {
-            "layout": dataset.split.layout,
-            "images": {part: len(images) for part, images in dataset.images.items()},
-            "skipped": list(dataset.skipped),
-        },
         "epochs": progress.epochs,
         "seconds": sum(record["seconds"] for record in progress.epochs),
         "selected": best,
@@ -219,6 +220,12 @@ def evaluate(
     scores_before, untrained = measure_untrained(settings, dataset, runtime)
     metrics = {
         **metrics,
+        "data": {
+            "layout": dataset.split.layout,
+            "images": {part: len(images) for part, images in dataset.images.items()},
+            "files": fingerprint(dataset, PARTS),
+            "skipped": list(dataset.skipped),
+        },
         "thresholds": detector.thresholds,
         "valid": valid,
         "test": test,
