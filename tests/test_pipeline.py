@@ -97,9 +97,10 @@ def main(*arguments):
 def without_times(metrics):
     """Drop what a clock decides."""
     metrics = json.loads(json.dumps(metrics))
-    metrics.pop("seconds")
+    for record in (metrics, *metrics["epochs"]):
+        assert 0 < record.pop("seconds") < record.pop("wall_seconds")
     for record in metrics["epochs"]:
-        del record["seconds"], record["augmentation_share"]
+        del record["augmentation_share"]
     return metrics
 
 
@@ -282,7 +283,7 @@ def test_resume_of_a_finished_run_refuses_what_differs(trained, phantoms, cache,
         run.check_folder(settings, source, trained, Runtime(torch.device("cpu"), 0, 2), resume=True)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "other"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "header", "other", "detector"])
 def test_a_corrupt_checkpoint_is_a_clear_error(damage, trained, phantoms, cache, tmp_path, capsys):
     folder = tmp_path / "anatpaste" / "seed0"
     folder.mkdir(parents=True)
@@ -291,13 +292,18 @@ def test_a_corrupt_checkpoint_is_a_clear_error(damage, trained, phantoms, cache,
         del content[len(content) // 2 :]
     elif damage == "flipped":
         content[-1000] ^= 1
+    elif damage == "header":
+        content = content.replace(b"loss", b"lose", 1)
+    elif damage == "detector":
+        content = (trained / "detector.safetensors").read_bytes()
     else:
         content = b"not a checkpoint"
     (folder / "checkpoint.safetensors").write_bytes(content)
     options = ("--cache", cache, "--out", tmp_path, *TINY, "--resume")
     assert main("train", "--data", phantoms, *options) == 1
     error = capsys.readouterr().err
-    assert "checkpoint.safetensors is damaged" in error
+    reason = "holds no checkpoint" if damage == "detector" else "is damaged"
+    assert f"checkpoint.safetensors {reason}" in error
     assert "Traceback" not in error
 
 
@@ -383,7 +389,8 @@ def test_a_frozen_backbone_stays_while_the_head_learns(phantoms, cache, monkeypa
 
 def test_evaluate_repeats_the_numbers_of_training(trained, phantoms, cache, capsys):
     before = evaluate.load_metrics(trained)
-    assert main("evaluate", trained, "--cache", cache, "--quiet", "--published", "rsna") == 0
+    assert main("evaluate", trained, "--quiet", "--published", "rsna") == 0
+    assert not (trained / "cache").exists()  # that of the run was found
     assert evaluate.load_metrics(trained) == before
     assert f"test AUC {evaluate.chosen_auc(before):.3f}" in capsys.readouterr().out
 
@@ -391,8 +398,20 @@ def test_evaluate_repeats_the_numbers_of_training(trained, phantoms, cache, caps
 def test_evaluate_and_predict_need_a_finished_run(tmp_path, capsys):
     assert main("evaluate", tmp_path, "--quiet") == 1
     assert "no finished run" in capsys.readouterr().err
+    for content, message in (("{}", "not one of the pipeline's"), ("[]", "not one of")):
+        (tmp_path / "metrics.json").write_text(content)
+        assert main("evaluate", tmp_path, "--quiet") == 1
+        assert message in capsys.readouterr().err
     assert main("predict", tmp_path, tmp_path / "a.png", "--quiet") == 1
     assert "detector.safetensors" in capsys.readouterr().err
+
+
+def test_a_detector_with_an_unknown_estimator_is_refused(trained, tmp_path):
+    tensors, info = storage.load_tensors(trained / "detector.safetensors")
+    path = tmp_path / "detector.safetensors"
+    storage.save_tensors(path, tensors, {**info, "estimator": "other"})
+    with pytest.raises(PipelineError, match="holds no detector: its estimator is 'other'"):
+        evaluate.Detector.load(path)
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
@@ -752,6 +771,7 @@ def test_the_network_is_as_published():
     assert scaled.shape == (2, 3, 32, 32)
     assert scaled.amin().item() == -1
     assert scaled.amax().item() == 1
+    assert prepare(images, channels_last=False).is_contiguous()
     assert make_backbone()(scaled).shape == (2, 512)
     assert len([layer for layer in Network(3, 8).head if isinstance(layer, torch.nn.Linear)]) == 10
 

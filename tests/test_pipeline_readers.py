@@ -29,6 +29,7 @@ from examples.pretrain_gde.readers import (  # noqa: E402
     Split,
     find_layout,
     read_split,
+    shared_patients,
 )
 from examples.pretrain_gde.settings import Settings  # noqa: E402
 
@@ -158,6 +159,19 @@ def test_the_plain_layout(plain):
     assert split.layout == find_layout(plain) == "plain"
     assert [kinds(split[part]) for part in PARTS] == [(6, 0), (2, 2), (2, 3)]
     assert read_split(plain, seed=5) == split
+
+
+def test_patients_that_plain_file_names_give_are_counted(plain):
+    names = iter(("person1_virus_6", "person2_virus_7", "IM-0001-0001", "NORMAL2-IM-0003-0001"))
+    for path in sorted((plain / "train" / "normal").iterdir())[:4]:
+        path.rename(path.with_name(f"{next(names)}.png"))
+    names = iter(("person1_bacteria_9", "IM-0003-0001", "person22"))
+    for path in sorted((plain / "test" / "abnormal").iterdir()):
+        path.rename(path.with_name(f"{next(names)}.png"))
+    split = read_split(plain)
+    assert shared_patients(split) == {"patients": 1, "images": {"train": 1, "valid": 0, "test": 1}}
+    with pytest.raises(PipelineError, match="held-out numbers cannot be given for plain"):
+        read_split(plain, held_out=(1, 1))
 
 
 def test_zhanglab(zhanglab):

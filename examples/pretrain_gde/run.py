@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from examples.pretrain_gde.data import Dataset, load_dataset
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.evaluate import METRICS, SPLIT, chosen_auc, finish, load_metrics
-from examples.pretrain_gde.readers import PARTS, Split, read_split
+from examples.pretrain_gde.readers import PARTS, Split, read_split, shared_patients
 from examples.pretrain_gde.report import REPORT, write_report
 from examples.pretrain_gde.runtime import Runtime
 from examples.pretrain_gde.settings import Settings
@@ -172,14 +173,23 @@ def load(
     )
     if runtime.leads:
         if not (resume and path.exists()):
-            made_from = {
+            made_from: dict[str, Any] = {
                 "seed": settings.seed,
                 "folder": str(source.folder.resolve()),
                 "cache": str(source.cache.resolve()),
                 "held_out": source.held_out,
                 "published": source.published,
             }
+            made_from["shared_patients"] = shared_patients(dataset.split)
             write_json(path, {**split.as_dict(), **made_from})
+        shared = shared_patients(dataset.split)
+        if shared["patients"]:
+            counts = ", ".join(f"{count} {part}" for part, count in shared["images"].items())
+            print(
+                f"warning: by the file names, {shared['patients']} patients are in several parts "
+                f"(images: {counts}): the test is not of new patients only",
+                file=sys.stderr,
+            )
         if dataset.skipped:
             print(f"{len(dataset.skipped)} files skipped:", *dataset.skipped, sep="\n  ")
         runtime.wait()

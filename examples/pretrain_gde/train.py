@@ -38,7 +38,8 @@ class Progress:
     Attributes
     ----------
     epochs : list of dict
-        One record per finished epoch: loss, learning rate, times, validation AUCs.
+        One record per finished epoch: loss, learning rate, validation AUCs, ``seconds`` of the
+        updates, and ``wall_seconds`` with the validation and the checkpoint before.
     best : dict or None
         Epoch, estimator and validation AUC of the best checkpoint so far.
     """
@@ -78,6 +79,7 @@ class Trainer:
         self.network = seeded_network(
             settings.seed, settings.classes, settings.head_layers, settings.imagenet
         ).to(runtime.device)
+        self.network.channels_last = settings.channels_last
         if settings.channels_last:
             self.network.to(memory_format=torch.channels_last)
         if runtime.world > 1 and runtime.device.type == "cuda":
@@ -112,6 +114,7 @@ class Trainer:
             unit="step",
             disable=not self.runtime.progress,
         )
+        begin = time.perf_counter()
         with bar, Logs(self.folder, self.runtime, done) as logs:
             for epoch in range(done, settings.epochs):
                 record = self._epoch(epoch, bar)
@@ -119,6 +122,8 @@ class Trainer:
                 if number % settings.validate_every == 0 or number == settings.epochs:
                     record["valid"] = self._validate()
                     self._keep_if_best(number, record["valid"])
+                now = time.perf_counter()
+                record["wall_seconds"], begin = now - begin, now
                 self.progress.epochs.append(record)
                 if self.runtime.leads:
                     self._save()
