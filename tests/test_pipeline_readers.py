@@ -295,12 +295,13 @@ def test_bad_files_are_named_and_skipped_on_request(plain, tmp_path):
     def load(skip_bad):
         return load_dataset(plain, split, settings, cache, skip_bad=skip_bad, progress=False)
 
-    with pytest.raises(PipelineError, match="2 files in") as error:
+    with pytest.raises(PipelineError, match="3 files in") as error:
         load(False)
-    assert split.train[1].path in str(error.value)
-    assert split.train[3].path in str(error.value)
+    for entry in (split.train[1], split.train[3], split.test[0]):  # of all parts together
+        assert entry.path in str(error.value)
     assert "--skip-bad" in str(error.value)
-    assert not list(cache.iterdir())  # nothing half-written
+    # That of the part without bad files; nothing half-written.
+    assert sorted(path.suffix for path in cache.iterdir()) == [".json", ".npy"]
     for _ in range(2):  # decoded, then from the cache
         dataset = load(True)
         assert len(dataset.skipped) == 3
@@ -309,7 +310,7 @@ def test_bad_files_are_named_and_skipped_on_request(plain, tmp_path):
         assert [len(dataset.split[part]) for part in PARTS] == [4, 4, 4]
         kept = decode(plain / split.train[2].path, 32)
         np.testing.assert_array_equal(dataset.images["train"][1], kept)
-    with pytest.raises(PipelineError, match="2 files in"):
+    with pytest.raises(PipelineError, match="3 files in"):
         load(False)  # a cache made with --skip-bad hides nothing
 
 
@@ -332,6 +333,57 @@ def test_the_cache_is_memory_mapped(plain, tmp_path):
     again.images[:] = 0  # private to this process
     fresh = load_images(plain, split.train, 32, tmp_path, progress=False)
     np.testing.assert_array_equal(fresh.images, before)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "other", "sidecar"])
+def test_a_damaged_cache_is_built_again(damage, plain, tmp_path):
+    split = read_split(plain)
+    stored = load_images(plain, split.train, 32, tmp_path, progress=False)
+    before = stored.images.copy()
+    (path,) = tmp_path.glob("*.npy")
+    content = path.read_bytes()
+    if damage == "sidecar":
+        path.with_suffix(".json").write_text("[]")
+    else:
+        path.unlink()
+        path.write_bytes({"cut": content[:-100], "empty": b"", "other": b"text"}[damage])
+    again = load_images(plain, split.train, 32, tmp_path, progress=False)
+    np.testing.assert_array_equal(again.images, before)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("failure", [ImportError("no decoder"), MemoryError()])
+def test_what_is_not_the_files_fault_is_not_put_down_as_a_bad_file(
+    failure, plain, tmp_path, monkeypatch
+):
+    split = read_split(plain)
+
+    def fails(path):
+        raise failure
+
+    monkeypatch.setattr("examples.pretrain_gde.data.read_image", fails)
+    with pytest.raises(PipelineError, match=r"was not read: (no decoder|MemoryError)"):
+        load_images(plain, split.train, 32, tmp_path, skip_bad=True, progress=False)
+    assert not list(tmp_path.glob("*.npy"))
+
+
+def test_bad_files_are_tried_again(plain, tmp_path, monkeypatch):
+    from examples.pretrain_gde import data
+
+    split, read = read_split(plain), data.read_image
+
+    def fails(path):
+        if path.name == "1.png":
+            raise RuntimeError("no decoder for this compression")
+        return read(path)
+
+    def load():
+        return load_images(plain, split.train, 32, tmp_path, skip_bad=True, progress=False)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "read_image", fails)
+        assert load().kept == load().kept == [0, 2, 3, 4, 5]
+    assert load().kept == [0, 1, 2, 3, 4, 5]
 
 
 # Decoding.

@@ -25,9 +25,10 @@ from anatpaste_aug.images import to_grey
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.readers import PARTS, Entry, Split, check_split
 from examples.pretrain_gde.settings import NATIVE_SIZE, Settings
-from examples.pretrain_gde.storage import read_json, replacing, write_json
+from examples.pretrain_gde.storage import replacing, write_json
 
 Images = npt.NDArray[np.uint8]
+MISSING = "no such file"
 CACHE_VERSION = 2  # to be raised when decoding changes
 
 
@@ -75,13 +76,20 @@ def load_dataset(
     """
     segment = segmenter(settings.mask) if settings.needs_masks else None
     parts, images, skipped, masks = {}, {}, [], None
+    bad: list[str] = []
     for part in PARTS:
-        stored = load_images(
-            folder, split[part], settings.size, cache, skip_bad=skip_bad, progress=progress
-        )
+        try:
+            stored = load_images(
+                folder, split[part], settings.size, cache, skip_bad=skip_bad, progress=progress
+            )
+        except BadFilesError as error:  # to name those of all parts together
+            bad += error.lines
+            continue
         parts[part] = tuple(split[part][index] for index in stored.kept)
         images[part] = stored.images
         skipped += stored.bad
+    if bad:
+        raise BadFilesError(folder, bad)
     remaining = Split(split.layout, **parts)
     check_split(remaining, folder)
     if segment is not None and not settings.fresh_masks:
@@ -136,29 +144,49 @@ def load_images(
     skip_bad: bool = False,
     progress: bool = True,
 ) -> StoredImages:
-    """Decode files to `size` x `size` pixels, or take them from the cache."""
+    """Decode files to `size` x `size` pixels, or take them from the cache.
+
+    Raises
+    ------
+    BadFilesError
+        If files are missing or damaged and `skip_bad` is false.
+    """
     names = [entry.path for entry in entries]
     with ThreadPoolExecutor(_workers()) as pool:
         digests = list(pool.map(_digest, (folder / name for name in names)))
     key = _key("images", size, *digests)
-    path = cache / f"{key}.npy"
-    if not path.exists() or _listed(path) != len(names):
-        bad = {i: "no such file" for i, digest in enumerate(digests) if digest == "missing"}
-        if bad and not skip_bad:
-            _refuse(folder, [f"{names[i]}: {reason}" for i, reason in bad.items()])
-        rows = _decoded([folder / name for name in names], size, bad, progress)
-        try:
-            _store(path, rows, (len(names), size, size), lambda: _bad_list(names, bad, skip_bad))
-        except _BadFilesError as error:
-            _refuse(folder, error.args[0])
-    reasons = {int(index): reason for index, reason in read_json(_sidecar(path))["bad"].items()}
-    # Not by path: two data sets may hold the same bytes under different names.
-    bad_lines = [f"{names[index]}: {reason}" for index, reason in reasons.items()]
-    if bad_lines and not skip_bad:
-        _refuse(folder, bad_lines)
-    stored = np.load(path, mmap_mode="c")
+    path, shape = cache / f"{key}.npy", (len(names), size, size)
+    paths = [folder / name for name in names]
+    missing = {i: MISSING for i, digest in enumerate(digests) if digest == "missing"}
+    found = _cached(path, shape)
+    if found is not None and any(
+        isinstance(attempt(paths[index], size), np.ndarray)  # a decoder was missing, perhaps
+        for index in found[1]
+        if index not in missing
+    ):
+        found = None
+    if found is None:
+        bad = dict(missing)
+
+        def listed() -> dict[int, str]:
+            if bad and not skip_bad:
+                raise BadFilesError(folder, _lines(names, bad))
+            return bad
+
+        _store(path, _decoded(paths, size, bad, progress), shape, listed)
+        found = _cached(path, shape)
+        if found is None:
+            raise PipelineError(f"{path} cannot be read back")
+    stored, reasons = found
+    if reasons and not skip_bad:
+        raise BadFilesError(folder, _lines(names, reasons))
     kept = [index for index in range(len(names)) if index not in reasons]
-    return StoredImages(stored[kept] if reasons else stored, kept, bad_lines, key)
+    return StoredImages(stored[kept] if reasons else stored, kept, _lines(names, reasons), key)
+
+
+def _lines(names: Sequence[str], reasons: dict[int, str]) -> list[str]:
+    # The cache does not keep names: two data sets may hold the same bytes under different ones.
+    return [f"{names[index]}: {reason}" for index, reason in sorted(reasons.items())]
 
 
 def load_masks(
@@ -179,12 +207,16 @@ def load_masks(
         cache / f"{_key('masks', name, ap.__version__, size, len(native.images), native.key)}.npy"
     )
     shape = (len(native.images), size, size)
-    if not path.exists() or _listed(path) != shape[0]:
+    found = _cached(path, shape)
+    if found is None:
         with ThreadPoolExecutor(_workers()) as pool:
             rows = pool.map(lambda image: _resize_mask(segment(image), size), native.images)
             bar = tqdm(rows, "lung masks", shape[0], unit="img", disable=not progress)
             _store(path, bar, shape, dict)
-    return np.load(path, mmap_mode="c")
+        found = _cached(path, shape)
+        if found is None:
+            raise PipelineError(f"{path} cannot be read back")
+    return found[0]
 
 
 def _resize_mask(mask: npt.NDArray[np.bool_], size: int) -> Images:
@@ -221,21 +253,32 @@ def _stretched(values: npt.NDArray[np.float64]) -> Images:
     return ((values - low) / (high - low) * 255).round().astype(np.uint8)
 
 
+def attempt(path: Path, size: int) -> Images | str:
+    """Decode an image file, or say why it cannot be.
+
+    Raises
+    ------
+    PipelineError
+        If that is not the file's fault: a package or memory is missing.
+    """
+    try:
+        return decode(path, size)
+    except (ImportError, MemoryError) as error:
+        raise PipelineError(f"{path} was not read: {str(error) or type(error).__name__}") from error
+    except Exception as error:  # decoders raise whatever they like on damaged files
+        return f"{type(error).__name__}: {error}"
+
+
 def _decoded(
     paths: Sequence[Path], size: int, bad: dict[int, str], progress: bool
 ) -> Iterable[Images]:
     """Decode files in order, blank where one is bad, and put down why in `bad`."""
 
-    def attempt(index: int) -> Images | str:
-        if index in bad:
-            return bad[index]
-        try:
-            return decode(paths[index], size)
-        except Exception as error:  # decoders raise whatever they like on damaged files
-            return f"{type(error).__name__}: {error}"
+    def result_of(index: int) -> Images | str:
+        return bad[index] if index in bad else attempt(paths[index], size)
 
     with ThreadPoolExecutor(_workers()) as pool:
-        results = pool.map(attempt, range(len(paths)))
+        results = pool.map(result_of, range(len(paths)))
         for index, result in enumerate(
             tqdm(results, f"decoding at {size} px", len(paths), unit="img", disable=not progress)
         ):
@@ -245,22 +288,16 @@ def _decoded(
             yield result
 
 
-class _BadFilesError(Exception):
-    """Carries the lines that name bad files, out of the writing of an array."""
+class BadFilesError(PipelineError):
+    """Files are missing or damaged; `lines` names them, with the reason."""
 
-
-def _bad_list(names: Sequence[str], bad: dict[int, str], skip_bad: bool) -> dict[int, str]:
-    if bad and not skip_bad:
-        raise _BadFilesError([f"{names[index]}: {reason}" for index, reason in bad.items()])
-    return bad
-
-
-def _refuse(folder: Path, lines: Sequence[str]) -> None:
-    shown = "\n  ".join(lines[:10]) + ("\n  ..." if len(lines) > 10 else "")
-    raise PipelineError(
-        f"{len(lines)} file{'s' if len(lines) > 1 else ''} in {folder} cannot be read "
-        f"(--skip-bad leaves them out):\n  {shown}"
-    )
+    def __init__(self, folder: Path, lines: Sequence[str]) -> None:
+        self.lines = list(lines)
+        shown = "\n  ".join(lines[:10]) + ("\n  ..." if len(lines) > 10 else "")
+        super().__init__(
+            f"{len(lines)} file{'s' if len(lines) > 1 else ''} in {folder} cannot be read "
+            f"(--skip-bad leaves them out):\n  {shown}"
+        )
 
 
 def _store(
@@ -282,11 +319,15 @@ def _sidecar(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def _listed(path: Path) -> int:
+def _cached(path: Path, shape: tuple[int, ...]) -> tuple[Images, dict[int, str]] | None:
+    """Open an array of the cache and its list of bad files; None if absent or damaged."""
     try:
-        return int(json.loads(_sidecar(path).read_text())["count"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return -1
+        listed = json.loads(_sidecar(path).read_text())["bad"]
+        reasons = {int(index): str(reason) for index, reason in listed.items()}
+        stored = np.load(path, mmap_mode="c")
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return (stored, reasons) if stored.shape == shape and stored.dtype == np.uint8 else None
 
 
 def _digest(path: Path) -> str:
