@@ -208,6 +208,18 @@ def test_no_run_is_overwritten(trained, phantoms, cache, capsys):
     assert (trained / "metrics.json").read_bytes() == before
 
 
+def test_all_runs_are_checked_before_the_first(trained, phantoms, cache, capsys):
+    out = trained.parents[1]
+    options = ("--data", phantoms, "--cache", cache, "--out", out, *TINY)
+    assert main("train", *options, "--seeds", "7", "0") == 1
+    assert "seed0 holds a run" in capsys.readouterr().err
+    assert main("compare", *options, "--variants", "scar", "anatpaste") == 1
+    assert "seed0 holds a run" in capsys.readouterr().err
+    assert main("train", *options, "--seeds", "7", "8", "7") == 1
+    assert "seed 7 is given twice" in capsys.readouterr().err
+    assert [path.name for path in out.glob("*/seed*")] == ["seed0"]
+
+
 @pytest.mark.usefixtures("_no_report")
 @pytest.mark.parametrize("crash", [KeyboardInterrupt, RuntimeError])
 def test_resume_gives_the_numbers_of_an_uninterrupted_run(

@@ -83,7 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        hint = ": --resume goes on from the last checkpoint" if hasattr(options, "resume") else ""
+        trains = options.command in (train_command, compare_command)
+        hint = ": --resume goes on from the last checkpoint" if trains else ""
         print(f"interrupted{hint}", file=sys.stderr)
         return 130
 

@@ -130,6 +130,36 @@ def check_folder(
             raise PipelineError(f"{folder} was made with other held-out numbers: {told}")
 
 
+def check_runs(
+    variants: Sequence[Settings],
+    seeds: Sequence[int],
+    source: Source,
+    out: Path,
+    runtime: Runtime,
+    *,
+    resume: bool = False,
+) -> None:
+    """Check the folders and splits of several runs, before the first of them takes its time.
+
+    Raises
+    ------
+    PipelineError
+        If a seed or a variant is given twice, a split cannot be drawn, or as `check_folder`.
+    """
+    for kind, given in (("seed", seeds), ("variant", [one.variant for one in variants])):
+        twice = sorted({value for value in given if list(given).count(value) > 1}, key=str)
+        if twice:
+            raise PipelineError(f"{kind} {', '.join(map(str, twice))} is given twice")
+    for seed in seeds:
+        drawn = False
+        for one in variants:
+            folder = run_folder(out, one.variant, seed)
+            check_folder(replace(one, seed=seed), source, folder, runtime, resume=resume)
+            if not drawn and not (resume and (folder / SPLIT).exists()):
+                read_split(source.folder, source.layout, seed, source.held_out)
+                drawn = True
+
+
 def run_seeds(
     settings: Settings,
     seeds: Sequence[int],
@@ -139,7 +169,14 @@ def run_seeds(
     *,
     resume: bool = False,
 ) -> list[dict[str, Any]]:
-    """Do one run per seed; give the metrics of all."""
+    """Do one run per seed; give the metrics of all.
+
+    Raises
+    ------
+    PipelineError
+        Before the first training, if any of the runs cannot be made. See `check_runs`.
+    """
+    check_runs([settings], seeds, source, out, runtime, resume=resume)
     results = []
     for seed in seeds:
         folder = run_folder(out, settings.variant, seed)
