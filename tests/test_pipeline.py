@@ -30,7 +30,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score  # noqa: E402
 from sklearn.neighbors import KernelDensity  # noqa: E402
 from threadpoolctl import threadpool_limits  # noqa: E402
 
-from examples.pretrain_gde import cli, data, evaluate, storage, train  # noqa: E402
+from examples.pretrain_gde import cli, data, evaluate, run, storage, train  # noqa: E402
 from examples.pretrain_gde.augment import Augmenter, jitter  # noqa: E402
 from examples.pretrain_gde.density import ESTIMATORS, Density, TorchScore  # noqa: E402
 from examples.pretrain_gde.errors import PipelineError  # noqa: E402
@@ -49,7 +49,7 @@ COUNTS = {
     ("test", "abnormal"): 5,
 }
 TINY = ["--size", "32", "--batch", "4", "--epochs", "2", "--updates", "2", "--validate-every", "1"]
-TINY += ["--precision", "fp32", "--quiet"]
+TINY += ["--precision", "fp32", "--quiet", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -88,15 +88,19 @@ def _no_report(monkeypatch):
 
 
 def main(*arguments):
+    """Run a command, on the CPU if it does not say where."""
+    if "--device" not in arguments:
+        arguments += ("--device", "cpu")
     return cli.main([str(argument) for argument in arguments])
 
 
 def without_times(metrics):
     """Drop what a clock decides."""
     metrics = json.loads(json.dumps(metrics))
-    metrics.pop("seconds")
+    for record in (metrics, *metrics["epochs"]):
+        assert 0 < record.pop("seconds") < record.pop("wall_seconds")
     for record in metrics["epochs"]:
-        del record["seconds"], record["augmentation_share"]
+        del record["augmentation_share"]
     return metrics
 
 
@@ -204,6 +208,18 @@ def test_no_run_is_overwritten(trained, phantoms, cache, capsys):
     assert (trained / "metrics.json").read_bytes() == before
 
 
+def test_all_runs_are_checked_before_the_first(trained, phantoms, cache, capsys):
+    out = trained.parents[1]
+    options = ("--data", phantoms, "--cache", cache, "--out", out, *TINY)
+    assert main("train", *options, "--seeds", "7", "0") == 1
+    assert "seed0 holds a run" in capsys.readouterr().err
+    assert main("compare", *options, "--variants", "scar", "anatpaste") == 1
+    assert "seed0 holds a run" in capsys.readouterr().err
+    assert main("train", *options, "--seeds", "7", "8", "7") == 1
+    assert "seed 7 is given twice" in capsys.readouterr().err
+    assert [path.name for path in out.glob("*/seed*")] == ["seed0"]
+
+
 @pytest.mark.usefixtures("_no_report")
 @pytest.mark.parametrize("crash", [KeyboardInterrupt, RuntimeError])
 def test_resume_gives_the_numbers_of_an_uninterrupted_run(
@@ -255,7 +271,31 @@ def test_resume_refuses_other_settings_and_other_images(trained, phantoms, cache
     assert "other training or validation images" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "other"])
+def test_resume_of_a_finished_run_mends_its_report(trained, phantoms, cache):
+    report = trained / "report.html"
+    report.unlink()
+    options = ("--cache", cache, "--out", trained.parents[1], *TINY, "--resume")
+    assert main("train", "--data", phantoms, *options) == 0
+    assert report.exists()
+
+
+def test_resume_of_a_finished_run_refuses_what_differs(trained, phantoms, cache, tmp_path, capsys):
+    options = ("train", "--cache", cache, "--out", trained.parents[1], *TINY, "--resume", "--data")
+    other = tmp_path / "other"
+    write_phantoms(other, 64, seed=1, counts=COUNTS, progress=False)
+    assert main(*options, other) == 1
+    assert "was made with other images" in capsys.readouterr().err
+    assert main(*options, phantoms, "--layout", "zhanglab") == 1
+    assert "another layout: plain" in capsys.readouterr().err
+    assert main(*options, phantoms, "--held-out", "2", "2") == 1
+    assert "other held-out numbers" in capsys.readouterr().err
+    source = run.Source(phantoms, cache)
+    settings = Settings(**evaluate.load_metrics(trained)["settings"])
+    with pytest.raises(PipelineError, match=r"another number of processes \(1\)"):
+        run.check_folder(settings, source, trained, Runtime(torch.device("cpu"), 0, 2), resume=True)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "header", "other", "detector"])
 def test_a_corrupt_checkpoint_is_a_clear_error(damage, trained, phantoms, cache, tmp_path, capsys):
     folder = tmp_path / "anatpaste" / "seed0"
     folder.mkdir(parents=True)
@@ -264,13 +304,18 @@ def test_a_corrupt_checkpoint_is_a_clear_error(damage, trained, phantoms, cache,
         del content[len(content) // 2 :]
     elif damage == "flipped":
         content[-1000] ^= 1
+    elif damage == "header":
+        content = content.replace(b"loss", b"lose", 1)
+    elif damage == "detector":
+        content = (trained / "detector.safetensors").read_bytes()
     else:
         content = b"not a checkpoint"
     (folder / "checkpoint.safetensors").write_bytes(content)
     options = ("--cache", cache, "--out", tmp_path, *TINY, "--resume")
     assert main("train", "--data", phantoms, *options) == 1
     error = capsys.readouterr().err
-    assert "checkpoint.safetensors is damaged" in error
+    reason = "holds no checkpoint" if damage == "detector" else "is damaged"
+    assert f"checkpoint.safetensors {reason}" in error
     assert "Traceback" not in error
 
 
@@ -356,7 +401,8 @@ def test_a_frozen_backbone_stays_while_the_head_learns(phantoms, cache, monkeypa
 
 def test_evaluate_repeats_the_numbers_of_training(trained, phantoms, cache, capsys):
     before = evaluate.load_metrics(trained)
-    assert main("evaluate", trained, "--cache", cache, "--quiet", "--published", "rsna") == 0
+    assert main("evaluate", trained, "--quiet", "--published", "rsna") == 0
+    assert not (trained / "cache").exists()  # that of the run was found
     assert evaluate.load_metrics(trained) == before
     assert f"test AUC {evaluate.chosen_auc(before):.3f}" in capsys.readouterr().out
 
@@ -364,8 +410,20 @@ def test_evaluate_repeats_the_numbers_of_training(trained, phantoms, cache, caps
 def test_evaluate_and_predict_need_a_finished_run(tmp_path, capsys):
     assert main("evaluate", tmp_path, "--quiet") == 1
     assert "no finished run" in capsys.readouterr().err
+    for content, message in (("{}", "not one of the pipeline's"), ("[]", "not one of")):
+        (tmp_path / "metrics.json").write_text(content)
+        assert main("evaluate", tmp_path, "--quiet") == 1
+        assert message in capsys.readouterr().err
     assert main("predict", tmp_path, tmp_path / "a.png", "--quiet") == 1
     assert "detector.safetensors" in capsys.readouterr().err
+
+
+def test_a_detector_with_an_unknown_estimator_is_refused(trained, tmp_path):
+    tensors, info = storage.load_tensors(trained / "detector.safetensors")
+    path = tmp_path / "detector.safetensors"
+    storage.save_tensors(path, tensors, {**info, "estimator": "other"})
+    with pytest.raises(PipelineError, match="holds no detector: its estimator is 'other'"):
+        evaluate.Detector.load(path)
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
@@ -443,6 +501,7 @@ def test_the_demonstration_runs_without_arguments(tmp_path, monkeypatch, capsys)
     monkeypatch.setitem(cli.PRESETS, "demo", tiny)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["pretrain_gde"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cli.main() == 0
     captured = capsys.readouterr()
     assert re.search(r"untrained +trained", captured.out)
@@ -453,7 +512,7 @@ def test_the_demonstration_runs_without_arguments(tmp_path, monkeypatch, capsys)
 def test_a_device_that_is_not_there(phantoms, tmp_path, capsys):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    options = ("--data", phantoms, "--out", tmp_path, "--device", "cuda", *TINY)
+    options = ("--data", phantoms, "--out", tmp_path, *TINY, "--device", "cuda")
     assert main("train", *options) == 1
     assert "device 'cuda' cannot be used" in capsys.readouterr().err
 
@@ -466,6 +525,8 @@ def test_the_module_is_a_program(tmp_path):
         "train",
         "--data",
         str(tmp_path / "no"),
+        "--device",
+        "cpu",
     ]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 1
@@ -501,7 +562,11 @@ def test_two_processes_do_what_one_does(phantoms, cache, tmp_path):
         )
         for rank in range(2)
     ]
-    outputs = [process.communicate(timeout=600)[0] for process in processes]
+    try:
+        outputs = [process.communicate(timeout=600)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     assert [process.returncode for process in processes] == [0, 0], outputs
     together = evaluate.load_metrics(tmp_path / "anatpaste" / "seed0")
     assert together["environment"]["processes"] == 2
@@ -719,6 +784,7 @@ def test_the_network_is_as_published():
     assert scaled.shape == (2, 3, 32, 32)
     assert scaled.amin().item() == -1
     assert scaled.amax().item() == 1
+    assert prepare(images, channels_last=False).is_contiguous()
     assert make_backbone()(scaled).shape == (2, 512)
     assert len([layer for layer in Network(3, 8).head if isinstance(layer, torch.nn.Linear)]) == 10
 
@@ -729,6 +795,11 @@ def test_the_network_is_as_published():
 def test_settings_are_checked(name, value):
     with pytest.raises(PipelineError, match=f"{name} must"):
         Settings(**{name: value})
+
+
+def test_fresh_masks_are_the_default_ones():
+    with pytest.raises(PipelineError, match="mask 'robust' and fresh_masks cannot be combined"):
+        Settings(mask="robust", fresh_masks=True)
 
 
 def test_a_checkpoint_of_tensors_and_text_only(tmp_path):

@@ -83,7 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted: --resume goes on from the last checkpoint", file=sys.stderr)
+        trains = options.command in (train_command, compare_command)
+        hint = ": --resume goes on from the last checkpoint" if trains else ""
+        print(f"interrupted{hint}", file=sys.stderr)
         return 130
 
 
@@ -150,18 +152,22 @@ def evaluate_command(options: argparse.Namespace, runtime: Runtime) -> None:
     for folder in options.runs:
         metrics = load_metrics(folder)
         saved = read_json(folder / SPLIT)
+        split = Split.from_dict(saved)
+        data = options.data or saved.get("folder")
+        if data is None:
+            raise PipelineError(f"{folder / SPLIT} does not say where the data are: give --data")
         settings = Settings(**metrics["settings"])
         dataset = load_dataset(
-            options.data or Path(saved["folder"]),
-            Split.from_dict(saved),
+            Path(data),
+            split,
             settings,
-            options.cache or folder / "cache",
+            options.cache or Path(saved.get("cache") or folder / "cache"),
             skip_bad=options.skip_bad,
             progress=runtime.progress,
         )
         detector = Detector.load(folder / DETECTOR, runtime.device)
         metrics = evaluate(detector, settings, dataset, folder, metrics, runtime)
-        write_report(folder, dataset, options.published)
+        write_report(folder, dataset, options.published or saved.get("published"))
         print(f"{folder}: {describe_result(metrics)}")
 
 
@@ -253,7 +259,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_common(again)
     again.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
     again.add_argument("--data", type=Path, help="folder of the data set, if it has moved")
-    again.add_argument("--cache", type=Path, help="folder of decoded images (RUN/cache)")
+    again.add_argument("--cache", type=Path, help="folder of decoded images (that of the run)")
     again.add_argument("--skip-bad", action="store_true", help="leave out damaged files")
     _add_published(again)
     again.set_defaults(command=evaluate_command)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from examples.pretrain_gde.run import Source, run_seeds, summarise
+from examples.pretrain_gde.run import Source, check_runs, run_seeds, summarise
 from examples.pretrain_gde.runtime import Runtime
 from examples.pretrain_gde.settings import Settings
 from examples.pretrain_gde.storage import write_json, write_text
@@ -34,12 +34,13 @@ def compare(
 
     Runs that are finished already are taken as they are with `resume`.
     """
+    chosen = [replace(settings, variant=variant) for variant in variants]
+    check_runs(chosen, seeds, source, out, runtime, resume=resume)
     summaries: dict[str, dict[str, Any]] = {}
-    for variant in variants:
-        chosen = replace(settings, variant=variant)
-        results = run_seeds(chosen, seeds, source, out, runtime, resume=resume)
+    for one in chosen:
+        results = run_seeds(one, seeds, source, out, runtime, resume=resume)
         if runtime.leads:
-            summaries[variant] = summarise(results)
+            summaries[one.variant] = summarise(results)
     if not runtime.leads:
         return ""
     table = make_table(summaries)

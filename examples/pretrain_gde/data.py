@@ -25,10 +25,11 @@ from anatpaste_aug.images import to_grey
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.readers import PARTS, Entry, Split, check_split
 from examples.pretrain_gde.settings import NATIVE_SIZE, Settings
-from examples.pretrain_gde.storage import read_json, replacing, write_json
+from examples.pretrain_gde.storage import replacing, write_json
 
 Images = npt.NDArray[np.uint8]
-CACHE_VERSION = 1  # to be raised when decoding changes
+MISSING = "no such file"
+CACHE_VERSION = 2  # to be raised when decoding changes
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,20 @@ def load_dataset(
     """
     segment = segmenter(settings.mask) if settings.needs_masks else None
     parts, images, skipped, masks = {}, {}, [], None
+    bad: list[str] = []
     for part in PARTS:
-        stored = load_images(
-            folder, split[part], settings.size, cache, skip_bad=skip_bad, progress=progress
-        )
+        try:
+            stored = load_images(
+                folder, split[part], settings.size, cache, skip_bad=skip_bad, progress=progress
+            )
+        except BadFilesError as error:  # to name those of all parts together
+            bad += error.lines
+            continue
         parts[part] = tuple(split[part][index] for index in stored.kept)
         images[part] = stored.images
         skipped += stored.bad
+    if bad:
+        raise BadFilesError(folder, bad)
     remaining = Split(split.layout, **parts)
     check_split(remaining, folder)
     if segment is not None and not settings.fresh_masks:
@@ -136,29 +144,49 @@ def load_images(
     skip_bad: bool = False,
     progress: bool = True,
 ) -> StoredImages:
-    """Decode files to `size` x `size` pixels, or take them from the cache."""
+    """Decode files to `size` x `size` pixels, or take them from the cache.
+
+    Raises
+    ------
+    BadFilesError
+        If files are missing or damaged and `skip_bad` is false.
+    """
     names = [entry.path for entry in entries]
     with ThreadPoolExecutor(_workers()) as pool:
         digests = list(pool.map(_digest, (folder / name for name in names)))
     key = _key("images", size, *digests)
-    path = cache / f"{key}.npy"
-    if not path.exists() or _listed(path) != len(names):
-        bad = {i: "no such file" for i, digest in enumerate(digests) if digest == "missing"}
-        if bad and not skip_bad:
-            _refuse(folder, [f"{names[i]}: {reason}" for i, reason in bad.items()])
-        rows = _decoded([folder / name for name in names], size, bad, progress)
-        try:
-            _store(path, rows, (len(names), size, size), lambda: _bad_list(names, bad, skip_bad))
-        except _BadFilesError as error:
-            _refuse(folder, error.args[0])
-    reasons = {int(index): reason for index, reason in read_json(_sidecar(path))["bad"].items()}
-    # Not by path: two data sets may hold the same bytes under different names.
-    bad_lines = [f"{names[index]}: {reason}" for index, reason in reasons.items()]
-    if bad_lines and not skip_bad:
-        _refuse(folder, bad_lines)
-    stored = np.load(path, mmap_mode="c")
+    path, shape = cache / f"{key}.npy", (len(names), size, size)
+    paths = [folder / name for name in names]
+    missing = {i: MISSING for i, digest in enumerate(digests) if digest == "missing"}
+    found = _cached(path, shape)
+    if found is not None and any(
+        isinstance(attempt(paths[index], size), np.ndarray)  # a decoder was missing, perhaps
+        for index in found[1]
+        if index not in missing
+    ):
+        found = None
+    if found is None:
+        bad = dict(missing)
+
+        def listed() -> dict[int, str]:
+            if bad and not skip_bad:
+                raise BadFilesError(folder, _lines(names, bad))
+            return bad
+
+        _store(path, _decoded(paths, size, bad, progress), shape, listed)
+        found = _cached(path, shape)
+        if found is None:
+            raise PipelineError(f"{path} cannot be read back")
+    stored, reasons = found
+    if reasons and not skip_bad:
+        raise BadFilesError(folder, _lines(names, reasons))
     kept = [index for index in range(len(names)) if index not in reasons]
-    return StoredImages(stored[kept] if reasons else stored, kept, bad_lines, key)
+    return StoredImages(stored[kept] if reasons else stored, kept, _lines(names, reasons), key)
+
+
+def _lines(names: Sequence[str], reasons: dict[int, str]) -> list[str]:
+    # The cache does not keep names: two data sets may hold the same bytes under different ones.
+    return [f"{names[index]}: {reason}" for index, reason in sorted(reasons.items())]
 
 
 def load_masks(
@@ -179,12 +207,16 @@ def load_masks(
         cache / f"{_key('masks', name, ap.__version__, size, len(native.images), native.key)}.npy"
     )
     shape = (len(native.images), size, size)
-    if not path.exists() or _listed(path) != shape[0]:
+    found = _cached(path, shape)
+    if found is None:
         with ThreadPoolExecutor(_workers()) as pool:
             rows = pool.map(lambda image: _resize_mask(segment(image), size), native.images)
             bar = tqdm(rows, "lung masks", shape[0], unit="img", disable=not progress)
             _store(path, bar, shape, dict)
-    return np.load(path, mmap_mode="c")
+        found = _cached(path, shape)
+        if found is None:
+            raise PipelineError(f"{path} cannot be read back")
+    return found[0]
 
 
 def _resize_mask(mask: npt.NDArray[np.bool_], size: int) -> Images:
@@ -197,69 +229,44 @@ def _resize_mask(mask: npt.NDArray[np.bool_], size: int) -> Images:
 def decode(path: Path, size: int) -> Images:
     """Decode an image file to 8-bit grey, `size` x `size` pixels; the aspect ratio is not kept.
 
-    DICOM is windowed as it asks for, with air dark. Other images of more than 8 bits are stretched
-    from their minimum to their maximum.
+    Read by the library's `read_image`. 8-bit images stay as they are; all others, DICOM among them
+    (after its window and with air dark), are stretched from their minimum to their maximum.
 
     Raises
     ------
-    ValueError, OSError, and what the decoders raise
+    OSError, ValueError, TypeError
         If the file is no image that can be read.
+    ImportError
+        If it is a DICOM file and pydicom is missing.
     """
-    if path.suffix.lower() == ".dcm":
-        grey = _decode_dicom(path)
-    else:
-        grey = to_grey(read_image(path))
-        if grey.dtype != np.uint8:
-            values = grey.astype(float)
-            grey = _to_8_bit(_stretch(values, values.min(), values.max()))
+    grey = to_grey(read_image(path))
+    if grey.dtype != np.uint8:
+        grey = _stretched(grey.astype(float))
     resized = Image.fromarray(grey).resize((size, size), Image.Resampling.BICUBIC)
     return np.array(resized)
 
 
-def _decode_dicom(path: Path) -> Images:
-    """Apply the modality and VOI transforms as `read_image` does, but to a definite range.
+def _stretched(values: npt.NDArray[np.float64]) -> Images:
+    low, high = values.min(), values.max()
+    if low == high:
+        return np.zeros(values.shape, np.uint8)
+    return ((values - low) / (high - low) * 255).round().astype(np.uint8)
 
-    The window's ends become 0 and 255, whether or not a pixel reaches them.
+
+def attempt(path: Path, size: int) -> Images | str:
+    """Decode an image file, or say why it cannot be.
+
+    Raises
+    ------
+    PipelineError
+        If that is not the file's fault: a package or memory is missing.
     """
-    import pydicom
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut
-
-    data = pydicom.dcmread(path)
-    polarity, pixels = data.PhotometricInterpretation, data.pixel_array
-    if polarity not in ("MONOCHROME1", "MONOCHROME2") or pixels.ndim != 2:
-        raise ValueError(f"one grey frame is needed, got {polarity} of shape {pixels.shape}")
-    values = np.asarray(apply_modality_lut(pixels, data), float)
-    if data.get("VOILUTSequence"):
-        values = np.asarray(apply_voi_lut(values.astype(np.int64), data), float)
-        values /= 2 ** int(data.VOILUTSequence[0].LUTDescriptor[2]) - 1
-    elif data.get("WindowWidth") is not None and data.get("WindowCenter") is not None:
-        center, width = (
-            float(value[0] if isinstance(value, pydicom.multival.MultiValue) else value)
-            for value in (data.WindowCenter, data.WindowWidth)
-        )
-        values = _window(values, center, width, data.get("VOILUTFunction", "LINEAR"))
-    elif data.BitsStored == 8 and "RescaleSlope" not in data:
-        values = values / 255
-    else:
-        values = _stretch(values, values.min(), values.max())
-    return _to_8_bit(1 - values if polarity == "MONOCHROME1" else values)
-
-
-def _window(values: npt.NDArray[Any], center: float, width: float, kind: str) -> npt.NDArray[Any]:
-    """Map a window to 0..1, as DICOM PS3.3 C.11.2.1 defines it."""
-    if kind == "SIGMOID":
-        return 1 / (1 + np.exp(-4 * (values - center) / width))
-    if kind == "LINEAR_EXACT":
-        return _stretch(values, center - width / 2, center + width / 2)
-    return _stretch(values, center - 0.5 - (width - 1) / 2, center - 0.5 + (width - 1) / 2)
-
-
-def _stretch(values: npt.NDArray[Any], low: float, high: float) -> npt.NDArray[Any]:
-    return (values - low) / (high - low) if high > low else (values > low).astype(float)
-
-
-def _to_8_bit(values: npt.NDArray[Any]) -> Images:
-    return (values.clip(0, 1) * 255).round().astype(np.uint8)
+    try:
+        return decode(path, size)
+    except (ImportError, MemoryError) as error:
+        raise PipelineError(f"{path} was not read: {str(error) or type(error).__name__}") from error
+    except Exception as error:  # decoders raise whatever they like on damaged files
+        return f"{type(error).__name__}: {error}"
 
 
 def _decoded(
@@ -267,16 +274,11 @@ def _decoded(
 ) -> Iterable[Images]:
     """Decode files in order, blank where one is bad, and put down why in `bad`."""
 
-    def attempt(index: int) -> Images | str:
-        if index in bad:
-            return bad[index]
-        try:
-            return decode(paths[index], size)
-        except Exception as error:  # decoders raise whatever they like on damaged files
-            return f"{type(error).__name__}: {error}"
+    def result_of(index: int) -> Images | str:
+        return bad[index] if index in bad else attempt(paths[index], size)
 
     with ThreadPoolExecutor(_workers()) as pool:
-        results = pool.map(attempt, range(len(paths)))
+        results = pool.map(result_of, range(len(paths)))
         for index, result in enumerate(
             tqdm(results, f"decoding at {size} px", len(paths), unit="img", disable=not progress)
         ):
@@ -286,22 +288,16 @@ def _decoded(
             yield result
 
 
-class _BadFilesError(Exception):
-    """Carries the lines that name bad files, out of the writing of an array."""
+class BadFilesError(PipelineError):
+    """Files are missing or damaged; `lines` names them, with the reason."""
 
-
-def _bad_list(names: Sequence[str], bad: dict[int, str], skip_bad: bool) -> dict[int, str]:
-    if bad and not skip_bad:
-        raise _BadFilesError([f"{names[index]}: {reason}" for index, reason in bad.items()])
-    return bad
-
-
-def _refuse(folder: Path, lines: Sequence[str]) -> None:
-    shown = "\n  ".join(lines[:10]) + ("\n  ..." if len(lines) > 10 else "")
-    raise PipelineError(
-        f"{len(lines)} file{'s' if len(lines) > 1 else ''} in {folder} cannot be read "
-        f"(--skip-bad leaves them out):\n  {shown}"
-    )
+    def __init__(self, folder: Path, lines: Sequence[str]) -> None:
+        self.lines = list(lines)
+        shown = "\n  ".join(lines[:10]) + ("\n  ..." if len(lines) > 10 else "")
+        super().__init__(
+            f"{len(lines)} file{'s' if len(lines) > 1 else ''} in {folder} cannot be read "
+            f"(--skip-bad leaves them out):\n  {shown}"
+        )
 
 
 def _store(
@@ -323,11 +319,15 @@ def _sidecar(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def _listed(path: Path) -> int:
+def _cached(path: Path, shape: tuple[int, ...]) -> tuple[Images, dict[int, str]] | None:
+    """Open an array of the cache and its list of bad files; None if absent or damaged."""
     try:
-        return int(json.loads(_sidecar(path).read_text())["count"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return -1
+        listed = json.loads(_sidecar(path).read_text())["bad"]
+        reasons = {int(index): str(reason) for index, reason in listed.items()}
+        stored = np.load(path, mmap_mode="c")
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return (stored, reasons) if stored.shape == shape and stored.dtype == np.uint8 else None
 
 
 def _digest(path: Path) -> str:

@@ -18,7 +18,7 @@ from examples.pretrain_gde.density import ESTIMATORS, Density
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.metrics import best_threshold, measure
 from examples.pretrain_gde.model import make_backbone, seeded_network
-from examples.pretrain_gde.readers import Split
+from examples.pretrain_gde.readers import PARTS, Split, shared_patients
 from examples.pretrain_gde.runtime import Runtime, describe
 from examples.pretrain_gde.settings import Settings
 from examples.pretrain_gde.storage import (
@@ -29,13 +29,20 @@ from examples.pretrain_gde.storage import (
     write_json,
     write_text,
 )
-from examples.pretrain_gde.train import WEIGHTS, Progress, embed_images, validate
+from examples.pretrain_gde.train import (
+    WEIGHTS,
+    Progress,
+    embed_images,
+    fingerprint,
+    validate,
+)
 
 DETECTOR = "detector.safetensors"
 METRICS = "metrics.json"
 SPLIT = "split.json"
 SCORES = "scores.csv"
 FOLDS = 5
+RECORDED = ("environment", "data", "epochs", "seconds", "selected", "test", "untrained")
 
 Scores = dict[str, npt.NDArray[np.float64]]
 
@@ -96,6 +103,8 @@ class Detector:
         backbone = make_backbone()
         prefix = "backbone."
         try:
+            if info["estimator"] not in ESTIMATORS:
+                raise ValueError(f"its estimator is {info['estimator']!r}")
             weights = {
                 name.removeprefix(prefix): value
                 for name, value in tensors.items()
@@ -190,13 +199,11 @@ def finish(
     metrics = {
         "settings": settings.as_dict(),
         "environment": describe(runtime),
-        "data": {
-            "layout": dataset.split.layout,
-            "images": {part: len(images) for part, images in dataset.images.items()},
-            "skipped": list(dataset.skipped),
-        },
         "epochs": progress.epochs,
         "seconds": sum(record["seconds"] for record in progress.epochs),
+        "wall_seconds": sum(
+            record.get("wall_seconds", record["seconds"]) for record in progress.epochs
+        ),
         "selected": best,
     }
     return evaluate(detector, settings, dataset, folder, metrics, runtime)
@@ -219,6 +226,13 @@ def evaluate(
     scores_before, untrained = measure_untrained(settings, dataset, runtime)
     metrics = {
         **metrics,
+        "data": {
+            "layout": dataset.split.layout,
+            "images": {part: len(images) for part, images in dataset.images.items()},
+            "files": fingerprint(dataset, PARTS),
+            "skipped": list(dataset.skipped),
+            "shared_patients": shared_patients(dataset.split),
+        },
         "thresholds": detector.thresholds,
         "valid": valid,
         "test": test,
@@ -266,6 +280,13 @@ def load_metrics(folder: Path) -> dict[str, Any]:
     if not (folder / METRICS).exists():
         raise PipelineError(f"{folder} holds no finished run: no {METRICS}")
     metrics: dict[str, Any] = read_json(folder / METRICS)
+    try:
+        Settings(**metrics["settings"])
+        missing = [name for name in RECORDED if name not in metrics]
+    except (KeyError, TypeError) as error:
+        raise PipelineError(f"{folder / METRICS} is not one of the pipeline's: {error}") from error
+    if missing:
+        raise PipelineError(f"{folder / METRICS} lacks {', '.join(missing)}")
     return metrics
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -28,6 +30,7 @@ class Network(nn.Module):
 
     def __init__(self, classes: int, head_layers: int, imagenet: bool = False) -> None:
         super().__init__()
+        self.channels_last = True  # the memory layout that inputs are given
         self.backbone = make_backbone(imagenet)
         layers: list[nn.Module] = []
         for width in (*[FEATURES] * head_layers, 128):
@@ -36,7 +39,8 @@ class Network(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Classify (B, 1, H, W) uint8 images: (B, classes) logits."""
-        return cast(torch.Tensor, self.head(self.backbone(prepare(images))))
+        inputs = prepare(images, channels_last=self.channels_last)
+        return cast(torch.Tensor, self.head(self.backbone(inputs)))
 
 
 def make_backbone(imagenet: bool = False) -> nn.Module:
@@ -50,11 +54,11 @@ def make_backbone(imagenet: bool = False) -> nn.Module:
     return backbone
 
 
-def prepare(images: torch.Tensor) -> torch.Tensor:
+def prepare(images: torch.Tensor, *, channels_last: bool = True) -> torch.Tensor:
     """Scale (B, 1, H, W) uint8 to [-1, 1] and repeat grey to (B, 3, H, W)."""
     scaled = images.float() / 127.5 - 1
-    channels_last = torch.channels_last
-    return scaled.expand(-1, 3, -1, -1).contiguous(memory_format=channels_last)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return scaled.expand(-1, 3, -1, -1).contiguous(memory_format=layout)
 
 
 def seeded_network(seed: int, classes: int, head_layers: int, imagenet: bool = False) -> Network:
@@ -68,14 +72,31 @@ def seeded_network(seed: int, classes: int, head_layers: int, imagenet: bool = F
 def embed(backbone: nn.Module, images: torch.Tensor, batch: int = 128) -> torch.Tensor:
     """Give the L2-normalised features of (N, 1, H, W) uint8 images: (N, 512) float32, on the CPU.
 
-    Always in fp32, whatever the training's precision, so that scores agree between machines.
+    Always in fp32 without TF32, whatever the training's precision, so that scores agree between
+    machines but for rounding.
     """
     device = next(backbone.parameters()).device
     training = backbone.training
     backbone.eval()
-    parts = [
-        nn.functional.normalize(backbone(prepare(part.to(device)))).cpu()
-        for part in images.split(batch)
-    ]
+    with full_precision(device):
+        parts = [
+            nn.functional.normalize(backbone(prepare(part.to(device)))).cpu()
+            for part in images.split(batch)
+        ]
     backbone.train(training)
     return torch.cat(parts)
+
+
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Switch TF32 off on a GPU, for convolutions and for matrices."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from examples.pretrain_gde.data import Images, decode
+from examples.pretrain_gde.data import Images, attempt
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.evaluate import Detector
 from examples.pretrain_gde.heatmap import heat_maps, overlay
@@ -58,11 +58,12 @@ def predict(
             batch = paths[begin : begin + BATCH]
             rows, images = [], []
             for path in batch:
-                try:
-                    images.append(decode(path, detector.size))
+                result = attempt(path, detector.size)
+                if isinstance(result, str):
+                    rows.append({"path": str(path), "error": result})
+                else:
+                    images.append(result)
                     rows.append({"path": str(path)})
-                except Exception as error:  # decoders raise whatever they like on damaged files
-                    rows.append({"path": str(path), "error": f"{type(error).__name__}: {error}"})
                 bar.update()
             good = [row for row in rows if "error" not in row]
             if good:

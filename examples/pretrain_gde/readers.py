@@ -19,7 +19,7 @@ import numpy as np
 from examples.pretrain_gde.errors import PipelineError
 
 PARTS = ("train", "valid", "test")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm", ".dicom")
 MIN_TRAIN = 4  # images: fewer make no density
 HELD_OUT = {"zhanglab": (100, 0), "chexpert": (250, 250), "rsna": (250, 250)}
 PUBLISHED_AUC = {"zhanglab": 0.921, "chexpert": 0.787, "rsna": 0.819}
@@ -90,6 +90,8 @@ def read_split(
     name = find_layout(folder) if layout == "auto" else layout
     if name not in READERS:
         raise PipelineError(f"layout must be auto or one of {', '.join(READERS)}, got {layout!r}")
+    if name == "plain" and held_out is not None:
+        raise PipelineError("held-out numbers cannot be given for plain: its folders are the split")
     rng = np.random.default_rng(seed)
     split = READERS[name](folder, rng, held_out or HELD_OUT.get(name, (0, 0)))
     check_split(split, folder)
@@ -139,6 +141,28 @@ def check_split(split: Split, folder: Path) -> None:
                 )
 
 
+def shared_patients(split: Split) -> dict[str, Any]:
+    """Count patients whose images are in several parts, where the file names give patients.
+
+    Only a split that is given by its folders can have any: all others are by patient. The names
+    known are those of Kermany et al. (Zhanglab).
+
+    Returns
+    -------
+    dict
+        ``patients``, how many there are, and ``images``, how many of theirs each part holds.
+    """
+    patients = {part: [_named_patient(Path(entry.path)) for entry in split[part]] for part in PARTS}
+    seen: dict[str, set[str]] = {}
+    for part, names in patients.items():
+        for name in names:
+            if name is not None:
+                seen.setdefault(name, set()).add(part)
+    shared = {name for name, parts in seen.items() if len(parts) > 1}
+    images = {part: sum(name in shared for name in names) for part, names in patients.items()}
+    return {"patients": len(shared), "images": images}
+
+
 def read_plain(folder: Path, rng: np.random.Generator, held_out: tuple[int, int]) -> Split:
     """Read ``{train,valid,test}/{normal,abnormal}``; nothing is drawn."""
     parts = {}
@@ -180,6 +204,12 @@ def _zhanglab_patient(stem: str) -> str:
     return match.group(1) if match else stem
 
 
+def _named_patient(path: Path) -> str | None:
+    """Give the patient if a file is named as those of Kermany et al. are, whole."""
+    pattern = r"person\d+_(?:bacteria|virus)_\d+|(?:NORMAL2-)?IM-\d+-\d+(?:-\d+)?"
+    return _zhanglab_patient(path.stem) if re.fullmatch(pattern, path.stem) else None
+
+
 def read_chexpert(folder: Path, rng: np.random.Generator, held_out: tuple[int, int]) -> Split:
     """Read ``train.csv`` and the JPEGs that it names (Irvin et al., 2019).
 
@@ -192,8 +222,9 @@ def read_chexpert(folder: Path, rng: np.random.Generator, held_out: tuple[int, i
         if row["Frontal/Lateral"] != "Frontal":
             continue
         # Paths in the CSV begin with the data set's own folder, whatever it is called here.
-        path = root.joinpath(*Path(row["Path"]).parts[1:])
-        patient = next((part for part in path.parts if re.fullmatch(r"patient\d+", part)), None)
+        named = Path(row["Path"])
+        path = root.joinpath(*named.parts[1:])
+        patient = next((part for part in named.parts if re.fullmatch(r"patient\d+", part)), None)
         if _is_one(row["No Finding"]):
             entries.append(Entry(_below(folder, path), False, patient))
         elif any(_is_one(row.get(finding)) for finding in CHEXPERT_FINDINGS):

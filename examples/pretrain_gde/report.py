@@ -139,6 +139,11 @@ def _settings_table(metrics: dict[str, Any]) -> str:
         *((f"{part} images", count) for part, count in data["images"].items()),
         ("files skipped", len(data["skipped"])),
         ("minutes of training", f"{metrics['seconds'] / 60:.1f}"),
+        *(
+            [("minutes with validation", f"{metrics['wall_seconds'] / 60:.1f}")]
+            if "wall_seconds" in metrics
+            else []
+        ),
         ("share of it for augmentation", f"{100 * share:.1f} %"),
         *environment.items(),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
@@ -168,7 +173,7 @@ def _draw_roc(
         shift = math.sqrt(2) * normal.inv_cdf(published)
         false = [index / 200 for index in range(1, 200)]
         true = [normal.cdf(shift + normal.inv_cdf(value)) for value in false]
-        label = f"AnatPaste, published area: {published:.3f}"
+        label = f"AnatPaste, published area {published:.3f}; shape assumed binormal"
         axes.plot(false, true, color=GREEN, linestyle="--", label=label)
     axes.plot([0, 1], [0, 1], color="#cbd5e0", linewidth=1)
     axes.set(
@@ -288,7 +293,7 @@ def _ranked(
         percentile = 100 * np.searchsorted(normal, scores[index]) / len(normal)
         kind = "abnormal" if truth[index] else "normal"
         name = html.escape(Path(paths[index]).name)
-        captions.append(f"{kind}, {scores[index]:.4g}, above {percentile:.0f} %<br>{name}")
+        captions.append(f"{kind}, {scores[index]:.7g}, above {percentile:.0f} %<br>{name}")
     maps = heat_maps(detector, images)
     yield _row(zip(images, captions, strict=True))
     yield _row((overlay(image, heat), "") for image, heat in zip(images, maps, strict=True))

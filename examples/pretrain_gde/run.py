@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,12 +12,12 @@ from typing import Any
 from examples.pretrain_gde.data import Dataset, load_dataset
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.evaluate import METRICS, SPLIT, chosen_auc, finish, load_metrics
-from examples.pretrain_gde.readers import Split, read_split
-from examples.pretrain_gde.report import write_report
+from examples.pretrain_gde.readers import PARTS, Split, read_split, shared_patients
+from examples.pretrain_gde.report import REPORT, write_report
 from examples.pretrain_gde.runtime import Runtime
 from examples.pretrain_gde.settings import Settings
 from examples.pretrain_gde.storage import read_json, write_json
-from examples.pretrain_gde.train import CHECKPOINT, train
+from examples.pretrain_gde.train import CHECKPOINT, fingerprint, train
 
 
 @dataclass(frozen=True)
@@ -66,23 +67,22 @@ def run(
     Raises
     ------
     PipelineError
-        If `folder` holds a run already, and it is neither to go on nor to be replaced.
+        If `folder` holds a run already, and it is neither to go on nor to be replaced, or it was
+        made with other settings or images.
     """
-    if resume and (folder / METRICS).exists():
-        metrics = load_metrics(folder)
-        other = [
-            name
-            for name, value in settings.as_dict().items()
-            if metrics["settings"].get(name) != value
-        ]
-        if other:
-            raise PipelineError(f"{folder} was made with another {', '.join(other)}")
-        return metrics
-    if not (resume or overwrite) and any(
-        (folder / name).exists() for name in (METRICS, CHECKPOINT)
-    ):
-        raise PipelineError(f"{folder} holds a run: give --resume or another --out")
+    if not overwrite:
+        check_folder(settings, source, folder, runtime, resume=resume)
+    finished = resume and (folder / METRICS).exists()
     dataset = load(settings, source, folder, runtime, resume=resume)
+    if finished:
+        metrics = load_metrics(folder)
+        made_with = metrics["data"].get("files")
+        if made_with is not None and made_with != fingerprint(dataset, PARTS):
+            raise PipelineError(f"{folder} was made with other images")
+        if runtime.leads and not (folder / REPORT).exists():
+            write_report(folder, dataset, source.published)
+        runtime.wait()
+        return metrics
     progress = train(settings, dataset, folder, runtime, resume=resume)
     metrics = {}
     if runtime.leads:
@@ -90,6 +90,74 @@ def run(
         write_report(folder, dataset, source.published)
     runtime.wait()
     return metrics
+
+
+def check_folder(
+    settings: Settings, source: Source, folder: Path, runtime: Runtime, *, resume: bool = False
+) -> None:
+    """Check that a run may be made in `folder`, or go on there.
+
+    Raises
+    ------
+    PipelineError
+        If it holds a run and `resume` is false, or one of other settings, another layout, other
+        held-out numbers or another number of processes.
+    """
+    if not resume:
+        if any((folder / name).exists() for name in (METRICS, CHECKPOINT)):
+            raise PipelineError(f"{folder} holds a run: give --resume or another --out")
+        return
+    if (folder / METRICS).exists():
+        metrics = load_metrics(folder)
+        other = [
+            name
+            for name, value in settings.as_dict().items()
+            if metrics["settings"].get(name) != value
+        ]
+        processes = metrics["environment"].get("processes", runtime.world)
+        if processes != runtime.world:
+            other.append(f"number of processes ({processes})")
+        if other:
+            raise PipelineError(f"{folder} was made with another {', '.join(other)}")
+    if (folder / SPLIT).exists():
+        saved = read_json(folder / SPLIT)
+        layout = Split.from_dict(saved).layout
+        if source.layout not in ("auto", layout):
+            raise PipelineError(f"{folder} was made with another layout: {layout}")
+        held_out = list(source.held_out) if source.held_out else None
+        if saved.get("held_out", held_out) != held_out:
+            told = saved["held_out"] or "the layout's own"
+            raise PipelineError(f"{folder} was made with other held-out numbers: {told}")
+
+
+def check_runs(
+    variants: Sequence[Settings],
+    seeds: Sequence[int],
+    source: Source,
+    out: Path,
+    runtime: Runtime,
+    *,
+    resume: bool = False,
+) -> None:
+    """Check the folders and splits of several runs, before the first of them takes its time.
+
+    Raises
+    ------
+    PipelineError
+        If a seed or a variant is given twice, a split cannot be drawn, or as `check_folder`.
+    """
+    for kind, given in (("seed", seeds), ("variant", [one.variant for one in variants])):
+        twice = sorted({value for value in given if list(given).count(value) > 1}, key=str)
+        if twice:
+            raise PipelineError(f"{kind} {', '.join(map(str, twice))} is given twice")
+    for seed in seeds:
+        drawn = False
+        for one in variants:
+            folder = run_folder(out, one.variant, seed)
+            check_folder(replace(one, seed=seed), source, folder, runtime, resume=resume)
+            if not drawn and not (resume and (folder / SPLIT).exists()):
+                read_split(source.folder, source.layout, seed, source.held_out)
+                drawn = True
 
 
 def run_seeds(
@@ -101,7 +169,14 @@ def run_seeds(
     *,
     resume: bool = False,
 ) -> list[dict[str, Any]]:
-    """Do one run per seed; give the metrics of all."""
+    """Do one run per seed; give the metrics of all.
+
+    Raises
+    ------
+    PipelineError
+        Before the first training, if any of the runs cannot be made. See `check_runs`.
+    """
+    check_runs([settings], seeds, source, out, runtime, resume=resume)
     results = []
     for seed in seeds:
         folder = run_folder(out, settings.variant, seed)
@@ -134,7 +209,24 @@ def load(
         progress=runtime.progress,
     )
     if runtime.leads:
-        write_json(path, {**split.as_dict(), "seed": settings.seed, "folder": str(source.folder)})
+        if not (resume and path.exists()):
+            made_from: dict[str, Any] = {
+                "seed": settings.seed,
+                "folder": str(source.folder.resolve()),
+                "cache": str(source.cache.resolve()),
+                "held_out": source.held_out,
+                "published": source.published,
+            }
+            made_from["shared_patients"] = shared_patients(dataset.split)
+            write_json(path, {**split.as_dict(), **made_from})
+        shared = shared_patients(dataset.split)
+        if shared["patients"]:
+            counts = ", ".join(f"{count} {part}" for part, count in shared["images"].items())
+            print(
+                f"warning: by the file names, {shared['patients']} patients are in several parts "
+                f"(images: {counts}): the test is not of new patients only",
+                file=sys.stderr,
+            )
         if dataset.skipped:
             print(f"{len(dataset.skipped)} files skipped:", *dataset.skipped, sep="\n  ")
         runtime.wait()

@@ -96,6 +96,11 @@ class Settings:
         ):
             if not getattr(self, name) >= low:
                 raise PipelineError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        if self.fresh_masks and self.mask != "default":
+            raise PipelineError(
+                f"mask {self.mask!r} and fresh_masks cannot be combined: only the default mask is "
+                "made in batches, at every draw"
+            )
 
     @property
     def classes(self) -> int:

@@ -79,7 +79,8 @@ def read_json(path: Path) -> Any:
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], info: Any) -> None:
     """Write tensors and a JSON value into one safetensors file, atomically."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"info": json.dumps(info), "sha256": _digest(plain)}
+    text = json.dumps(info)
+    metadata = {"info": text, "sha256": _digest(plain, text)}
     data = safetensors.torch.save(plain, metadata)
     with replacing(path) as file:
         file.write(data)
@@ -102,15 +103,16 @@ def load_tensors(path: Path) -> tuple[Tensors, Any]:
         (length,) = struct.unpack("<Q", data[:8])
         metadata = json.loads(data[8 : 8 + length])["__metadata__"]
         info = json.loads(metadata["info"])
-        if metadata["sha256"] != _digest(tensors):
+        # Files of before the text was part of the checksum are read, too.
+        if metadata["sha256"] not in (_digest(tensors, metadata["info"]), _digest(tensors)):
             raise ValueError("its checksum differs")
-    except (SafetensorError, ValueError, KeyError, struct.error) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, struct.error) as error:
         raise PipelineError(f"{path} is damaged or not one of the pipeline's: {error}") from error
     return tensors, info
 
 
-def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(tensors: Mapping[str, torch.Tensor], text: str = "") -> str:
+    digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         digest.update(name.encode())
         digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -37,7 +38,8 @@ class Progress:
     Attributes
     ----------
     epochs : list of dict
-        One record per finished epoch: loss, learning rate, times, validation AUCs.
+        One record per finished epoch: loss, learning rate, validation AUCs, ``seconds`` of the
+        updates, and ``wall_seconds`` with the validation and the checkpoint before.
     best : dict or None
         Epoch, estimator and validation AUC of the best checkpoint so far.
     """
@@ -77,6 +79,7 @@ class Trainer:
         self.network = seeded_network(
             settings.seed, settings.classes, settings.head_layers, settings.imagenet
         ).to(runtime.device)
+        self.network.channels_last = settings.channels_last
         if settings.channels_last:
             self.network.to(memory_format=torch.channels_last)
         if runtime.world > 1 and runtime.device.type == "cuda":
@@ -92,8 +95,14 @@ class Trainer:
         self.progress = Progress()
         self.source = Batches(dataset.images["train"], dataset.masks, settings, runtime)
         self.augment = Augmenter(settings)
+        self.files = fingerprint(dataset, ("train", "valid"))
         if resume and (folder / CHECKPOINT).exists():
-            self._restore(*load_tensors(folder / CHECKPOINT))
+            tensors, info = load_tensors(folder / CHECKPOINT)
+            try:
+                self._restore(tensors, info)
+            except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+                path = folder / CHECKPOINT
+                raise PipelineError(f"{path} holds no checkpoint of this network") from error
 
     def run(self) -> Progress:
         """Train the remaining epochs."""
@@ -105,6 +114,7 @@ class Trainer:
             unit="step",
             disable=not self.runtime.progress,
         )
+        begin = time.perf_counter()
         with bar, Logs(self.folder, self.runtime, done) as logs:
             for epoch in range(done, settings.epochs):
                 record = self._epoch(epoch, bar)
@@ -112,6 +122,8 @@ class Trainer:
                 if number % settings.validate_every == 0 or number == settings.epochs:
                     record["valid"] = self._validate()
                     self._keep_if_best(number, record["valid"])
+                now = time.perf_counter()
+                record["wall_seconds"], begin = now - begin, now
                 self.progress.epochs.append(record)
                 if self.runtime.leads:
                     self._save()
@@ -201,7 +213,8 @@ class Trainer:
                 tensors[f"momentum.{name}"] = buffer
         info = {
             "settings": self.settings.as_dict(),
-            "files": fingerprint(self.dataset),
+            "files": self.files,
+            "processes": self.runtime.world,
             "epochs": self.progress.epochs,
             "best": self.progress.best,
         }
@@ -218,7 +231,9 @@ class Trainer:
         if other:
             told = ", ".join(f"{name} {info['settings'].get(name)!r}" for name in other)
             raise PipelineError(f"{path} was made with other settings: {told}")
-        if info["files"] != fingerprint(self.dataset):
+        if info.get("processes", self.runtime.world) != self.runtime.world:
+            raise PipelineError(f"{path} was made by {info['processes']} processes")
+        if info["files"] != self.files:
             raise PipelineError(f"{path} was made with other training or validation images")
         prefix = "network."
         self.network.load_state_dict(
@@ -369,7 +384,6 @@ def derive_seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def fingerprint(dataset: Dataset) -> dict[str, int]:
-    """Sum up which images are trained and validated on, to be compared with a checkpoint's."""
-    parts = ("train", "valid")
+def fingerprint(dataset: Dataset, parts: Sequence[str]) -> dict[str, int]:
+    """Sum up the images of some parts, to be compared with those of an earlier run."""
     return {part: zlib.crc32(np.ascontiguousarray(dataset.images[part]).data) for part in parts}
