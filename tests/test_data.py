@@ -4,26 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from recipe import recipe_mask
 from scipy import ndimage
-from skimage import exposure, filters, measure, segmentation
 
 from anatpaste_aug import data
 from anatpaste_aug.data import phantom_radiograph
-
-
-def recipe_mask(image):
-    """The published recipe written out plainly, at 256x256."""
-    equalised = exposure.equalize_adapthist(image)
-    mask = (equalised > 0) & (equalised <= filters.threshold_otsu(equalised))
-    square = np.ones((3, 3), dtype=bool)
-    mask = ndimage.binary_dilation(
-        segmentation.clear_border(ndimage.binary_opening(mask, square)), square
-    )
-    labels = measure.label(mask, connectivity=2)
-    for region in measure.regionprops(labels):
-        if (mask & (labels == region.label)).sum() < 400:
-            mask[region.slice] = False
-    return mask
 
 
 def true_lungs(seed, size=256):
