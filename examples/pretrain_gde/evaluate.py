@@ -18,7 +18,7 @@ from examples.pretrain_gde.density import ESTIMATORS, Density
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.metrics import best_threshold, measure
 from examples.pretrain_gde.model import make_backbone, seeded_network
-from examples.pretrain_gde.readers import PARTS, Split, shared_patients
+from examples.pretrain_gde.readers import PARTS, shared_patients
 from examples.pretrain_gde.runtime import Runtime, describe
 from examples.pretrain_gde.settings import Settings
 from examples.pretrain_gde.storage import (
@@ -288,8 +288,3 @@ def load_metrics(folder: Path) -> dict[str, Any]:
     if missing:
         raise PipelineError(f"{folder / METRICS} lacks {', '.join(missing)}")
     return metrics
-
-
-def load_split(folder: Path) -> Split:
-    """Read the split that a run was made with."""
-    return Split.from_dict(read_json(folder / SPLIT))
