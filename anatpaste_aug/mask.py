@@ -6,7 +6,7 @@ fraction of the time: the work is done on small integers, histograms and runs of
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,15 +19,16 @@ GREY_LEVELS = 2**14  # scikit-image's CLAHE works on 14 bits,
 BINS = 256  # in histograms of 256 bins,
 BIN_WIDTH = 1 + GREY_LEVELS // BINS  # each of 65 levels, so that the last three stay empty.
 CLIP_LIMIT = 0.01
-CHUNK = 16384  # pixels blended at a time: in the cache, and in blocks that malloc keeps for reuse
+CHUNK = 32768  # pixels blended at a time: what is made of them stays in the cache
 
 CENTERS = (np.arange(BINS) + 0.5) / BINS  # of Otsu's bins
 
-Bits: TypeAlias = Array  # a mask as made by `pack`
-
-# MULTIPLES[step, i] tells whether i is a multiple of step, or of 1 for step 0.
-MULTIPLES = np.arange(BINS) % np.arange(1, BINS + 1)[:, None] == 0
-MULTIPLES = np.concatenate([MULTIPLES[:1], MULTIPLES])
+# MULTIPLES[step, i] tells whether i is a multiple of step, or of 1 for step 0; the last row, of
+# step NEVER, is False.
+NEVER = BINS + 1
+MULTIPLES = np.zeros((NEVER + 1, BINS), bool)
+MULTIPLES[1:NEVER] = np.arange(BINS) % np.arange(1, NEVER)[:, None] == 0
+MULTIPLES[0] = True
 
 
 def lung_mask(image: ImageLike, *, min_area: int = 400) -> Mask:
@@ -77,11 +78,8 @@ def lung_mask(image: ImageLike, *, min_area: int = 400) -> Mask:
     levels = clahe(quantise(grey))
     # scikit-image keeps float32 images in float32 and computes on all others in float64.
     dark = dark_side(levels, np.float32 if grey.dtype == np.float32 else np.float64)
-    width = dark.shape[1]
-    inside = pack(np.ones((1, width), bool))
-    opened = dilate(erode(pack(dark), inside), inside)
-    dilated = dilate(clear_border(opened, width), inside)
-    return clear_small_boxes(unpack(dilated, width), min_area)
+    dilated = combine_squares(np.logical_or, clear_border(opening(dark)))
+    return clear_small_boxes(dilated[1:-1, 1:-1], min_area)
 
 
 def quantise(grey: Array) -> npt.NDArray[np.uint8]:
@@ -129,36 +127,41 @@ def clahe(bins: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint16]:
     tile_h, tile_w = height // 8, width // 8
     maps = tile_maps(bins, tile_h, tile_w)
 
-    # A pixel lies between the centres of four tiles: the upper left one, and its place from there.
-    tile_y, place_y = np.divmod(np.arange(height) + tile_h // 2, tile_h)
-    tile_x, place_x = np.divmod(np.arange(width) + tile_w // 2, tile_w)
-    down, right = place_y[:tile_h] / tile_h, place_x / tile_w
+    # A pixel lies in a cell between the centres of four tiles, at a place that gives the weights.
+    cell_y, place_y = np.divmod(np.arange(tile_h) + tile_h // 2, tile_h)
+    cell_x, place_x = np.divmod(np.arange(width) + tile_w // 2, tile_w)
+    down, right = place_y / tile_h, place_x / tile_w
     # Float64 products rounded to float32 are float32 products where the weights are exact in it.
     powers_of_two = tile_h & (tile_h - 1) == 0 == tile_w & (tile_w - 1)
     precise = np.float32 if powers_of_two else np.float64
-    y_weights = np.stack([1 - down, down]).astype(precise)
-    x_weights = np.stack([1 - right, right]).astype(precise)
+    y_weights = np.array([1 - down, down], precise)
+    x_weights = np.array([1 - right, right], precise)
     # Outside the outermost centres, the nearest ones serve.
     rows, cols = ([0, *range(n), n - 1] for n in maps.shape[:2])
     table = maps.astype(precise).take(rows, axis=0).take(cols, axis=1).ravel()
     row_below = len(cols) * BINS
+    # Where the cells' entries begin in the table, from a row of cells on: 16 bits hold that.
+    first_y, first_x = (cell_y * row_below).astype(np.uint16), (cell_x * BINS).astype(np.uint16)
 
     # Rows at the same place between centres have the same weights: they are blended in turn.
     out = np.empty((height, width), np.uint16)
     step = min(max(CHUNK // width, 1), tile_h)
-    index = np.empty((step, width), np.intp)
+    entry, index = np.empty((step, width), np.uint16), np.empty((step, width), np.intp)
     values, weights = np.empty((2, 2, 2, step, width), precise)
     products = values if powers_of_two else np.empty(values.shape, np.float32)
     total = np.empty((step, width), np.float32)
     for place in range(0, tile_h, step):
+        part = slice(place, place + step)
         n = min(step, tile_h - place)
-        y_weight = y_weights[:, None, place : place + n, None]
-        np.multiply(y_weight, x_weights[:, None], out=weights[:, :, :n])
-        first = (tile_y[place : place + n] * row_below)[:, None] + tile_x * BINS
+        np.multiply(y_weights[:, None, part, None], x_weights[:, None], out=weights[:, :, :n])
+        first = first_y[part, None] + first_x
         for start in range(place, height, tile_h):
             n = min(n, height - start)
             part = slice(n)
-            np.add(first[part], bins[start : start + n], out=index[part])
+            # The sum is cheapest in 16 bits.
+            entry[part] = bins[start : start + n]
+            entry[part] += first[part]
+            index[part] = entry[part]
             upper = table[start // tile_h * row_below :]
             for y, x in ((0, 0), (0, 1), (1, 0), (1, 1)):
                 corner = upper[y * row_below + x * BINS :]
@@ -178,11 +181,12 @@ def tile_maps(
         bins = np.pad(bins, [(0, -height % tile_h), (0, -width % tile_w)], mode="reflect")
     rows, cols = bins.shape[0] // tile_h, bins.shape[1] // tile_w
     # One histogram for a row of tiles: the tile's number stands above the bin's 8 bits.
-    tile = np.arange(bins.shape[1]) // tile_w * BINS
-    index = np.empty((tile_h, bins.shape[1]), np.intp)
+    tile = (np.arange(bins.shape[1]) // tile_w * BINS).astype(np.uint16)
+    index = np.empty((tile_h, bins.shape[1]), np.uint16)
     counts = np.empty((rows, cols * BINS), np.int32)
     for row, band in enumerate(bins.reshape(rows, tile_h, -1)):
-        np.add(tile, band, out=index)
+        index[:] = band
+        index += tile
         counts[row] = np.bincount(index.ravel(), minlength=cols * BINS)
     counts = clip_histograms(counts.reshape(-1, BINS), tile_h * tile_w)
     maps = np.cumsum(counts, axis=1, dtype=np.int32) * ((GREY_LEVELS - 1) / (tile_h * tile_w))
@@ -201,29 +205,19 @@ def clip_histograms(counts: npt.NDArray[np.int32], size: int) -> npt.NDArray[np.
     counts = np.minimum(counts, limit)
     share = (size - counts.sum(axis=1, dtype=np.int32, keepdims=True)) // BINS
     counts += share
-    filled = (counts >= limit - share) * limit
-    np.maximum(np.minimum(counts, limit, out=counts), filled, out=counts)
-
-    tiles = np.arange(len(counts))  # those with an excess; `part` and `left` are of these
-    part, left = counts, size - counts.sum(axis=1, dtype=np.int32)
-    start, before = 0, left
-    while True:
-        more = left > 0
-        if start == BINS:  # once round: if nothing had room, the rest is dropped
-            more &= left != before
-        if not more.all():
-            counts[tiles] = part
-            tiles, part, left, before = tiles[more], part[more], left[more], before[more]
-            if not tiles.size:
-                return counts
-        if start == BINS:
-            start, before = 0, left
-        room = part < limit
-        step = room.sum(axis=1, dtype=np.int32) // left
-        chosen = room[:, start:] & MULTIPLES[step, : BINS - start]
-        part[:, start:] += chosen
-        left = left - chosen.sum(axis=1, dtype=np.int32)
-        start += 1
+    counts += (counts >= limit - share) * limit
+    np.minimum(counts, limit, out=counts)
+    left = size - counts.sum(axis=1, dtype=np.int32)
+    start = 0
+    while (left > 0).any():  # ends: all limits together exceed `size`
+        room = counts < limit
+        step = room.sum(axis=1, dtype=np.int32) // np.maximum(left, 1)
+        step[left <= 0] = NEVER
+        chosen = room[:, start:] & MULTIPLES.take(step, axis=0)[:, : BINS - start]
+        counts[:, start:] += chosen
+        left -= chosen.sum(axis=1, dtype=np.int32)
+        start = (start + 1) % BINS
+    return counts
 
 
 def dark_side(levels: npt.NDArray[np.uint16], dtype: npt.DTypeLike) -> Mask:
@@ -233,20 +227,22 @@ def dark_side(levels: npt.NDArray[np.uint16], dtype: npt.DTypeLike) -> Mask:
     edges and centres of Otsu's 256 bins are multiples of 1/512, and levels are at most 14 bits, so
     that rounding a value never moves it across one: integers decide the same.
     """
+    height, width = levels.shape
     lowest = levels.min()
     levels = levels - lowest
     highest = int(levels.max())
     if highest == 0:  # a constant image is its own threshold
         return np.full(levels.shape, lowest > 0)
-    bins = np.empty(levels.size, np.uint8)
+    bins = np.empty(levels.shape, np.uint8)
     for start in range(0, bins.size, CHUNK):
         part = slice(start, start + CHUNK)
         scaled = levels.ravel()[part].astype(np.uint32)
         scaled *= BINS
         scaled //= np.uint32(highest)
-        bins[part] = scaled
+        bins.ravel()[part] = scaled
     # Pillow counts bytes twice as fast as NumPy. The highest level, 256, wrapped round to bin 0.
-    histogram = np.array(Image.fromarray(bins.reshape(levels.shape)).histogram())
+    picture = Image.frombuffer("L", (width, height), bins, "raw", "L", 0, 1)
+    histogram = np.array(picture.histogram())
     top = np.count_nonzero(levels == highest)
     histogram[0] -= top
     histogram[-1] += top
@@ -270,116 +266,134 @@ def otsu(histogram: npt.NDArray[np.int32], centers: npt.NDArray[np.floating[Any]
     return int(np.argmax(below[:-1] * above[-2::-1] * distance**2))
 
 
-def pack(mask: Mask) -> Bits:
-    """Pack an (H, W) mask, eight pixels to a byte; every row ends in at least one False."""
-    height, width = mask.shape
-    padded = np.zeros((height, width // 8 * 8 + 8), bool)
-    padded[:, :width] = mask
-    return np.packbits(padded, axis=1)
+def frame(mask: Mask, outside: bool) -> Mask:
+    """Put a frame one pixel wide around an (H, W) mask: (H + 2, W + 2).
 
-
-def unpack(bits: Bits, width: int) -> Mask:
-    """Unpack an (H, width) mask."""
-    return np.unpackbits(bits, axis=1, count=width).view(bool)
-
-
-def erode(bits: Bits, inside: Bits) -> Bits:
-    """Erode a packed mask by a 3x3 square; what lies outside the image counts as True."""
-    return dilate(bits ^ inside, inside) ^ inside
-
-
-def dilate(bits: Bits, inside: Bits) -> Bits:
-    """Dilate a packed mask by a 3x3 square, one axis after the other.
-
-    `inside` is a packed row of the image's width: it keeps the padding False.
+    In a framed mask every pixel has eight neighbours at fixed distances in memory, so that it can
+    be worked on as one long row.
     """
-    flat = bits.ravel()
-    wide = flat | flat << 1
-    wide |= flat >> 1
-    # The neighbours in the next byte. Rows do not meet: they end in a 0.
-    wide[:-1] |= flat[1:] >> 7
-    wide[1:] |= flat[:-1] << 7
-    wide = wide.reshape(bits.shape)
-    out = wide.copy()
-    out[1:] |= wide[:-1]
-    out[:-1] |= wide[1:]
-    out &= inside
-    return out
+    framed = np.empty((mask.shape[0] + 2, mask.shape[1] + 2), bool)
+    framed[1:-1, 1:-1] = mask
+    return set_frame(framed, outside)
 
 
-def find_heads(above: Array, below: Array, count: int) -> npt.NDArray[np.intp]:
-    """Give the first run of each run's region, from the links between runs of successive rows.
+def set_frame(framed: Mask, outside: bool) -> Mask:
+    """Set the frame of a framed mask, in place."""
+    framed[0] = framed[-1] = framed[:, 0] = framed[:, -1] = outside
+    return framed
 
-    Every run points to an earlier one: at first to the first one that it touches in the row above.
-    Pointers are followed to their ends; ends that a link joins are made to point to the earlier.
+
+def combine_squares(combine: np.ufunc, framed: Mask) -> Mask:
+    """Combine every pixel of a framed mask with its eight neighbours; set the new frame to False.
+
+    With ``np.logical_and`` this is erosion by a 3x3 square, with ``np.logical_or`` dilation.
     """
-    heads = np.arange(count)
-    heads[below[::-1]] = above[::-1]  # of several, the last assignment stands
-    while True:
-        ends = heads.take(heads)
-        while not np.array_equal(ends, heads):
-            heads, ends = ends, ends.take(ends)
-        above, below = heads.take(above), heads.take(below)
-        apart = np.flatnonzero(above != below)
-        if not apart.size:
-            return heads
-        above, below = above.take(apart), below.take(apart)
-        np.minimum.at(heads, np.maximum(above, below), np.minimum(above, below))
+    flat, width = framed.ravel(), framed.shape[1]
+    rows = combine(flat[:-2], flat[1:-1])
+    combine(rows, flat[2:], out=rows)
+    out = np.empty_like(framed)
+    inner = out.ravel()[width + 1 : -width - 1]
+    combine(rows[: -2 * width], rows[width:-width], out=inner)
+    combine(inner, rows[2 * width :], out=inner)
+    return set_frame(out, False)
+
+
+def opening(mask: Mask) -> Mask:
+    """Open an (H, W) mask with a 3x3 square; give it framed.
+
+    What lies outside the image counts as True when eroding, as False when dilating.
+    """
+    eroded = combine_squares(np.logical_and, frame(mask, True))
+    return combine_squares(np.logical_or, eroded)
 
 
 class Runs:
-    """The horizontal runs of a packed mask's True pixels, with the 8-connected region of each.
+    """The horizontal runs of a framed mask's True pixels, with the 8-connected region of each.
 
     Regions are numbered from 0 in the order of their first pixels, row by row, as
     ``skimage.measure.label`` numbers them from 1. Some 1,500 runs stand for the 65,536 pixels of a
     256x256 mask.
     """
 
-    def __init__(self, bits: Bits):
-        self.shape = bits.shape
-        self.stride = stride = bits.shape[1] * 8
-        # The pixels that differ from their left neighbour.
-        flat = bits.ravel()
-        edges = flat ^ flat >> 1
-        edges[1:] ^= flat[:-1] << 7
-        at = np.flatnonzero(edges != 0)
-        where = np.flatnonzero(np.unpackbits(edges[at]).view(bool))
-        where = 8 * at[where >> 3] + (where & 7)
-        self.start, self.stop = where[0::2].copy(), where[1::2].copy()
-        self.row = self.start // stride
-        self.left = self.start - self.row * stride
-        self.right = self.stop - self.row * stride
-        # Runs of the next row that overlap this one, or touch it at a corner, are consecutive.
-        first = np.searchsorted(self.stop, self.start + stride, side="left")
-        last = np.searchsorted(self.start, self.stop + stride, side="right")
-        number = last - first
-        above = np.repeat(np.arange(number.size), number)
-        below = np.arange(above.size) + np.repeat(last - np.cumsum(number), number)
-        heads = find_heads(above, below, number.size)
+    def __init__(self, framed: Mask):
+        """Find the runs, and join those of successive rows that touch."""
+        self.shape = framed.shape
+        self.edges = find_edges(framed.ravel())
+        # Where runs begin, and where they have ended, counted in the framed mask's pixels.
+        self.start, self.stop = start, stop = self.edges[0::2].copy(), self.edges[1::2].copy()
+        self.row, self.left = np.divmod(start, framed.shape[1])
+        self.right = self.left + (stop - start)
+        # Runs of the row above that overlap this one, or touch it at a corner, are consecutive.
+        first = stop.searchsorted(start - framed.shape[1], side="left")
+        number = start.searchsorted(stop - framed.shape[1], side="right") - first
+        heads = find_heads(first, number, framed.shape[0])
         is_head = heads == np.arange(heads.size)
         self.regions = np.count_nonzero(is_head)
-        self.region = (np.cumsum(is_head) - 1).take(heads)
+        self.region = (is_head.cumsum() - 1).take(heads)
 
     def paint(self, keep: Mask) -> Mask:
-        """Draw the runs for which `keep` is True into a new mask, padded as for packing."""
-        # The edges between False and True, from the first pixel to one behind the last.
-        edges = np.zeros(2 * np.count_nonzero(keep) + 2, np.intp)
-        edges[1:-1:2], edges[2:-1:2] = self.start[keep], self.stop[keep]
-        edges[-1] = self.shape[0] * self.stride
-        painted = np.zeros(edges.size - 1, bool)
-        painted[1::2] = True
-        return np.repeat(painted, np.diff(edges)).reshape(-1, self.stride)
+        """Draw the runs for which `keep` is True into a new framed mask."""
+        # In turn, what lies between runs and the runs.
+        painted = np.zeros(self.edges.size + 1, bool)
+        painted[1::2] = keep
+        ends = np.empty(self.edges.size + 2, np.intp)
+        ends[0], ends[1:-1], ends[-1] = 0, self.edges, self.shape[0] * self.shape[1]
+        return np.repeat(painted, ends[1:] - ends[:-1]).reshape(self.shape)
 
 
-def clear_border(bits: Bits, width: int) -> Bits:
+def find_heads(first: Array, number: Array, height: int) -> npt.NDArray[np.intp]:
+    """Give the first run of each run's region.
+
+    A run touches `number` runs of the row above, from run `first` on. It points to the first of
+    them; pointers are followed to their ends, at most `height` of them. Where a run touches two
+    runs with different ends, the later end is made to point to the earlier.
+    """
+    heads = np.where(number > 0, first, np.arange(first.size))
+    for _ in range(height.bit_length()):
+        heads = heads.take(heads)
+    several = (number > 1).nonzero()[0]
+    others = number.take(several) - 1
+    one = several.repeat(others)
+    # Successive numbers from first + 1 on, for each of the several.
+    two = np.arange(one.size) + (first.take(several) + 1 - others.cumsum() + others).repeat(others)
+    one, two = heads.take(one), heads.take(two)
+    while one.size:
+        np.minimum.at(heads, np.maximum(one, two), np.minimum(one, two))
+        one, two = _follow(heads, one), _follow(heads, two)
+        apart = one != two
+        one, two = one[apart], two[apart]
+    return _follow(heads, heads)
+
+
+def _follow(pointers: Array, at: Array) -> Array:
+    while True:
+        ends = pointers.take(at)
+        if (ends == at).all():
+            return ends
+        at = ends
+
+
+def find_edges(flat: Mask) -> npt.NDArray[np.intp]:
+    """Give the pixels that differ from the one before; few do, so that eight are tested at once."""
+    edges = np.empty(-(-flat.size // 8) * 8, bool)
+    edges[0] = edges[flat.size :] = False
+    np.not_equal(flat[1:], flat[:-1], out=edges[1 : flat.size])
+    eights = edges.view(np.uint64)
+    at = (eights != 0).nonzero()[0]
+    within = eights.take(at).view(bool).nonzero()[0]
+    return 8 * at.take(within >> 3) + (within & 7)
+
+
+def clear_border(framed: Mask) -> Mask:
     """Remove the 8-connected regions that touch the image's border."""
-    runs = Runs(bits)
+    runs = Runs(framed)
+    height, width = runs.shape
     touches = (
-        (runs.row == 0) | (runs.row == bits.shape[0] - 1) | (runs.left == 0) | (runs.right == width)
+        (runs.row == 1) | (runs.row == height - 2) | (runs.left == 1) | (runs.right == width - 1)
     )
     cleared = np.zeros(runs.regions, bool)
     cleared[runs.region[touches]] = True
-    return np.packbits(runs.paint(~cleared[runs.region]), axis=1)
+    return runs.paint(~cleared[runs.region])
 
 
 def clear_small_boxes(mask: Mask, min_area: int) -> Mask:
@@ -388,30 +402,30 @@ def clear_small_boxes(mask: Mask, min_area: int) -> Mask:
     The box goes whole, with the pixels of other regions in it, and a later region's area is
     counted after that: this is what the released code does.
     """
-    width = mask.shape[1]
-    mask = mask.copy()
-    runs = Runs(pack(mask))
+    framed = frame(mask, False)
+    runs = Runs(framed)
     # Runs are in row order: a region's first run is its top, its last one its bottom.
     top, bottom = np.empty((2, runs.regions), np.intp)
     top[runs.region[::-1]], bottom[runs.region] = runs.row[::-1], runs.row + 1
-    left, right = np.full(runs.regions, width), np.zeros(runs.regions, np.intp)
+    left, right = np.full(runs.regions, framed.shape[1]), np.zeros(runs.regions, np.intp)
     np.minimum.at(left, runs.region, runs.left)
     np.maximum.at(right, runs.region, runs.right)
     area = np.bincount(runs.region, runs.stop - runs.start)
-    zeroed: list[list[int]] = []
+    zeroed: list[tuple[int, int, int, int]] = []
+    gone = 0  # pixels in those boxes
     boxes = np.stack([top, bottom, left, right], axis=1).tolist()
     for region, (box, count) in enumerate(zip(boxes, area.tolist(), strict=True)):
         top, bottom, left, right = box
-        if count >= min_area:  # at most so many of its pixels are gone
+        if count >= min_area and count - gone < min_area:  # not sure to be left
             lost = sum(
-                max(min(bottom, gone[1]) - max(top, gone[0]), 0)
-                * max(min(right, gone[3]) - max(left, gone[2]), 0)
-                for gone in zeroed
+                max(min(bottom, box[1]) - max(top, box[0]), 0)
+                * max(min(right, box[3]) - max(left, box[2]), 0)
+                for box in zeroed
             )
             if count - lost < min_area:
-                kept = runs.paint(runs.region == region)[:, :width] & mask
-                count = np.count_nonzero(kept)
+                count = np.count_nonzero(runs.paint(runs.region == region) & framed)
         if count < min_area:
-            mask[top:bottom, left:right] = False
-            zeroed.append(box)
-    return mask
+            framed[top:bottom, left:right] = False
+            zeroed.append((top, bottom, left, right))
+            gone += (bottom - top) * (right - left)
+    return framed[1:-1, 1:-1].copy()

@@ -6,13 +6,25 @@ import numpy as np
 import pytest
 from conftest import DTYPES, images, real_data
 from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
-from recipe import recipe_mask
+from recipe import SQUARE, recipe_mask
+from skimage.exposure._adapthist import clip_histogram
+from skimage.measure import label
+from skimage.morphology import opening as skimage_opening
 
 from anatpaste_aug import lung_mask
 from anatpaste_aug.data import phantom_radiograph
 from anatpaste_aug.images import to_grey
-from anatpaste_aug.mask import clear_small_boxes
+from anatpaste_aug.mask import (
+    BINS,
+    CLIP_LIMIT,
+    Runs,
+    clear_small_boxes,
+    clip_histograms,
+    frame,
+    opening,
+)
 
 
 def golden_masks():
@@ -74,6 +86,67 @@ def test_equals_the_recipe_on_hard_images():
 @given(images(dtypes=("uint8", "uint16"), channels=(1,), max_side=150))
 def test_equals_the_recipe_on_anything(image):
     np.testing.assert_array_equal(lung_mask(image, min_area=20), recipe_mask(image, 20))
+
+
+@given(
+    size=st.sampled_from([4, 25, 99, 100, 255, 784, 1024, 16384]),
+    used=st.lists(st.sampled_from([1, 2, 40, 103, 150, 256]), min_size=1, max_size=5),
+    skew=st.sampled_from([0, 1, 5]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_clips_tiles_together_as_scikit_image_clips_one(size, used, skew, seed):
+    rng = np.random.default_rng(seed)
+    counts = np.zeros((len(used), BINS), np.int32)
+    for row, bins in zip(counts, used, strict=True):
+        weights = rng.random(bins) ** skew
+        drawn = rng.choice(rng.permutation(BINS)[:bins], size, p=weights / weights.sum())
+        row[:] = np.bincount(drawn, minlength=BINS)
+    before = counts.copy()
+    limit = max(int(CLIP_LIMIT * size), 1)
+    expected = [clip_histogram(row.copy(), limit) for row in counts]
+    np.testing.assert_array_equal(clip_histograms(counts, size), expected)
+    np.testing.assert_array_equal(counts, before)
+
+
+random_masks = st.builds(
+    lambda height, width, share, seed: np.random.default_rng(seed).random((height, width)) < share,
+    *(st.integers(1, 30), st.integers(1, 30)),
+    st.floats(0, 1),
+    st.integers(0, 2**32 - 1),
+)
+
+
+@given(random_masks)
+def test_opens_as_scikit_image_to_the_very_edge(mask):
+    opened = opening(mask)
+    np.testing.assert_array_equal(opened[1:-1, 1:-1], skimage_opening(mask, SQUARE))
+    assert np.count_nonzero(opened) == np.count_nonzero(opened[1:-1, 1:-1])
+
+
+@given(random_masks)
+def test_runs_are_numbered_as_scikit_image_labels(mask):
+    runs = Runs(frame(mask, False))
+    expected, count = label(mask, return_num=True, connectivity=2)
+    assert runs.regions == count
+    labels = np.zeros_like(frame(mask, False), int)
+    for row, left, right, region in zip(runs.row, runs.left, runs.right, runs.region, strict=True):
+        labels[row, left:right] = region + 1
+    np.testing.assert_array_equal(labels[1:-1, 1:-1], expected)
+    for region in range(min(count, 3)):
+        painted = runs.paint(runs.region == region)
+        np.testing.assert_array_equal(painted, labels == region + 1)
+
+
+def test_runs_of_a_spiral_and_of_combs():
+    spiral = np.zeros((61, 61), bool)
+    for ring in range(0, 30, 2):
+        spiral[ring, ring : 61 - ring] = spiral[60 - ring, ring : 61 - ring] = True
+        spiral[ring : 61 - ring, 60 - ring] = spiral[ring + 2 : 61 - ring, ring] = True
+        spiral[ring + 2, ring : ring + 3] = True
+    comb = np.zeros((40, 81), bool)
+    comb[:, ::2] = comb[20] = True
+    for mask in (spiral, spiral.T, comb, comb.T, ~comb, ~spiral):
+        assert Runs(frame(mask, False)).regions == label(mask, connectivity=2).max()
 
 
 def test_a_small_region_takes_its_box_and_later_areas_are_recounted():
