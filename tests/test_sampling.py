@@ -19,6 +19,7 @@ from anatpaste_aug import (
     sample_paste,
     sample_scar,
 )
+from anatpaste_aug.sampling import _nth_pixel
 
 N = 4000
 SIDE = 1000  # large, so that rounding to whole pixels does not show
@@ -139,6 +140,23 @@ def test_everything_drawn_lies_inside_the_image(height, width, seed, scale, rati
         (scar.paste_x, scar.paste_y), scar.bounding_box, (width, height), strict=True
     ):
         assert start + size <= max(side, size)
+
+
+@given(
+    st.integers(16, 300),
+    st.integers(16, 300),
+    st.sampled_from([0.0001, 0.01, 0.5, 1]),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+)
+def test_the_nth_lung_pixel_is_that_of_the_list(height, width, share, swapped, seed):
+    rng = np.random.default_rng(seed)
+    mask = rng.random((height, width)) < share
+    mask[rng.integers(height), rng.integers(width)] = True
+    mask = mask.T if swapped else mask
+    pixels = np.flatnonzero(mask)
+    for n in {0, int(rng.integers(pixels.size)), pixels.size - 1}:
+        assert _nth_pixel(mask, n) == pixels[n]
 
 
 def test_not_square_means_not_swapped():
