@@ -105,7 +105,8 @@ def anatpaste(
     array = as_array(image)
     lungs = find_lungs(array, mask, segment)
     params = draw_paste(lungs, as_generator(rng), ranges)
-    return apply_paste(image, params, lungs, return_mask=return_mask)
+    out, region = _paste(array, params, lungs, return_mask)
+    return (like(image)(out), region) if return_mask else like(image)(out)
 
 
 def find_lungs(array: Array, mask: Array | None, segment: Segment | None) -> Mask:
@@ -186,11 +187,18 @@ def apply_paste(
     """
     array = as_array(image)
     lungs = np.zeros(array.shape[:2], bool) if mask is None else as_mask(mask, array.shape)
-    window, alpha = _alpha_window(params, lungs)
-    out = like(image)(_blend_patch(array, params, window, alpha))
+    out, region = _paste(array, params, lungs, return_mask)
+    return (like(image)(out), region) if return_mask else like(image)(out)
+
+
+def _paste(
+    image: Array, params: PasteParams, mask: Mask, return_mask: bool
+) -> tuple[Array, Mask | None]:
+    window, alpha = _alpha_window(params, mask)
+    out = _blend_patch(image, params, window, alpha)
     if not return_mask:
-        return out
-    region = np.zeros(lungs.shape, bool)
+        return out, None
+    region = np.zeros(mask.shape, bool)
     region[window] = alpha > 0
     return out, region
 
@@ -208,24 +216,48 @@ def _alpha_window(params: PasteParams, mask: Mask) -> tuple[Window, npt.NDArray[
     half_w, half_h = params.width // 2, params.height // 2
     inner_w = half_w - min(params.margin, half_w)
     inner_h = half_h - min(params.margin, half_h)
-    # The blur is three box filters, each reaching no further than the radius and a pixel.
-    reach = 3 * (params.blur_radius + 1)
+    reach = 3 * params.blur_radius  # of three box filters, each no further than the radius
     left = max(params.center_x - inner_w - reach, 0)
     top = max(params.center_y - inner_h - reach, 0)
     right = min(params.center_x + inner_w + reach + 1, width)
     bottom = min(params.center_y + inner_h + reach + 1, height)
-
-    canvas = Image.new("L", (right - left, bottom - top))
-    draw = ImageDraw.Draw(canvas)
-    x, y = params.center_x - left, params.center_y - top
-    box = (x - inner_w, y - inner_h, x + inner_w, y + inner_h)
-    if params.shape == "ellipse":
-        draw.ellipse(box, fill=params.opacity)
-    else:
-        draw.rectangle(box, fill=params.opacity)
-    alpha = np.asarray(canvas.filter(ImageFilter.GaussianBlur(params.blur_radius)))
+    size, center = (right - left, bottom - top), (params.center_x - left, params.center_y - top)
+    alpha = _draw_shape(params, size, center, inner_w, inner_h)
     window = (slice(top, bottom), slice(left, right))
     return window, alpha * mask[window] if mask.any() else alpha
+
+
+def _draw_shape(
+    params: PasteParams, size: tuple[int, int], center: tuple[int, int], inner_w: int, inner_h: int
+) -> npt.NDArray[np.uint8]:
+    """Draw the shape on a canvas and blur it, byte for byte as Pillow does.
+
+    Pillow blurs along x, then along y, every line by itself, and the same in both directions: of
+    equal or mirrored lines, one is blurred.
+    """
+    (width, height), (x, y) = size, center
+    along_x = ImageFilter.GaussianBlur((params.blur_radius, 0))
+    along_y = ImageFilter.GaussianBlur((0, params.blur_radius))
+    box = (x - inner_w, 0, x + inner_w, 2 * inner_h)
+    if params.shape == "rectangle":
+        # One row stands for all, and one column for those that have the same level in it.
+        line = Image.new("L", (width, 1))
+        ImageDraw.Draw(line).rectangle(box, fill=params.opacity)
+        row = np.asarray(line.filter(along_x))[0]
+        levels = np.flatnonzero(np.bincount(row))
+        columns = np.zeros((height, levels.size), np.uint8)
+        columns[max(y - inner_h, 0) : y + inner_h + 1] = levels
+        blurred = np.asarray(Image.fromarray(columns).filter(along_y))
+        return blurred.take(np.searchsorted(levels, row), axis=1)
+    half = Image.new("L", (width, inner_h + 1))
+    ImageDraw.Draw(half).ellipse(box, fill=params.opacity)
+    half = half.filter(along_x)
+    mirrored = 2 * x == width - 1  # not so where one side meets the border of the image
+    canvas = Image.new("L", (x + 1 if mirrored else width, height))
+    canvas.paste(half.transpose(Image.Transpose.FLIP_TOP_BOTTOM), (0, y))
+    canvas.paste(half, (0, y - inner_h))
+    blurred = np.asarray(canvas.filter(along_y))
+    return np.concatenate((blurred, blurred[:, -2::-1]), axis=1) if mirrored else blurred
 
 
 def _blend_patch(

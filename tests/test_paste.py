@@ -52,6 +52,25 @@ def test_alpha_at_the_borders(shape, blur, center):
     np.testing.assert_array_equal(paste_alpha(params, mask), recipe_alpha(params, mask))
 
 
+@given(st.data())
+def test_alpha_of_any_shape_is_pillow_s_on_the_whole_canvas(data):
+    height, width = (data.draw(st.integers(16, 120)) for _ in range(2))
+    params = PasteParams(
+        crop_x=0,
+        crop_y=0,
+        width=data.draw(st.integers(1, width)),
+        height=data.draw(st.integers(1, height)),
+        center_x=data.draw(st.integers(0, width - 1)),
+        center_y=data.draw(st.integers(0, height - 1)),
+        shape=data.draw(st.sampled_from(["ellipse", "rectangle"])),
+        blur_radius=data.draw(st.integers(0, 30)),
+        opacity=data.draw(st.integers(0, 255)),
+        margin=data.draw(st.integers(0, 12)),
+    )
+    mask = np.ones((height, width), bool)
+    np.testing.assert_array_equal(paste_alpha(params, mask), recipe_alpha(params, mask))
+
+
 def test_a_constant_float_image_keeps_its_range():
     image = np.full((64, 64), 0.9)
     for seed in range(20):
