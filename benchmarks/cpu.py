@@ -355,7 +355,7 @@ def plot_growth(speed: dict[str, Any], path: Path) -> bool:
         return False
     matplotlib.use("Agg")
     plt = importlib.import_module("matplotlib.pyplot")
-    figure, axes = plt.subplots(figsize=(5, 3.6), dpi=90)
+    figure, axes = plt.subplots(figsize=(6.4, 3.6), dpi=90)
     lines = {
         ("whole", "recipe"): "recipe, whole",
         ("mask", "kornia"): "kornia, mask",
@@ -372,7 +372,7 @@ def plot_growth(speed: dict[str, Any], path: Path) -> bool:
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     figure.tight_layout()
     figure.savefig(path)
     plt.close(figure)
