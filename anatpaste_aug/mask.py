@@ -151,10 +151,10 @@ def clahe(bins: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint16]:
     products = values if powers_of_two else np.empty(values.shape, np.float32)
     total = np.empty((step, width), np.float32)
     for place in range(0, tile_h, step):
-        part = slice(place, place + step)
+        places = slice(place, place + step)
         n = min(step, tile_h - place)
-        np.multiply(y_weights[:, None, part, None], x_weights[:, None], out=weights[:, :, :n])
-        first = first_y[part, None] + first_x
+        np.multiply(y_weights[:, None, places, None], x_weights[:, None], out=weights[:, :, :n])
+        first = first_y[places, None] + first_x
         for start in range(place, height, tile_h):
             n = min(n, height - start)
             part = slice(n)
@@ -411,21 +411,21 @@ def clear_small_boxes(mask: Mask, min_area: int) -> Mask:
     np.minimum.at(left, runs.region, runs.left)
     np.maximum.at(right, runs.region, runs.right)
     area = np.bincount(runs.region, runs.stop - runs.start)
-    zeroed: list[tuple[int, int, int, int]] = []
+    zeroed: list[list[int]] = []
     gone = 0  # pixels in those boxes
     boxes = np.stack([top, bottom, left, right], axis=1).tolist()
     for region, (box, count) in enumerate(zip(boxes, area.tolist(), strict=True)):
         top, bottom, left, right = box
         if count >= min_area and count - gone < min_area:  # not sure to be left
             lost = sum(
-                max(min(bottom, box[1]) - max(top, box[0]), 0)
-                * max(min(right, box[3]) - max(left, box[2]), 0)
-                for box in zeroed
+                max(min(bottom, other[1]) - max(top, other[0]), 0)
+                * max(min(right, other[3]) - max(left, other[2]), 0)
+                for other in zeroed
             )
             if count - lost < min_area:
                 count = np.count_nonzero(runs.paint(runs.region == region) & framed)
         if count < min_area:
             framed[top:bottom, left:right] = False
-            zeroed.append((top, bottom, left, right))
+            zeroed.append(box)
             gone += (bottom - top) * (right - left)
     return framed[1:-1, 1:-1].copy()

@@ -105,8 +105,7 @@ def anatpaste(
     array = as_array(image)
     lungs = find_lungs(array, mask, segment)
     params = draw_paste(lungs, as_generator(rng), ranges)
-    out, region = _paste(array, params, lungs, return_mask)
-    return (like(image)(out), region) if return_mask else like(image)(out)
+    return _paste(array, params, lungs, like(image), return_mask)
 
 
 def find_lungs(array: Array, mask: Array | None, segment: Segment | None) -> Mask:
@@ -187,17 +186,21 @@ def apply_paste(
     """
     array = as_array(image)
     lungs = np.zeros(array.shape[:2], bool) if mask is None else as_mask(mask, array.shape)
-    out, region = _paste(array, params, lungs, return_mask)
-    return (like(image)(out), region) if return_mask else like(image)(out)
+    return _paste(array, params, lungs, like(image), return_mask)
 
 
 def _paste(
-    image: Array, params: PasteParams, mask: Mask, return_mask: bool
-) -> tuple[Array, Mask | None]:
+    image: Array,
+    params: PasteParams,
+    mask: Mask,
+    convert: Callable[[Array], Any],
+    return_mask: bool,
+) -> Any:
+    """Apply one paste to a checked image and mask; convert the result to the caller's kind."""
     window, alpha = _alpha_window(params, mask)
-    out = _blend_patch(image, params, window, alpha)
+    out = convert(_blend_patch(image, params, window, alpha))
     if not return_mask:
-        return out, None
+        return out
     region = np.zeros(mask.shape, bool)
     region[window] = alpha > 0
     return out, region

@@ -125,10 +125,11 @@ def test_opens_as_scikit_image_to_the_very_edge(mask):
 
 @given(random_masks)
 def test_runs_are_numbered_as_scikit_image_labels(mask):
-    runs = Runs(frame(mask, False))
+    framed = frame(mask, False)
+    runs = Runs(framed)
     expected, count = label(mask, return_num=True, connectivity=2)
     assert runs.regions == count
-    labels = np.zeros_like(frame(mask, False), int)
+    labels = np.zeros_like(framed, int)
     for row, left, right, region in zip(runs.row, runs.left, runs.right, runs.region, strict=True):
         labels[row, left:right] = region + 1
     np.testing.assert_array_equal(labels[1:-1, 1:-1], expected)
