@@ -16,8 +16,6 @@ LARGEST = 2**20  # more pixels than any image has on a side, so that sums of the
 
 def check_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
     """Check that a value is a finite real number within [low, high]; give it as a Python number."""
-    if type(value) in (int, float) and low <= value <= high and math.isfinite(value):
-        return value  # at once: every paste has a dozen of them
     if isinstance(value, (bool, np.bool_)) or not isinstance(
         value, (int, float, np.integer, np.floating)
     ):
@@ -32,8 +30,6 @@ def check_number(name: str, value: Any, low: float = -math.inf, high: float = ma
 
 def check_integer(name: str, value: Any, low: float, high: float = math.inf) -> int:
     """Check that a value is an integer within [low, high]; give it as a Python integer."""
-    if type(value) is int and low <= value <= high:
-        return value
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     return int(check_number(name, value, low, high))
