@@ -1,21 +1,28 @@
 """Anatomy-aware synthetic anomalies for chest radiographs.
 
-`anatpaste_aug` needs NumPy, SciPy, scikit-image and Pillow. `anatpaste_aug.transforms` and
-`anatpaste_aug.batch` need torch too, and are imported on their own.
+`anatpaste_aug` needs NumPy, SciPy and Pillow. `anatpaste_aug.transforms` and `anatpaste_aug.batch`
+need torch too, and are imported on their own.
 """
 
 from anatpaste_aug._version import __version__
-from anatpaste_aug.baselines import apply_cutpaste, cutpaste, cutpaste_scar
-from anatpaste_aug.mask import lung_mask
-from anatpaste_aug.paste import anatpaste, apply_paste, paste_alpha
-from anatpaste_aug.robust import lung_mask_robust
-from anatpaste_aug.sampling import (
-    CutPasteParams,
+from anatpaste_aug.lungs import lung_mask
+from anatpaste_aug.operations.anatpaste import (
     PasteParams,
-    sample_cutpaste,
+    anatpaste,
+    apply_paste,
+    paste_alpha,
     sample_paste,
+)
+from anatpaste_aug.operations.cutpaste import (
+    CutPasteParams,
+    apply_cutpaste,
+    cutpaste,
+    cutpaste_scar,
+    cutpaste_union,
+    sample_cutpaste,
     sample_scar,
 )
+from anatpaste_aug.robust import lung_mask_robust
 
 __all__ = [
     "CutPasteParams",
@@ -26,6 +33,7 @@ __all__ = [
     "apply_paste",
     "cutpaste",
     "cutpaste_scar",
+    "cutpaste_union",
     "lung_mask",
     "lung_mask_robust",
     "paste_alpha",

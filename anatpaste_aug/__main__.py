@@ -12,8 +12,7 @@ from PIL import Image
 from anatpaste_aug._version import __version__
 from anatpaste_aug.data import phantom_radiograph
 from anatpaste_aug.files import read_image
-from anatpaste_aug.mask import lung_mask
-from anatpaste_aug.paste import Segment
+from anatpaste_aug.lungs import Segment, lung_mask
 from anatpaste_aug.preview import preview_row, save_picture, stack_rows
 from anatpaste_aug.robust import lung_mask_robust
 

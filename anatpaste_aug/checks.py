@@ -1,4 +1,4 @@
-"""Arguments: numbers, ranges, seeds and sizes, checked with a message that says what is wrong."""
+"""Arguments: numbers, ranges, seeds and flags, checked with a message that says what is wrong."""
 
 from __future__ import annotations
 
@@ -15,30 +15,36 @@ LARGEST = 2**20  # more pixels than any image has on a side, so that sums of the
 
 
 def check_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
-    """Check that a value is a finite real number within [low, high]; give it as a Python number."""
+    """Check that a value is a finite real number within [low, high]; return a Python number."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(
         value, (int, float, np.integer, np.floating)
     ):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not (math.isfinite(value) and low <= value <= high):
+    if not (low <= value <= high and (isinstance(value, int) or math.isfinite(value))):
         limit = f"be at least {low}" if high in (math.inf, LARGEST) else f"lie in {low}..{high}"
         if value > LARGEST == high:
             limit = f"be at most {high}"
-        raise ValueError(f"{name} must {'be finite' if low == -math.inf else limit}, got {value}")
+        got: Any = value
+        if isinstance(value, int) and value.bit_length() > 64:
+            got = f"{value.bit_length()} bits"  # such an integer may be too long to print
+        raise ValueError(f"{name} must {'be finite' if low == -math.inf else limit}, got {got}")
     return value if isinstance(value, (int, float)) else value.item()
 
 
 def check_integer(name: str, value: Any, low: float, high: float = math.inf) -> int:
-    """Check that a value is an integer within [low, high]; give it as a Python integer."""
+    """Check that a value is an integer within [low, high]; return a Python integer."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     return int(check_number(name, value, low, high))
 
 
 def check_range(
-    name: str, value: Any, low: float, high: float, *, integer: bool = False
+    name: str, value: Any, low: float, high: float, *, integer: bool = False, above: bool = False
 ) -> tuple[float, float]:
-    """Check a number or a (low, high) pair against the legal range; give it as a pair."""
+    """Check a number or a (low, high) pair against the legal range; return a pair.
+
+    With `above`, the lower limit itself is not legal.
+    """
     ends = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(ends) != 2:
         raise ValueError(f"{name} must be a number or a pair (low, high), got {value!r}")
@@ -46,6 +52,8 @@ def check_range(
     first, last = (check(name, end, low, high) for end in ends)
     if first > last:
         raise ValueError(f"{name} must not be reversed: low <= high, got {value!r}")
+    if above and first == low:
+        raise ValueError(f"{name} must be above {low}, got {value!r}")
     return first, last
 
 
@@ -65,7 +73,7 @@ def check_flag(name: str, value: Any) -> bool:
 
 
 def as_generator(rng: Any) -> np.random.Generator:
-    """Give the generator that `rng` stands for."""
+    """Return the generator that `rng` stands for."""
     if isinstance(rng, np.random.Generator):
         return rng
     if rng is not None:

@@ -105,7 +105,8 @@ def _bell(offset: Field, width: float, flat: bool = False) -> Field:
     if flat:
         t *= t
     np.negative(t, out=t)
-    return np.exp(t, out=t)
+    out: Field = np.exp(t, out=t)
+    return out
 
 
 def _blob(chest: _Chest, u: float, v: float, width: float, height: float) -> Field:
@@ -116,7 +117,8 @@ def _blob(chest: _Chest, u: float, v: float, width: float, height: float) -> Fie
     across *= across
     down *= down
     across += down
-    return np.subtract(1, across, out=across)
+    out: Field = np.subtract(1, across, out=across)
+    return out
 
 
 def _lookup(at: Field, start: float, stop: float, table: Table) -> Field:
@@ -142,7 +144,8 @@ def _texture(shape: tuple[int, int], rng: Rng, cells: int) -> Field:
         for n in shape
     )
     rows, columns = (w / np.linalg.norm(w, axis=1, keepdims=True) for w in (rows, columns))
-    return (rows.astype(np.float32) @ grid) @ columns.astype(np.float32).T
+    out: Field = (rows.astype(np.float32) @ grid) @ columns.astype(np.float32).T
+    return out
 
 
 # --- The patient ---------------------------------------------------------------------------------
@@ -326,7 +329,8 @@ def _shoulder_girdle(chest: _Chest, rng: Rng) -> Field:
     blade -= 0.18 * np.maximum(chest.v + 0.3, 0)
     blade = (_edge(blade, 0.06) + 0.7 * _bell(blade, 0.025)) * _edge(0.4 - blade, 0.5)
     blade *= rng.uniform(0.02, 0.06) * _edge(0.27 - np.abs(chest.v + 0.35), 0.25)
-    return (total + blade) * chest.tissue
+    out: Field = (total + blade) * chest.tissue
+    return out
 
 
 def _airways(chest: _Chest, rng: Rng) -> Field:
@@ -388,7 +392,8 @@ def _strokes(chest: _Chest, points: NDArray[np.float64], sigma: float) -> Field:
     spread = np.maximum(sigma * shape / 2, 0.5)
     mass = calibre * pace * (np.sqrt(2 * np.pi) * spread.mean() * shape.mean() / 2)  # peak: calibre
     canvas = np.bincount(index, mass, shape.prod()).reshape(shape).astype(np.float32)
-    return ndimage.gaussian_filter(canvas, spread, truncate=3)
+    out: Field = ndimage.gaussian_filter(canvas, spread, truncate=3)
+    return out
 
 
 # --- The finding and the film --------------------------------------------------------------------
@@ -429,4 +434,5 @@ def _expose(attenuation: Field, body: Rng, grain: Rng) -> NDArray[np.uint8]:
     film *= 1 - body.uniform(0.02, 0.08) * (y[:, None] + x)
     film += body.uniform(1, 7)
     film += body.uniform(1.0, 3.0) * grain.standard_normal(film.shape, dtype=np.float32)
-    return np.clip(np.rint(film), 0, 255).astype(np.uint8)
+    out: NDArray[np.uint8] = np.clip(np.rint(film), 0, 255).astype(np.uint8)
+    return out

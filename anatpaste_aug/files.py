@@ -65,7 +65,7 @@ def read_image(path: str | os.PathLike[str]) -> Array:
 
 
 def _read_pillow(opened: Image.Image) -> Array:
-    """Give the pixels of an opened file; refuse what Pillow would cut down or misread."""
+    """Return the pixels of an opened file; refuse what Pillow would cut down or misread."""
     frames = getattr(opened, "n_frames", 1)
     if frames != 1:
         raise ValueError(f"image must hold one frame, got {frames}")

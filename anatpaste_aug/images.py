@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
+import sys
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,21 +14,26 @@ from anatpaste_aug.checks import MIN_SIDE
 Array: TypeAlias = npt.NDArray[Any]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 ImageLike: TypeAlias = "Array | Image.Image"
+MaskLike: TypeAlias = Any  # what `as_mask` takes: an array, a Pillow image, or a torch tensor
+ImageT = TypeVar("ImageT", Array, Image.Image)  # the same kind in and out
 
-DTYPES = ("uint8", "uint16", "int16", "int32", "float32", "float64")
+NAMES = ("uint8", "uint16", "int16", "int32", "float16", "float32", "float64")
+DTYPES = frozenset(np.dtype(name) for name in NAMES)
 PILLOW_MODES = {"L": "uint8", "RGB": "uint8", "I;16": "uint16", "I": "int32", "F": "float32"}
 MAX_FLOAT = 1e30  # beyond it, sums and products of float32 pixels overflow
 LUMA = (0.299, 0.587, 0.114)
 
 
 def as_array(image: Any) -> Array:
-    """Give the pixels of `image` as a checked (H, W) or (H, W, 3) array, without copying arrays.
+    """Return the pixels of `image` as a checked (H, W) or (H, W, 3) array, mostly without a copy.
+
+    A channel axis of 1 is dropped. float16 becomes float32, in which it is computed.
 
     Raises
     ------
     TypeError
-        If `image` is neither a plain NumPy array nor a Pillow image, or has another dtype or mode
-        than those in `DTYPES` and `PILLOW_MODES`.
+        If `image` is neither a NumPy array nor a Pillow image, or has another dtype or mode than
+        those in `DTYPES` and `PILLOW_MODES`.
     ValueError
         If it has another shape, a side under 16 pixels, or a pixel that is NaN, infinite or beyond
         1e30.
@@ -39,22 +44,26 @@ def as_array(image: Any) -> Array:
                 f"image must have a Pillow mode out of {', '.join(PILLOW_MODES)}, "
                 f"got {image.mode!r}"
             )
-        array = np.asarray(image)
-    elif isinstance(image, np.ndarray) and not isinstance(image, np.ma.MaskedArray):
-        array = image
-        if array.dtype.name not in DTYPES or not array.dtype.isnative:
-            names = ", ".join(DTYPES)
-            raise TypeError(f"image must have a dtype out of {names}, got {array.dtype}")
-    else:
+    elif not isinstance(image, np.ndarray) or isinstance(image, np.ma.MaskedArray):
         raise TypeError(
             f"image must be a NumPy array or a Pillow image, got {type(image).__name__}"
         )
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
-        raise ValueError(f"image must have the shape (H, W) or (H, W, 3), got {array.shape}")
+    elif image.dtype not in DTYPES:
+        raise TypeError(f"image must have a dtype out of {', '.join(NAMES)}, got {image.dtype}")
+    array: Array = np.asarray(image)  # plain: np.matrix, say, has an arithmetic of its own
+    if array.ndim == 3 and 1 in (array.shape[0], array.shape[2]):
+        array = array[0] if array.shape[0] == 1 else array[..., 0]
+    elif array.ndim != 2 and not (array.ndim == 3 and array.shape[2] == 3):
+        raise ValueError(
+            "image must have the shape (H, W), (H, W, 3), (H, W, 1) or (1, H, W), "
+            f"got {array.shape}"
+        )
     if min(array.shape[:2]) < MIN_SIDE:
         raise ValueError(
             f"image must be at least {MIN_SIDE} pixels high and wide, got {array.shape[:2]}"
         )
+    if array.dtype == np.float16:
+        array = array.astype(np.float32)
     if array.dtype.kind == "f":
         # A NaN anywhere makes both extremes NaN, so that two reductions find every bad pixel.
         for extreme in (array.min(), array.max()):
@@ -65,9 +74,11 @@ def as_array(image: Any) -> Array:
     return array
 
 
-def like(image: ImageLike) -> Callable[[Array], Any]:
-    """Give the function that turns an array back into the kind of `image` (array or Pillow)."""
-    return Image.fromarray if isinstance(image, Image.Image) else lambda array: array
+def as_kind_of(image: ImageLike, array: Array) -> ImageLike:
+    """Return a result on `as_array(image)` as the caller's kind, shape and dtype of image."""
+    if isinstance(image, Image.Image):
+        return Image.fromarray(array)
+    return array.reshape(image.shape).astype(image.dtype, copy=False)
 
 
 def to_grey(array: Array) -> Array:
@@ -82,7 +93,8 @@ def to_grey(array: Array) -> Array:
         red, green, blue = (
             array[..., i] * array.dtype.type(weight) for i, weight in enumerate(LUMA)
         )
-        return red + green + blue  # in this order, each step rounded, on every machine
+        grey: Array = red + green + blue  # in this order, each step rounded, on every machine
+        return grey
     # The weights add up to 2**16: 32 bits hold the sum of unsigned 16-bit products.
     wide = np.uint32 if array.dtype.kind == "u" else np.int64
     total = np.full(array.shape[:2], 0x8000, wide)
@@ -102,9 +114,10 @@ def white_level(array: Array) -> float:
 
 
 def as_mask(mask: Any, shape: tuple[int, ...] | None = None, name: str = "mask") -> Mask:
-    """Check a lung mask, against the image's height and width if given, and give it as bool.
+    """Check a lung mask, against the image's height and width if given; return it as bool.
 
-    Bool and integer arrays, and Pillow images of mode 1 or L, are taken; anything but 0 is lung.
+    Bool and integer arrays and torch tensors, also with a channel axis of 1, and Pillow images of
+    mode 1 or L are taken; anything but 0 is lung.
 
     Raises
     ------
@@ -113,15 +126,23 @@ def as_mask(mask: Any, shape: tuple[int, ...] | None = None, name: str = "mask")
     ValueError
         If its shape is not that of the image, or of no image.
     """
+    given = mask
     if isinstance(mask, Image.Image) and mask.mode in ("1", "L"):
         mask = np.asarray(mask)
+    torch = sys.modules.get("torch")  # whoever brings a tensor has imported it
+    if torch is not None and isinstance(mask, torch.Tensor):
+        mask = mask.detach().as_subclass(torch.Tensor).cpu().numpy()
     if not isinstance(mask, np.ndarray) or mask.dtype.kind not in "bui":
-        got = mask.dtype if isinstance(mask, np.ndarray) else type(mask).__name__
+        got = given.dtype if hasattr(given, "dtype") else type(given).__name__
         raise TypeError(f"{name} must be a bool or integer array, got {got}")
+    mask = np.asarray(mask)
+    if mask.ndim == 3 and 1 in (mask.shape[0], mask.shape[2]):
+        mask = mask[0] if mask.shape[0] == 1 else mask[..., 0]
     if shape is not None and mask.shape != tuple(shape[:2]):
         raise ValueError(f"{name} must have the image's shape {tuple(shape[:2])}, got {mask.shape}")
     if mask.ndim != 2 or min(mask.shape) < MIN_SIDE:
         raise ValueError(
             f"{name} must have the shape (H, W), at least {MIN_SIDE} pixels each, got {mask.shape}"
         )
-    return mask.astype(bool, copy=False)
+    lungs: Mask = mask.astype(bool, copy=False)
+    return lungs

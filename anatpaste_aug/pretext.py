@@ -88,11 +88,11 @@ class PretextDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
                     )
 
     def __len__(self) -> int:
-        """Give the number of images."""
+        """Return the number of images."""
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give the views (K, C, H, W) of one image, and their classes (K,)."""
+        """Return the views (K, C, H, W) of one image, and their classes (K,)."""
         image = self.dataset[index]
         if isinstance(image, (tuple, list)):
             image = image[0]

@@ -12,10 +12,10 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 from scipy.ndimage import binary_erosion
 
+from anatpaste_aug.checks import as_generator
 from anatpaste_aug.images import Array, Mask, to_grey
-from anatpaste_aug.mask import lung_mask
-from anatpaste_aug.paste import Segment, apply_paste, find_lungs, paste_alpha
-from anatpaste_aug.sampling import PasteRanges, as_generator, draw_paste
+from anatpaste_aug.lungs import Segment, find_lungs, lung_mask
+from anatpaste_aug.operations.anatpaste import apply_paste, paste_alpha, sample_paste
 
 TILE = 256
 LABEL = 18  # height of a line of text
@@ -52,7 +52,7 @@ def preview_row(
     """
     mask = find_lungs(image, None, segment)
     rng = as_generator(seed)
-    draws = [draw_paste(mask, rng, PasteRanges()) for _ in range(3)]
+    draws = [sample_paste(mask, rng) for _ in range(3)]
     alpha = paste_alpha(draws[0], mask)
     first, *others = (apply_paste(image, draw, mask) for draw in draws)
     low, high = (0, 255) if image.dtype == np.uint8 else (image.min(), image.max())

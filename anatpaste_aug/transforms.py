@@ -1,10 +1,8 @@
-"""torchvision v2 transforms, one image at a time: they draw with torch and call the functions."""
+"""torchvision v2 transforms: which parts of a sample are images, and a paste into each."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +10,7 @@ from PIL import Image
 
 try:
     import torch
-    from torch.utils._pytree import tree_flatten
+    from torch.utils._pytree import tree_flatten, tree_unflatten
     from torchvision import tv_tensors
     from torchvision.transforms import v2
 except ImportError as error:
@@ -20,27 +18,33 @@ except ImportError as error:
         "anatpaste_aug.transforms needs torch and torchvision: pip install 'anatpaste-aug[torch]'"
     ) from error
 
-from anatpaste_aug.baselines import apply_cutpaste
 from anatpaste_aug.checks import Range, check_flag, check_number
-from anatpaste_aug.images import Array, Mask, as_array, as_mask
-from anatpaste_aug.paste import Segment, apply_paste, check_segment, find_lungs
-from anatpaste_aug.sampling import (
+from anatpaste_aug.images import Array, as_array, as_kind_of, as_mask
+from anatpaste_aug.lungs import Segment, check_segment, find_lungs
+from anatpaste_aug.operations import anatpaste, cutpaste
+from anatpaste_aug.operations.anatpaste import (
     BLUR,
     JITTER,
     MARGIN,
     OPACITY,
     RATIO,
     SCALE,
-    PasteRanges,
-    draw_cutpaste,
-    draw_paste,
-    draw_scar,
 )
+from anatpaste_aug.operations.base import LENGTHS_FOR, Operation, describe
+from anatpaste_aug.operations.cutpaste import ANGLE, HEIGHT, WIDTH
 
-__all__ = ["AnatPaste", "CutPaste", "CutPasteScar", "CutPasteUnion", "LungField", "LungMask"]
+__all__ = [
+    "AnatPaste",
+    "CutPaste",
+    "CutPasteScar",
+    "CutPasteUnion",
+    "LungField",
+    "LungMask",
+    "OperationTransform",
+]
 
 
-class LungField(tv_tensors.Mask):
+class LungField(tv_tensors.Mask):  # type: ignore[misc]  # torchvision has no types
     """The lung mask of the image in the same sample, (1, H, W) bool.
 
     Geometric transforms move it with the image, as any `tv_tensors.Mask`; its own type keeps it
@@ -48,12 +52,13 @@ class LungField(tv_tensors.Mask):
     """
 
 
-class LungMask(v2.Transform):
+class LungMask(v2.Transform):  # type: ignore[misc]
     """Segment the lungs and add them to the sample as a `LungField`.
 
     An image becomes ``(image, field)``, a tuple or list (no named tuple) gets the field appended, a
-    dict gets it under the key ``"lung_field"``. A sample that has a `LungField` already is passed
-    through. Segment once, before the random transforms, and `AnatPaste` need not do it again.
+    dict gets it under the key ``"lung_field"``; of several images, a list of their fields. A sample
+    that has a `LungField` already is passed through. Segment once, before the random transforms,
+    and `AnatPaste` need not do it again.
 
     Parameters
     ----------
@@ -85,96 +90,189 @@ class LungMask(v2.Transform):
         """Add the field to the sample."""
         sample = inputs if len(inputs) > 1 else inputs[0]
         flat, _ = tree_flatten(sample)
-        if _find_field(flat) is not None:
+        if any(isinstance(part, LungField) for part in flat):
             return sample
-        lungs = find_lungs(_to_array(_find_image(flat)), None, self.segment)
-        field = LungField(torch.from_numpy(lungs)[None])
+        fields = [self.field(flat[index]) for index in find_images(flat)]
+        added = fields[0] if len(fields) == 1 else fields
         if isinstance(sample, dict):
             if "lung_field" in sample:
                 raise ValueError("the sample's key 'lung_field' must be free or hold a LungField")
             sample = copy.copy(sample)
-            sample["lung_field"] = field
+            sample["lung_field"] = added
             return sample
         if hasattr(sample, "_fields"):
             raise TypeError(f"a named tuple has no place for a LungField, got {sample!r}")
         if isinstance(sample, (tuple, list)):
-            return type(sample)([*sample, field])
-        return sample, field
+            return type(sample)([*sample, added])
+        return sample, added
 
-
-Paste = Callable[[Array], tuple[Array, Mask]]  # an image to the pasted one and the region
-
-
-class _Paste(v2.Transform):
-    """What the pasting transforms share: p, return_mask, and the way in and out of NumPy."""
-
-    def __init__(self, p: float, return_mask: bool, ranges: PasteRanges):
-        super().__init__()
-        self.p = check_number("p", p, 0, 1)
-        self.return_mask = check_flag("return_mask", return_mask)
-        self.ranges = ranges
+    def field(self, image: Any) -> LungField:
+        """Segment one image."""
+        return LungField(torch.from_numpy(find_lungs(to_array(image), None, self.segment))[None])
 
     def extra_repr(self) -> str:
-        """Give the settings for ``repr``."""
-        return f"p={self.p}, {self.ranges}, return_mask={self.return_mask}"
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Decide whether to paste, and draw one paste for the sample, from torch's generator."""
-        image = _find_image(flat_inputs)
-        if torch.rand(()) >= self.p:
-            return {"paste": None}
-        # A seed from torch's generator: workers and epochs differ as torch's own draws do.
-        rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
-        return {"paste": self._draw(_to_array(image), _find_field(flat_inputs), rng)}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Paste into the images; pass everything else through as the same object."""
-        if not _is_image(inpt):
-            return inpt
-        if params["paste"] is None:
-            if not self.return_mask:
-                return inpt
-            empty = torch.zeros(1, *v2.functional.get_size(inpt), dtype=torch.bool)
-            return inpt, tv_tensors.Mask(empty)
-        out, region = params["paste"](_to_array(inpt))
-        image = _like(inpt, out)
-        if not self.return_mask:
-            return image
-        return image, tv_tensors.Mask(torch.from_numpy(region)[None])
-
-    def _draw(self, array: Array, field: LungField | None, rng: np.random.Generator) -> Paste:
-        raise NotImplementedError
+        """Return the settings for ``repr``."""
+        return describe({"segment": self.segment})
 
 
-class AnatPaste(_Paste):
-    """Paste a blurred patch of the radiograph into its lungs, with probability `p`.
+class OperationTransform(v2.Transform):  # type: ignore[misc]
+    """Apply an operation to the images of a sample, each with probability `p`.
 
-    Takes what torchvision's v2 transforms take: a Pillow image, a (1, H, W), (3, H, W) or (H, W)
-    CPU tensor or `tv_tensors.Image` of uint8, uint16, int16, int32, float32 or float64, or any
-    nesting of tuples, lists and dicts with one in it; everything else in the sample is passed
-    through as the same object. A `LungField` in the sample is used as the lung mask. Gradients are
-    not followed. Several images
-    in one sample must have the same size and get the same paste. Draws come from torch's global
-    generator alone.
+    The base of all pasting transforms here, and of your own: a subclass names its `operation`, and
+    that is enough. Images are Pillow images, `tv_tensors.Image`, and, where the sample has none of
+    those, its one plain CPU tensor or NumPy array of two or more dimensions: (H, W), (1, H, W),
+    tensors also (3, H, W), arrays (H, W, 3) or (H, W, 1). They may be nested in tuples, lists and
+    dicts; all else is passed through as the same object. Tensor subclasses come back as such.
+    Gradients are not followed. Draws come from torch's global generator alone, so that
+    `torch.manual_seed` and DataLoader workers behave as with torchvision's own.
+
+    Each image gets a mask and a paste of its own. Where the sample holds `LungField` masks, one for
+    each image and in the same order, they are used.
 
     Parameters
     ----------
     p : float, optional
         Probability of a paste, 0..1.
-    scale, ratio, blur, opacity, margin, jitter
-        As for `anatpaste_aug.sample_paste`, with the published defaults.
     segment : callable, optional
         Makes the (H, W) mask from the image's (H, W) or (H, W, 3) array instead of
-        `anatpaste_aug.lung_mask`, where the sample has no `LungField`.
+        `anatpaste_aug.lung_mask`, where the sample has no `LungField`. Only for operations that
+        need lungs.
     return_mask : bool, optional
-        Whether the image is replaced by the pair (image, `tv_tensors.Mask` of the changed region,
+        Whether an image is replaced by the pair (image, `tv_tensors.Mask` of the changed region,
         (1, H, W) bool), as anomalib's generators do.
+    shared : bool, optional
+        Whether all images of a sample get the mask and the paste of the first; they must then have
+        the same size.
+    **options
+        Those of the operation.
 
     Raises
     ------
     TypeError, ValueError
         At construction, if an argument has another type or leaves its range; when called, if the
-        sample holds no image, or one that `anatpaste_aug.anatpaste` does not take.
+        sample holds no image, several plain tensors of which one is to be guessed, or an image that
+        `anatpaste_aug.anatpaste` does not take.
+
+    Examples
+    --------
+    What was drawn can be seen, and repeated:
+
+    >>> from anatpaste_aug.data import phantom_radiograph
+    >>> from anatpaste_aug.transforms import AnatPaste
+    >>> image, paste = phantom_radiograph(256, rng=0), AnatPaste(p=1)
+    >>> drawn = paste.make_params([image])  # params and lungs
+    >>> bool((paste.transform(image, drawn) == paste.transform(image, drawn)).all())
+    True
+    """
+
+    operation: type[Operation[Any]]
+
+    def __init__(
+        self,
+        p: float = 0.5,
+        *,
+        segment: Segment | None = None,
+        return_mask: bool = False,
+        shared: bool = False,
+        **options: Any,
+    ):
+        super().__init__()
+        self.p = check_number("p", p, 0, 1)
+        self.segment = check_segment(segment, self.operation.needs_lungs)
+        self.return_mask = check_flag("return_mask", return_mask)
+        self.shared = check_flag("shared", shared)
+        self.paste = self.operation(**options)
+
+    def extra_repr(self) -> str:
+        """Return the settings for ``repr``, so that it can be pasted back."""
+        settings = {"p": self.p, **self.paste.options()}
+        if self.paste.needs_lungs:
+            settings["segment"] = self.segment
+        return describe({**settings, "return_mask": self.return_mask, "shared": self.shared})
+
+    def forward(self, *inputs: Any) -> Any:
+        """Draw for each image of the sample, and paste."""
+        flat, structure = tree_flatten(inputs if len(inputs) > 1 else inputs[0])
+        images = find_images(flat)
+        fields = [part for part in flat if isinstance(part, LungField)]
+        if self.paste.needs_lungs and fields and len(fields) != (1 if self.shared else len(images)):
+            raise ValueError(
+                "the sample must hold a LungField for each image, or none, "
+                f"got {len(fields)} for {len(images)} images"
+            )
+        sizes = {to_array(flat[index]).shape[:2] for index in images} if self.shared else ()
+        if len(sizes) > 1:
+            raise ValueError(f"images that share a paste must have one size, got {sorted(sizes)}")
+        params: dict[str, Any] = {}
+        for number, index in enumerate(images):
+            if not (params and self.shared):
+                params = self.make_params([flat[index], *fields[number : number + 1]])
+            flat[index] = self.transform(flat[index], params)
+        return tree_unflatten(flat, structure)
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Decide whether to paste, and draw one paste, from torch's generator.
+
+        Parameters
+        ----------
+        flat_inputs : list
+            An image, and perhaps its `LungField`.
+
+        Returns
+        -------
+        params : dict
+            ``"params"``: what was drawn, an instance of the operation's params, or None: no paste.
+            ``"lungs"``: the (H, W) bool array that it was drawn for, or None.
+        """
+        image = flat_inputs[find_images(flat_inputs)[0]]
+        if torch.rand(()) >= self.p:
+            return {"params": None, "lungs": None}
+        # A seed from torch's generator: workers and epochs differ as torch's own draws do.
+        rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
+        array, lungs = to_array(image), None
+        if self.paste.needs_lungs:
+            fields = [part for part in flat_inputs if isinstance(part, LungField)]
+            lungs = (
+                as_mask(fields[0], array.shape, "the sample's LungField")
+                if fields
+                else find_lungs(array, None, self.segment)
+            )
+        return {"params": self.paste.sample(array.shape[:2], lungs, rng), "lungs": lungs}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Repeat a paste that `make_params` has drawn; what is no image is passed through."""
+        if not is_image(inpt):
+            return inpt
+        if params["params"] is None:
+            out, region = inpt, None
+        else:
+            pasted, region = self.paste.apply(to_array(inpt), params["params"], params["lungs"])
+            out = from_array(inpt, pasted)
+        if not self.return_mask:
+            return out
+        if region is None:
+            region = np.zeros(to_array(inpt).shape[:2], bool)
+        return out, tv_tensors.Mask(torch.from_numpy(region)[None])
+
+
+class AnatPaste(OperationTransform):
+    """Paste a blurred patch of the radiograph into its lungs, with probability `p`.
+
+    Samples, images and randomness: see `OperationTransform`.
+
+    Parameters
+    ----------
+    p : float, optional
+        Probability of a paste, 0..1.
+    scale, ratio, blur, opacity, margin, jitter, lengths_for
+        As for `anatpaste_aug.sample_paste`, with the published defaults.
+    segment, return_mask, shared
+        As for `OperationTransform`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `OperationTransform`.
 
     References
     ----------
@@ -191,6 +289,8 @@ class AnatPaste(_Paste):
     ((1, 256, 256), torch.uint8, (1, 256, 256))
     """
 
+    operation = anatpaste.AnatPaste
+
     def __init__(
         self,
         p: float = 0.5,
@@ -201,28 +301,20 @@ class AnatPaste(_Paste):
         opacity: Range = OPACITY,
         margin: int = MARGIN,
         jitter: float = JITTER,
+        lengths_for: float | None = LENGTHS_FOR,
         segment: Segment | None = None,
         return_mask: bool = False,
+        shared: bool = False,
     ):
-        super().__init__(p, return_mask, PasteRanges(scale, ratio, blur, opacity, margin, jitter))
-        self.segment = check_segment(segment)
-
-    def _draw(self, array: Array, field: LungField | None, rng: np.random.Generator) -> Paste:
-        if field is None:
-            lungs = find_lungs(array, None, self.segment)
-        else:
-            mask = field.as_subclass(torch.Tensor).cpu().numpy()
-            if mask.ndim == 3 and len(mask) == 1:
-                mask = mask[0]
-            lungs = as_mask(mask, array.shape, "the sample's LungField")
-        params = draw_paste(lungs, rng, self.ranges)
-        return partial(apply_paste, params=params, mask=lungs, return_mask=True)
+        paste = anatpaste.AnatPaste(scale, ratio, blur, opacity, margin, jitter, lengths_for)
+        own = paste.options()
+        super().__init__(p, segment=segment, return_mask=return_mask, shared=shared, **own)
 
 
-class CutPaste(_Paste):
+class CutPaste(OperationTransform):
     """Paste a patch whole at a random place (CutPaste *normal*), with probability `p`.
 
-    Takes the same samples as `AnatPaste`.
+    Samples, images and randomness: see `OperationTransform`.
 
     Parameters
     ----------
@@ -230,18 +322,20 @@ class CutPaste(_Paste):
         Probability of a paste, 0..1.
     scale, ratio, jitter
         As for `anatpaste_aug.sample_paste`.
-    return_mask : bool, optional
-        As for `AnatPaste`.
+    return_mask, shared
+        As for `OperationTransform`.
 
     Raises
     ------
     TypeError, ValueError
-        As `AnatPaste`.
+        As `OperationTransform`.
 
     References
     ----------
     Li et al., CutPaste, CVPR 2021, arXiv:2104.04015.
     """
+
+    operation = cutpaste.CutPaste
 
     def __init__(
         self,
@@ -251,98 +345,129 @@ class CutPaste(_Paste):
         ratio: Range = RATIO,
         jitter: float = JITTER,
         return_mask: bool = False,
+        shared: bool = False,
     ):
-        super().__init__(p, return_mask, PasteRanges(scale, ratio, jitter=jitter))
-
-    def _draw(self, array: Array, field: LungField | None, rng: np.random.Generator) -> Paste:
-        params = draw_cutpaste(array.shape[:2], rng, self.ranges)
-        return partial(apply_cutpaste, params=params, return_mask=True)
+        own = cutpaste.CutPaste(scale, ratio, jitter).options()
+        super().__init__(p, return_mask=return_mask, shared=shared, **own)
 
 
-class CutPasteScar(CutPaste):
+class CutPasteScar(OperationTransform):
     """Paste a thin rotated patch at a random place (CutPaste *scar*), with probability `p`.
 
-    Takes the same samples as `AnatPaste`.
+    Samples, images and randomness: see `OperationTransform`.
 
     Parameters
     ----------
     p : float, optional
         Probability of a paste, 0..1.
-    jitter : float, optional
-        As for `anatpaste_aug.sample_paste`.
-    return_mask : bool, optional
-        As for `AnatPaste`.
+    width, height, angle, jitter, lengths_for
+        As for `anatpaste_aug.sample_scar`.
+    return_mask, shared
+        As for `OperationTransform`.
 
     Raises
     ------
     TypeError, ValueError
-        As `AnatPaste`.
+        As `OperationTransform`.
 
     References
     ----------
     Li et al., CutPaste, CVPR 2021, arXiv:2104.04015.
     """
 
-    def __init__(self, p: float = 0.5, *, jitter: float = JITTER, return_mask: bool = False):
-        super().__init__(p, jitter=jitter, return_mask=return_mask)
+    operation = cutpaste.CutPasteScar
 
-    def _draw(self, array: Array, field: LungField | None, rng: np.random.Generator) -> Paste:
-        params = draw_scar(array.shape[:2], rng, self.ranges)
-        return partial(apply_cutpaste, params=params, return_mask=True)
+    def __init__(
+        self,
+        p: float = 0.5,
+        *,
+        width: Range = WIDTH,
+        height: Range = HEIGHT,
+        angle: Range = ANGLE,
+        jitter: float = JITTER,
+        lengths_for: float | None = LENGTHS_FOR,
+        return_mask: bool = False,
+        shared: bool = False,
+    ):
+        own = cutpaste.CutPasteScar(width, height, angle, jitter, lengths_for).options()
+        super().__init__(p, return_mask=return_mask, shared=shared, **own)
 
 
-class CutPasteUnion(CutPaste):
+class CutPasteUnion(OperationTransform):
     """Paste as `CutPaste` or as `CutPasteScar`, each half of the time, with probability `p`.
 
-    Takes the same samples as `AnatPaste`.
+    Samples, images and randomness: see `OperationTransform`.
 
     Parameters
     ----------
     p : float, optional
         Probability of a paste, 0..1.
-    scale, ratio, jitter
-        As for `anatpaste_aug.sample_paste`.
-    return_mask : bool, optional
-        As for `AnatPaste`.
+    scale, ratio, jitter, width, height, angle, lengths_for
+        As for `anatpaste_aug.cutpaste_union`.
+    return_mask, shared
+        As for `OperationTransform`.
 
     Raises
     ------
     TypeError, ValueError
-        As `AnatPaste`.
+        As `OperationTransform`.
 
     References
     ----------
     Li et al., CutPaste, CVPR 2021, arXiv:2104.04015.
     """
 
-    def _draw(self, array: Array, field: LungField | None, rng: np.random.Generator) -> Paste:
-        draw = (draw_cutpaste, draw_scar)[rng.integers(2)]
-        params = draw(array.shape[:2], rng, self.ranges)
-        return partial(apply_cutpaste, params=params, return_mask=True)
+    operation = cutpaste.CutPasteUnion
+
+    def __init__(
+        self,
+        p: float = 0.5,
+        *,
+        scale: Range = SCALE,
+        ratio: Range = RATIO,
+        jitter: float = JITTER,
+        width: Range = WIDTH,
+        height: Range = HEIGHT,
+        angle: Range = ANGLE,
+        lengths_for: float | None = LENGTHS_FOR,
+        return_mask: bool = False,
+        shared: bool = False,
+    ):
+        paste = cutpaste.CutPasteUnion(scale, ratio, jitter, width, height, angle, lengths_for)
+        super().__init__(p, return_mask=return_mask, shared=shared, **paste.options())
 
 
-def _is_image(part: Any) -> bool:
-    return isinstance(part, (Image.Image, tv_tensors.Image)) or (
-        isinstance(part, torch.Tensor) and not isinstance(part, tv_tensors.TVTensor)
+def is_image(part: Any) -> bool:
+    """Tell whether a part of a sample is, or may be, an image."""
+    if isinstance(part, (Image.Image, tv_tensors.Image)):
+        return True
+    plain = isinstance(part, (torch.Tensor, np.ndarray)) and not isinstance(
+        part, tv_tensors.TVTensor
     )
+    return plain and part.ndim >= 2
 
 
-def _find_image(flat: list[Any]) -> Any:
-    """Give the sample's first image: as in torchvision, a plain tensor only if nothing else is."""
-    images = [part for part in flat if _is_image(part)]
-    typed = [part for part in images if isinstance(part, (Image.Image, tv_tensors.Image))]
+def find_images(flat: list[Any]) -> list[int]:
+    """Return the places of a sample's images; a plain tensor or array, if nothing else is one."""
+    images = [index for index, part in enumerate(flat) if is_image(part)]
+    typed = [i for i in images if isinstance(flat[i], (Image.Image, tv_tensors.Image))]
     if not images:
-        raise ValueError("the sample must hold a Pillow image, a tensor or a tv_tensors.Image")
-    return (typed or images)[0]
+        raise ValueError(
+            "the sample must hold a Pillow image, a tv_tensors.Image, or a tensor or array of two "
+            "or more dimensions"
+        )
+    if not typed and len(images) > 1:
+        shapes = ", ".join(str(tuple(flat[index].shape)) for index in images)
+        raise ValueError(
+            "the sample must say which of its tensors and arrays are images: wrap them in "
+            f"tv_tensors.Image, and masks in tv_tensors.Mask; got {shapes}"
+        )
+    return typed or images
 
 
-def _find_field(flat: list[Any]) -> LungField | None:
-    return next((part for part in flat if isinstance(part, LungField)), None)
-
-
-def _to_array(image: Any) -> Array:
+def to_array(image: Any) -> Array:
     """View an image as a checked (H, W) or (H, W, 3) array."""
-    if isinstance(image, Image.Image):
+    if not isinstance(image, torch.Tensor):
         return as_array(image)
     if image.device.type != "cpu":
         raise ValueError(
@@ -360,11 +485,15 @@ def _to_array(image: Any) -> Array:
     return as_array(image.detach().as_subclass(torch.Tensor).numpy())
 
 
-def _like(image: Any, array: Array) -> Any:
-    """Give an array the kind of `image`."""
-    if isinstance(image, Image.Image):
-        return Image.fromarray(array)
+def from_array(image: Any, array: Array) -> Any:
+    """Return an array as the kind of `image`."""
+    if not isinstance(image, torch.Tensor):
+        return as_kind_of(image, array)
     if array.ndim == 3:
         array = np.ascontiguousarray(array.transpose(2, 0, 1))
-    tensor = torch.from_numpy(array).reshape(image.shape)
-    return tv_tensors.wrap(tensor, like=image) if isinstance(image, tv_tensors.Image) else tensor
+    tensor = torch.from_numpy(array).reshape(image.shape).to(image.dtype)
+    if isinstance(image, tv_tensors.TVTensor):
+        return tv_tensors.wrap(tensor, like=image)
+    if type(image) is torch.Tensor:
+        return tensor
+    return image.detach().clone().copy_(tensor)  # with what a subclass carries, as MONAI's meta

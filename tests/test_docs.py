@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 README = Path(__file__).resolve().parents[1] / "README.md"
-MODULES = ("mask", "sampling", "paste", "baselines", "data", "files", "robust")
+MODULES = ("lungs", "operations.anatpaste", "operations.cutpaste", "data", "files", "robust")
 TORCH_MODULES = (
     "transforms",
     "pretext",
-    "batch.mask",
+    "batch.lungs",
     "batch.modules",
     "batch.params",
-    "batch.paste",
+    "batch.anatpaste",
 )
 
 

@@ -11,24 +11,31 @@ except ImportError as error:
         "anatpaste_aug.batch needs PyTorch: pip install 'anatpaste-aug[torch]'"
     ) from error
 
-from anatpaste_aug.batch.mask import lung_mask
-from anatpaste_aug.batch.modules import AnatPaste, CutPaste, CutPasteScar, CutPasteUnion
-from anatpaste_aug.batch.params import (
-    CutPasteParams,
-    PasteParams,
-    sample_cutpaste,
-    sample_paste,
-    sample_scar,
+from anatpaste_aug.batch.anatpaste import apply_paste, paste_alpha, sample_paste
+from anatpaste_aug.batch.cutpaste import apply_cutpaste, sample_cutpaste, sample_scar
+from anatpaste_aug.batch.draws import TorchDraws
+from anatpaste_aug.batch.lungs import lung_mask
+from anatpaste_aug.batch.modules import (
+    AnatPaste,
+    Augmented,
+    CutPaste,
+    CutPasteScar,
+    CutPasteUnion,
+    OperationModule,
 )
-from anatpaste_aug.batch.paste import apply_cutpaste, apply_paste, paste_alpha
+from anatpaste_aug.batch.params import CutPasteParams, PasteParams, StackedParams
 
 __all__ = [
     "AnatPaste",
+    "Augmented",
     "CutPaste",
     "CutPasteParams",
     "CutPasteScar",
     "CutPasteUnion",
+    "OperationModule",
     "PasteParams",
+    "StackedParams",
+    "TorchDraws",
     "apply_cutpaste",
     "apply_paste",
     "lung_mask",

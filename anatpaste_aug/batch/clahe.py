@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from anatpaste_aug.batch.tensors import divide
-from anatpaste_aug.mask import BIN_WIDTH, BINS, CLIP_LIMIT, GREY_LEVELS
+from anatpaste_aug.clahe import BIN_WIDTH, BINS, CLIP_LIMIT, GREY_LEVELS
 
 
 def quantise(grey: Tensor, original: torch.dtype) -> Tensor:
@@ -32,7 +32,7 @@ def quantise(grey: Tensor, original: torch.dtype) -> Tensor:
 
 
 def extremes(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Give the minimum and the maximum of every image, (B, 1, 1)."""
+    """Return the minimum and the maximum of every image, (B, 1, 1)."""
     return values.amin((1, 2), keepdim=True), values.amax((1, 2), keepdim=True)
 
 
@@ -66,7 +66,7 @@ def equalise(bins: Tensor) -> Tensor:
 
 
 def tile_maps(bins: Tensor, tile_h: int, tile_w: int) -> Tensor:
-    """Give the grey-level map of every tile: (B, rows, columns, 256) int32, 0..16383."""
+    """Return the grey-level map of every tile: (B, rows, columns, 256) int32, 0..16383."""
     count, height, width = bins.shape
     rows, cols = -(-height // tile_h), -(-width // tile_w)
     # Beyond the far edges the image is reflected.
@@ -157,7 +157,7 @@ def dark_side(levels: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def otsu_bin(counts: Tensor, dtype: torch.dtype) -> Tensor:
-    """Give the bin whose centre is Otsu's threshold, (B,) int32, as `skimage.filters` computes it.
+    """Return the bin whose centre is Otsu's threshold, (B,) int32, as `skimage.filters` has it.
 
     Counts and weights are float32 and the means in `dtype`, as there.
     """

@@ -1,56 +1,150 @@
-"""AnatPaste and the CutPaste baselines as modules, for use after the DataLoader."""
+"""The operations as modules, for use behind a DataLoader: which images, and with which masks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from anatpaste_aug.batch.mask import segment_chosen
-from anatpaste_aug.batch.params import (
-    CutPasteParams,
-    Draws,
-    draw_paste,
-    sample_cutpaste,
-    sample_scar,
-)
-from anatpaste_aug.batch.paste import _cutpaste, _paste
-from anatpaste_aug.batch.tensors import as_images, as_masks, like
-from anatpaste_aug.checks import check_number
-from anatpaste_aug.sampling import (
-    BLUR,
-    JITTER,
-    MARGIN,
-    OPACITY,
-    RATIO,
-    SCALE,
-    PasteRanges,
-    Range,
-)
-
-Segment = Callable[[Tensor], Tensor]
-Augmented = tuple[Tensor, Tensor, Tensor]
+from anatpaste_aug import operations
+from anatpaste_aug.batch import anatpaste, cutpaste
+from anatpaste_aug.batch.draws import TorchDraws
+from anatpaste_aug.batch.lungs import Segment, find_lungs
+from anatpaste_aug.batch.tensors import as_images, copy_of, to_numpy
+from anatpaste_aug.checks import Range, check_number
+from anatpaste_aug.lungs import check_segment
+from anatpaste_aug.operations.anatpaste import BLUR, JITTER, MARGIN, OPACITY, RATIO, SCALE
+from anatpaste_aug.operations.base import LENGTHS_FOR, Operation, describe
+from anatpaste_aug.operations.cutpaste import ANGLE, HEIGHT, WIDTH
 
 
-def choose(p: float, images: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Choose each element of a batch with probability `p`."""
-    return Draws(images.shape[0], images.device, generator).uniform(0, 1) < p
+class Augmented(NamedTuple):
+    """What a module returns: images, (B, 1, H, W) changed regions, (B,) labels 0 or 1."""
+
+    images: Tensor
+    regions: Tensor
+    labels: Tensor
 
 
-class AnatPaste(nn.Module):
+class OperationModule(nn.Module):
+    """Apply an operation to each image of a batch, with probability `p`.
+
+    The base of all modules here, and of your own: a subclass names its `operation`, and that is
+    enough. It then pastes image by image on the CPU, where it brings the images if they lie
+    elsewhere; `paste_chosen` may do better.
+
+    Parameters
+    ----------
+    p : float, optional
+        Probability of the paste for each image, 0..1.
+    segment : callable, optional
+        Makes (B, 1, H, W) or (B, H, W) masks of bool or integer from the (B, C, H, W) images,
+        instead of `anatpaste_aug.batch.lung_mask`. Only for operations that need lungs.
+    **options
+        Those of the operation.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an option has another type or leaves its limits.
+    """
+
+    operation: type[Operation[Any]]
+
+    def __init__(self, p: float = 0.5, *, segment: Segment | None = None, **options: Any):
+        super().__init__()
+        self.p = check_number("p", p, 0, 1)
+        self.segment = check_segment(segment, self.operation.needs_lungs)
+        self.paste = self.operation(**options)
+
+    def extra_repr(self) -> str:
+        """Return the settings for ``repr``, so that it can be pasted back."""
+        settings = {"p": self.p, **self.paste.options()}
+        return describe(
+            {**settings, "segment": self.segment} if self.paste.needs_lungs else settings
+        )
+
+    def forward(
+        self,
+        images: Tensor,
+        *,
+        masks: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Augmented:
+        """Augment a batch.
+
+        Parameters
+        ----------
+        images : (B, C, H, W) Tensor
+            As for `anatpaste_aug.batch.apply_paste`.
+        masks : (B, 1, H, W) or (B, H, W) Tensor of bool or integer, optional
+            Lung masks that are already there; not together with `segment`. Operations that need no
+            lungs have no use for them.
+        generator : torch.Generator, optional
+            Source of the draws, on the device of `images`; default is torch's global one. A module
+            compiled whole (``fullgraph=True``) takes none: there, seed with `torch.manual_seed`.
+
+        Returns
+        -------
+        images : Tensor, same shape, dtype, device and memory layout as `images`
+        regions : (B, 1, H, W) Tensor of bool
+            What may have changed: where alpha > 0, or the patch lies; nowhere in images without a
+            paste.
+        labels : (B,) Tensor of int64
+            1 where a paste was drawn, else 0. A faint one may change nothing: see its region.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument has another type, shape or device.
+        """
+        images = as_images(images)
+        draws = TorchDraws(images, generator)
+        chosen = draws.uniform((0, 1)) < self.p
+        lungs = None
+        if self.paste.needs_lungs:
+            lungs = find_lungs(images, masks, self.segment, chosen)
+        params = draws.sample(self.paste, images.shape[2:], lungs)
+        out, regions = self.paste_chosen(images, params, lungs, chosen)
+        return Augmented(out, regions, chosen.long())
+
+    def paste_chosen(
+        self, images: Tensor, params: Any, lungs: Tensor | None, chosen: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Paste into the chosen images of a checked batch; return images and regions.
+
+        Parameters
+        ----------
+        images : (B, C, H, W) Tensor
+        params : StackedParams
+            What was drawn.
+        lungs : (B, H, W) Tensor of bool, or None
+        chosen : (B,) Tensor of bool
+        """
+        here = images.cpu()
+        out, pixels = copy_of(here)
+        regions = np.zeros((len(images), 1, *images.shape[2:]), bool)
+        masks = [None] * len(images) if lungs is None else lungs.cpu().numpy()
+        drawn = params.unstack()
+        for i in chosen.nonzero()[:, 0].tolist():
+            pasted, regions[i, 0] = self.paste.apply(to_numpy(here[i]), drawn[i], masks[i])
+            pixels[i] = pasted if pasted.ndim == 3 else pasted[..., None]
+        return out.to(images.device), torch.from_numpy(regions).to(images.device)
+
+
+class AnatPaste(OperationModule):
     """Paste a blurred patch into the lungs of each image of a batch, with a probability.
 
     Parameters
     ----------
     p : float, optional
         Probability of the paste for each image, 0..1.
-    scale, ratio, blur, opacity, margin, jitter
+    scale, ratio, blur, opacity, margin, jitter, lengths_for
         As for `anatpaste_aug.sample_paste`, with the published defaults.
-    segment : callable, optional
-        Makes (B, 1, H, W) or (B, H, W) masks of bool or integer from the images, instead of
-        `anatpaste_aug.batch.lung_mask`.
+    segment
+        As for `OperationModule`.
 
     Raises
     ------
@@ -73,6 +167,8 @@ class AnatPaste(nn.Module):
     (True, torch.Size([8, 1, 64, 64]), torch.Size([8]))
     """
 
+    operation = operations.AnatPaste
+
     def __init__(
         self,
         p: float = 0.5,
@@ -83,126 +179,27 @@ class AnatPaste(nn.Module):
         opacity: Range = OPACITY,
         margin: int = MARGIN,
         jitter: float = JITTER,
+        lengths_for: float | None = LENGTHS_FOR,
         segment: Segment | None = None,
     ):
-        super().__init__()
-        check_number("p", p, 0, 1)
-        if segment is not None and not callable(segment):
-            raise TypeError(f"segment must be callable, got {type(segment).__name__}")
-        self.p = p
-        self.ranges = PasteRanges(scale, ratio, blur, opacity, margin, jitter)
-        self.segment = segment
+        paste = operations.AnatPaste(scale, ratio, blur, opacity, margin, jitter, lengths_for)
+        super().__init__(p, segment=segment, **paste.options())
 
-    def forward(
-        self,
-        images: Tensor,
-        masks: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Augmented:
-        """Augment a batch.
-
-        Parameters
-        ----------
-        images : (B, C, H, W) or (B, H, W) Tensor
-            As for `anatpaste_aug.batch.apply_paste`.
-        masks : (B, 1, H, W) or (B, H, W) Tensor of bool or integer, optional
-            Lung masks that are already there; not together with `segment`.
-        generator : torch.Generator, optional
-            Source of the draws, on the device of `images`; default is torch's global one. A module
-            compiled whole (``fullgraph=True``) takes none: there, seed with `torch.manual_seed`.
-
-        Returns
-        -------
-        out : Tensor, same shape, dtype, device and memory layout as `images`
-        regions : (B, 1, H, W) Tensor of bool
-            Where alpha > 0; nowhere in images without a paste.
-        labels : (B,) Tensor of int64
-            1 where a paste was drawn, else 0. On small images the blur may round alpha to 0
-            everywhere: the label is then 1 though nothing changed. `margin` and `blur` are pixels
-            of 256 x 256 images; scale them with the size.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If an argument has another type, shape or device.
-        """
-        checked = as_images(images)
-        chosen = choose(self.p, checked, generator)
-        if masks is not None and self.segment is not None:
-            raise ValueError("masks and segment must not be given together")
-        if masks is not None:
-            lungs = as_masks(masks, checked)
-        elif self.segment is not None:
-            lungs = as_masks(self.segment(images), checked, "the masks returned by segment")
-        else:
-            lungs = segment_chosen(checked, chosen)
-        params = draw_paste(lungs, generator, self.ranges)
-        out, alpha = _paste(checked, params.tensors(), lungs, chosen)
-        return like(images, out), alpha > 0, chosen.long()
-
-    def extra_repr(self) -> str:
-        """Show the options."""
-        return f"p={self.p}, {self.ranges}"
+    def paste_chosen(
+        self, images: Tensor, params: Any, lungs: Any, chosen: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Paste with the operator, which works on any device."""
+        return anatpaste.paste_chosen(images, params, lungs, chosen)
 
 
-class _CutPaste(nn.Module):
-    """What the three CutPaste modules share; each says how its parameters are drawn."""
+class _CutPaste(OperationModule):
+    """What the three kinds share: the operator."""
 
-    def __init__(self, p: float, ranges: PasteRanges):
-        super().__init__()
-        check_number("p", p, 0, 1)
-        self.p = p
-        self.ranges = ranges
-
-    def draw(self, images: Tensor, generator: torch.Generator | None) -> CutPasteParams:
-        """Draw the parameters of one batch."""
-        raise NotImplementedError
-
-    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Augmented:
-        """Augment a batch.
-
-        Parameters
-        ----------
-        images : (B, C, H, W) or (B, H, W) Tensor
-            As for `anatpaste_aug.batch.apply_paste`.
-        generator : torch.Generator, optional
-            Source of the draws, on the device of `images`; default is torch's global one. A module
-            compiled whole (``fullgraph=True``) takes none: there, seed with `torch.manual_seed`.
-
-        Returns
-        -------
-        out : Tensor, same shape, dtype, device and memory layout as `images`
-        regions : (B, 1, H, W) Tensor of bool
-            Where the patch lies; nowhere in images without one.
-        labels : (B,) Tensor of int64
-            1 where a patch was pasted, else 0.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If an argument has another type, shape or device.
-        """
-        checked = as_images(images)
-        chosen = choose(self.p, checked, generator)
-        params = self.draw(checked, generator)
-        out, regions = _cutpaste(checked, params.tensors(), chosen)
-        return like(images, out), regions, chosen.long()
-
-    def normal(self, images: Tensor, generator: torch.Generator | None) -> CutPasteParams:
-        """Draw CutPaste *normal*."""
-        ranges = self.ranges
-        return sample_cutpaste(
-            images, generator, scale=ranges.scale, ratio=ranges.ratio, jitter=ranges.jitter
-        )
-
-    def scar(self, images: Tensor, generator: torch.Generator | None) -> CutPasteParams:
-        """Draw CutPaste *scar*."""
-        return sample_scar(images, generator, jitter=self.ranges.jitter)
-
-    def extra_repr(self) -> str:
-        """Show the options."""
-        ranges = self.ranges
-        return f"p={self.p}, scale={ranges.scale}, ratio={ranges.ratio}, jitter={ranges.jitter}"
+    def paste_chosen(
+        self, images: Tensor, params: Any, lungs: Any, chosen: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Paste with the operator, which works on any device."""
+        return cutpaste.paste_chosen(images, params, chosen)
 
 
 class CutPaste(_CutPaste):
@@ -225,19 +222,12 @@ class CutPaste(_CutPaste):
     Li et al., CutPaste, CVPR 2021, arXiv:2104.04015, section 2.2.
     """
 
-    def __init__(
-        self,
-        p: float = 0.5,
-        *,
-        scale: Range = SCALE,
-        ratio: Range = RATIO,
-        jitter: float = JITTER,
-    ):
-        super().__init__(p, PasteRanges(scale, ratio, jitter=jitter))
+    operation = operations.CutPaste
 
-    def draw(self, images: Tensor, generator: torch.Generator | None) -> CutPasteParams:
-        """Draw the parameters of one batch."""
-        return self.normal(images, generator)
+    def __init__(
+        self, p: float = 0.5, *, scale: Range = SCALE, ratio: Range = RATIO, jitter: float = JITTER
+    ):
+        super().__init__(p, **operations.CutPaste(scale, ratio, jitter).options())
 
 
 class CutPasteScar(_CutPaste):
@@ -247,8 +237,8 @@ class CutPasteScar(_CutPaste):
     ----------
     p : float, optional
         Probability of the paste for each image, 0..1.
-    jitter : float, optional
-        As for `anatpaste_aug.sample_paste`.
+    width, height, angle, jitter, lengths_for
+        As for `anatpaste_aug.sample_scar`.
 
     Raises
     ------
@@ -260,27 +250,31 @@ class CutPasteScar(_CutPaste):
     Li et al., CutPaste, CVPR 2021, arXiv:2104.04015, section 2.2.
     """
 
-    def __init__(self, p: float = 0.5, *, jitter: float = JITTER):
-        super().__init__(p, PasteRanges(jitter=jitter))
+    operation = operations.CutPasteScar
 
-    def draw(self, images: Tensor, generator: torch.Generator | None) -> CutPasteParams:
-        """Draw the parameters of one batch."""
-        return self.scar(images, generator)
+    def __init__(
+        self,
+        p: float = 0.5,
+        *,
+        width: Range = WIDTH,
+        height: Range = HEIGHT,
+        angle: Range = ANGLE,
+        jitter: float = JITTER,
+        lengths_for: float | None = LENGTHS_FOR,
+    ):
+        scar = operations.CutPasteScar(width, height, angle, jitter, lengths_for)
+        super().__init__(p, **scar.options())
 
-    def extra_repr(self) -> str:
-        """Show the options."""
-        return f"p={self.p}, jitter={self.ranges.jitter}"
 
-
-class CutPasteUnion(CutPaste):
-    """CutPaste *normal* or *scar*, half of the pastes each.
+class CutPasteUnion(_CutPaste):
+    """Paste as `CutPaste` or as `CutPasteScar`, each half of the time, with a probability.
 
     Parameters
     ----------
     p : float, optional
         Probability of a paste for each image, 0..1.
-    scale, ratio, jitter
-        As for `anatpaste_aug.sample_paste`; *scar* has its own sizes.
+    scale, ratio, jitter, width, height, angle, lengths_for
+        As for `anatpaste_aug.cutpaste_union`.
 
     Raises
     ------
@@ -292,12 +286,19 @@ class CutPasteUnion(CutPaste):
     Li et al., CutPaste, CVPR 2021, arXiv:2104.04015, section 2.2.
     """
 
-    def draw(self, images: Tensor, generator: torch.Generator | None) -> CutPasteParams:
-        """Draw the parameters of one batch."""
-        normal, scar = self.normal(images, generator), self.scar(images, generator)
-        scars = choose(0.5, images, generator)
-        pairs: dict[str, Any] = {
-            name: torch.where(scars, getattr(scar, name), getattr(normal, name))
-            for name in CutPasteParams.names
-        }
-        return CutPasteParams(**pairs)
+    operation = operations.CutPasteUnion
+
+    def __init__(
+        self,
+        p: float = 0.5,
+        *,
+        scale: Range = SCALE,
+        ratio: Range = RATIO,
+        jitter: float = JITTER,
+        width: Range = WIDTH,
+        height: Range = HEIGHT,
+        angle: Range = ANGLE,
+        lengths_for: float | None = LENGTHS_FOR,
+    ):
+        union = operations.CutPasteUnion(scale, ratio, jitter, width, height, angle, lengths_for)
+        super().__init__(p, **union.options())

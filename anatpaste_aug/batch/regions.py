@@ -26,7 +26,7 @@ def erode(mask: Tensor) -> Tensor:
 
 
 def shifted(blocks: Tensor, dy: int, dx: int, fill: int) -> Tensor:
-    """Give what lies (dy, dx) further, in (B, H, W); `fill` beyond the border."""
+    """Return what lies (dy, dx) further, in (B, H, W); `fill` beyond the border."""
     height, width = blocks.shape[1:]
     padded = torch.nn.functional.pad(blocks, (1, 1, 1, 1), value=fill)
     return padded[:, 1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width]
@@ -180,7 +180,7 @@ def measure(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def paint_boxes(boxes: Tensor, chosen: Tensor, height: int, width: int) -> Tensor:
-    """Give every pixel the smallest number of the chosen boxes over it, (B, H, W) int32.
+    """Return every pixel the smallest number of the chosen boxes over it, (B, H, W) int32.
 
     Where there is none, the number of all boxes. A box is the union of four, overlapping, with
     sides that are powers of two. Each is noted at its upper left corner; then, from the largest

@@ -25,28 +25,30 @@ CHUNK_ELEMENTS = 2**23  # 128 grey images of 256 x 256 are worked through at a t
 
 
 def as_images(images: Any, name: str = "images") -> Tensor:
-    """Check a batch of images and give it as (B, C, H, W), sharing memory, without gradient."""
+    """Check a (B, C, H, W) batch of images; return it without gradient, sharing memory."""
     if not isinstance(images, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(images).__name__}")
     if images.dtype not in DTYPES:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
         raise TypeError(f"{name} must have a dtype out of {allowed}, got {images.dtype}")
-    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[1] not in (1, 3)):
-        raise ValueError(
-            f"{name} must have the shape (B, H, W), (B, 1, H, W) or (B, 3, H, W), "
-            f"got {tuple(images.shape)}"
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        shape = tuple(images.shape)
+        remedy = (
+            f"; write {name}[None] for one image, {name}[:, None] for {shape[0]} grey ones"
+            if len(shape) == 3
+            else ""
         )
-    if min(images.shape[-2:]) < MIN_SIDE:
         raise ValueError(
-            f"{name} must be at least {MIN_SIDE} pixels high and wide, "
-            f"got {tuple(images.shape[-2:])}"
+            f"{name} must have the shape (B, 1, H, W) or (B, 3, H, W), got {shape}{remedy}"
         )
-    images = images.detach()
-    return images if images.ndim == 4 else images[:, None]
+    if min(images.shape[2:]) < MIN_SIDE:
+        size = tuple(images.shape[2:])
+        raise ValueError(f"{name} must be at least {MIN_SIDE} pixels high and wide, got {size}")
+    return images.detach()
 
 
 def as_masks(masks: Any, images: Tensor | None = None, name: str = "masks") -> Tensor:
-    """Check a batch of lung masks, against its (B, C, H, W) images too; give (B, H, W) bool."""
+    """Check a batch of lung masks, against its (B, C, H, W) images too; return (B, H, W) bool."""
     if not isinstance(masks, Tensor) or masks.is_floating_point() or masks.is_complex():
         got = masks.dtype if isinstance(masks, Tensor) else type(masks).__name__
         raise TypeError(f"{name} must be a bool or integer tensor, got {got}")
@@ -79,7 +81,7 @@ def check_device(name: str, value: Any, device: torch.device) -> None:
 
 
 def working(images: Tensor) -> Tensor:
-    """Give images in a dtype that torch computes in: int32 for 16 bits, float32 for half floats."""
+    """Return images in a dtype torch computes in: int32 for 16 bits, float32 for half floats."""
     if images.dtype in (torch.uint16, torch.int16):
         return images.to(torch.int32)
     return images.float() if images.dtype == torch.float16 else images
@@ -108,11 +110,6 @@ def divide(values: Tensor, by: int) -> Tensor:
     return values / torch.full((), by, dtype=values.dtype, device=values.device)
 
 
-def like(images: Tensor, values: Tensor) -> Tensor:
-    """Give (B, C, H, W) values, made after `as_images`, the number of dimensions of `images`."""
-    return values if images.ndim == 4 else values[:, 0]
-
-
 def everyone(images: Tensor) -> Tensor:
     """Choose every element of a batch."""
     return torch.ones(images.shape[0], dtype=torch.bool, device=images.device)
@@ -126,16 +123,19 @@ def chunks(images: Tensor) -> Iterator[slice]:
 
 
 def to_numpy(image: Tensor) -> Array:
-    """Give a (C, H, W) image on the CPU as an (H, W) or (H, W, 3) array."""
-    image = image[0] if image.shape[0] == 1 else image.permute(1, 2, 0)
-    array: Array = image.numpy()
+    """Return a (C, H, W) image on the CPU as an (H, W) or (H, W, 3) array."""
+    array: Array = (image[0] if image.shape[0] == 1 else image.permute(1, 2, 0)).numpy()
     return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
-def from_numpy(array: Array) -> Tensor:
-    """Give an (H, W) or (H, W, 3) array as a (C, H, W) tensor."""
-    image = torch.from_numpy(array)
-    return image[None] if image.ndim == 2 else image.permute(2, 0, 1)
+def copy_of(images: Tensor) -> tuple[Tensor, Array]:
+    """Copy a batch on the CPU; return it, and its memory as a (B, H, W, C) array to write into.
+
+    NumPy copies in one thread: torch's copies are slow where its threads fight for the cores.
+    """
+    out = torch.empty_like(images)
+    np.copyto(out.numpy(), images.numpy())
+    return out, out.permute(0, 2, 3, 1).numpy()
 
 
 def make_op(

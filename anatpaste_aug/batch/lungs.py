@@ -1,15 +1,20 @@
-"""The published lung mask of every image of a batch."""
+"""Where the lung masks of a batch come from: given, made by a segmenter, or the published ones."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from anatpaste_aug import mask as functional
+from anatpaste_aug import lungs as functional
 from anatpaste_aug.batch.clahe import dark_side, equalise, quantise
 from anatpaste_aug.batch.regions import clear_border, clear_small_boxes, dilate, erode
 from anatpaste_aug.batch.tensors import (
     as_images,
+    as_masks,
     chunks,
     everyone,
     make_op,
@@ -18,8 +23,9 @@ from anatpaste_aug.batch.tensors import (
     working,
 )
 from anatpaste_aug.checks import check_integer
+from anatpaste_aug.lungs import MIN_AREA
 
-MIN_AREA = 400
+Segment: TypeAlias = Callable[[Tensor], Tensor]
 
 
 def lung_mask(images: Tensor, *, min_area: int = MIN_AREA) -> Tensor:
@@ -27,7 +33,7 @@ def lung_mask(images: Tensor, *, min_area: int = MIN_AREA) -> Tensor:
 
     Parameters
     ----------
-    images : (B, C, H, W) or (B, H, W) Tensor
+    images : (B, C, H, W) Tensor
         As for `anatpaste_aug.batch.apply_paste`. Lungs are dark.
     min_area : int, optional
         Regions of fewer pixels are removed, together with everything in their bounding boxes.
@@ -51,16 +57,33 @@ def lung_mask(images: Tensor, *, min_area: int = MIN_AREA) -> Tensor:
     """
     check_integer("min_area", min_area, 0)
     images = as_images(images)
-    return _lung_mask(images, int(min_area), everyone(images))[:, None]
+    masks: Tensor = _lung_mask(images, int(min_area), everyone(images))[:, None]
+    return masks
 
 
-def segment_chosen(images: Tensor, chosen: Tensor) -> Tensor:
-    """Give the masks, (B, H, W), of the chosen images; the others may stay empty."""
-    return _lung_mask(images, MIN_AREA, chosen)
+def find_lungs(
+    images: Tensor, masks: Tensor | None, segment: Segment | None, chosen: Tensor
+) -> Tensor:
+    """Return the masks that are given, or make those of the chosen images: (B, H, W) bool."""
+    if masks is not None:
+        if segment is not None:
+            raise ValueError("masks and segment must not be given together")
+        return as_masks(masks, images)
+    if segment is None:
+        made: Tensor = _lung_mask(images, MIN_AREA, chosen)
+        return made
+    try:
+        found = BATCHED.get(segment, segment)(images)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            "segment must take a (B, C, H, W) tensor and return (B, 1, H, W) masks, "
+            f"got {getattr(segment, '__name__', segment)}, which raised {error}"
+        ) from error
+    return as_masks(found, images, "the masks returned by segment")
 
 
 def mask_fake(images: Tensor, min_area: int, chosen: Tensor) -> Tensor:
-    """Give an empty tensor for the masks."""
+    """Return an empty tensor for the masks."""
     return images.new_empty((images.shape[0], *images.shape[2:]), dtype=torch.bool)
 
 
@@ -81,11 +104,10 @@ def mask_plain(images: Tensor, min_area: int, chosen: Tensor) -> Tensor:
 
 def mask_cpu(images: Tensor, min_area: int, chosen: Tensor) -> Tensor:
     """Segment the chosen images one by one in the functional form."""
-    masks = torch.zeros((images.shape[0], *images.shape[2:]), dtype=torch.bool)
-    for i in chosen.nonzero()[:, 0].tolist():
-        mask = functional.lung_mask(to_numpy(images[i]), min_area=min_area)
-        masks[i] = torch.from_numpy(mask)
-    return masks
+    masks = np.zeros((images.shape[0], *images.shape[2:]), bool)
+    for i in np.flatnonzero(chosen.numpy()):
+        masks[i] = functional.lung_mask(to_numpy(images[i]), min_area=min_area)
+    return torch.from_numpy(masks)
 
 
 _lung_mask = make_op(
@@ -95,3 +117,6 @@ _lung_mask = make_op(
     mask_cpu,
     mask_fake,
 )
+
+# Where a function of one image is given as a segmenter, its batched form is meant.
+BATCHED: dict[object, Segment] = {functional.lung_mask: lung_mask}

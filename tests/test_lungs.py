@@ -14,17 +14,10 @@ from skimage.measure import label
 from skimage.morphology import opening as skimage_opening
 
 from anatpaste_aug import lung_mask
+from anatpaste_aug.clahe import BINS, CLIP_LIMIT, clip_histograms
 from anatpaste_aug.data import phantom_radiograph
 from anatpaste_aug.images import to_grey
-from anatpaste_aug.mask import (
-    BINS,
-    CLIP_LIMIT,
-    Runs,
-    clear_small_boxes,
-    clip_histograms,
-    frame,
-    opening,
-)
+from anatpaste_aug.regions import Runs, clear_small_boxes, frame, opening
 
 
 def golden_masks():

@@ -39,7 +39,7 @@ def test_keeps_kind_and_range_and_touches_only_the_region(function, image, seed)
 
 @given(images(dtypes=("uint16",)), seeds)
 def test_normal_pastes_the_patch_whole(image, seed):
-    params = dataclasses.replace(sample_cutpaste(image.shape[:2], seed), brightness=1.0, contrast=1)
+    params = dataclasses.replace(sample_cutpaste(image, seed), brightness=1.0, contrast=1)
     expected = image.copy()
     patch = image[params.crop_y :, params.crop_x :][: params.height, : params.width]
     expected[params.paste_y :, params.paste_x :][: params.height, : params.width] = patch
@@ -55,13 +55,12 @@ def test_jitter_is_pillow_s(phantom):
 
 
 def test_options_reach_the_draw(phantom):
-    shape = phantom.shape
     for option in ({"scale": 0.3}, {"ratio": 1}, {"jitter": 0.9}):
-        params = sample_cutpaste(shape, 3, **option)
+        params = sample_cutpaste(phantom, 3, **option)
         np.testing.assert_array_equal(
             cutpaste(phantom, 3, **option), apply_cutpaste(phantom, params)
         )
-    params = sample_scar(shape, 3, jitter=0.9)
+    params = sample_scar(phantom, 3, jitter=0.9)
     np.testing.assert_array_equal(
         cutpaste_scar(phantom, 3, jitter=0.9), apply_cutpaste(phantom, params)
     )
@@ -86,7 +85,8 @@ def test_scar_is_close_to_pillow_s_rotation(seed):
     # Pillow lays its grid out differently by a fraction of a pixel, so that outlines may differ.
     image = np.full((120, 120), 50, np.uint8)
     image[:60] = 200
-    params = dataclasses.replace(sample_scar((120, 120), seed), crop_y=20, brightness=1, contrast=1)
+    drawn = sample_scar(image, seed, lengths_for=None)
+    params = dataclasses.replace(drawn, crop_y=20, brightness=1, contrast=1)
     patch = Image.new("L", (params.width, params.height), 255)
     turned = np.asarray(patch.rotate(params.angle, expand=True))
     region = apply_cutpaste(image, params, return_mask=True)[1]

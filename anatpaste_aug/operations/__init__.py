@@ -1,0 +1,21 @@
+"""The operations, one file each, and what one is made of.
+
+`base` says what an operation is, `draws` owns the distributions, `patch` what pastes of a patch
+share; `anatpaste` and `cutpaste` are the operations. docs/own_operation.md adds another.
+"""
+
+from anatpaste_aug.operations.anatpaste import AnatPaste
+from anatpaste_aug.operations.base import Operation, option
+from anatpaste_aug.operations.cutpaste import CutPaste, CutPasteScar, CutPasteUnion
+from anatpaste_aug.operations.draws import Draws, NumpyDraws
+
+__all__ = [
+    "AnatPaste",
+    "CutPaste",
+    "CutPasteScar",
+    "CutPasteUnion",
+    "Draws",
+    "NumpyDraws",
+    "Operation",
+    "option",
+]

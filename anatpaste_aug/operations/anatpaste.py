@@ -1,0 +1,439 @@
+"""AnatPaste: options, draw, alpha and paste, and its functions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, overload
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFilter
+
+from anatpaste_aug.checks import LARGEST, Range, Rng, check_integer
+from anatpaste_aug.images import Array, ImageT, Mask, MaskLike, as_mask, black_level
+from anatpaste_aug.lungs import Segment
+from anatpaste_aug.operations.base import LENGTHS_FOR, Operation, lengths_for_option, option
+from anatpaste_aug.operations.draws import Draws, Fields
+from anatpaste_aug.operations.patch import blend, check_fields, cut_patch
+
+Shape: TypeAlias = Literal["ellipse", "rectangle"]
+SHAPES: tuple[Shape, Shape] = ("ellipse", "rectangle")
+Window: TypeAlias = tuple[slice, slice]
+
+# The published ranges.
+SCALE = (0.02, 0.15)
+RATIO = (0.3, 1 / 0.3)
+BLUR = (0, 14)
+OPACITY = (150, 254)
+MARGIN = 10
+JITTER = 0.1
+
+
+@dataclass(frozen=True)
+class PasteParams:
+    """One paste: which patch is cut, where it goes, and how it is blended.
+
+    Parameters
+    ----------
+    crop_x, crop_y : int
+        Upper left corner of the patch in the image, in pixels.
+    width, height : int
+        Size of the patch, in pixels, at least 1.
+    center_x, center_y : int
+        The pixel on which the patch is centred when pasted.
+    shape : {"ellipse", "rectangle"}
+        Shape of the opaque part.
+    blur_radius : int
+        Standard deviation of the Gaussian blur of alpha, in pixels (Pillow's radius), at least 0.
+    opacity : int
+        Alpha inside the shape before the blur, 0..255.
+    margin : int
+        Pixels by which the shape is smaller than the patch on every side, at least 0.
+    brightness, contrast : float, optional
+        Factors of the patch's colour jitter, at least 0; 1 changes nothing.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a field has another type or leaves its range.
+    """
+
+    crop_x: int
+    crop_y: int
+    width: int
+    height: int
+    center_x: int
+    center_y: int
+    shape: Shape
+    blur_radius: int
+    opacity: int
+    margin: int
+    brightness: float = 1.0
+    contrast: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check every field, and keep plain Python numbers."""
+        check_fields(self, ("crop_x", "crop_y", "center_x", "center_y", "blur_radius", "margin"))
+        object.__setattr__(self, "opacity", check_integer("opacity", self.opacity, 0, 255))
+        if self.shape not in SHAPES:
+            raise ValueError(f"shape must be 'ellipse' or 'rectangle', got {self.shape!r}")
+
+
+@dataclass(frozen=True)
+class AnatPaste(Operation[PasteParams]):
+    """The options of AnatPaste, and what is done with them; see `anatpaste` and `sample_paste`."""
+
+    scale: Range = option(SCALE, 0, 1, above=True)
+    ratio: Range = option(RATIO, 0, above=True)
+    blur: Range = option(BLUR, 0, LARGEST, integer=True)
+    opacity: Range = option(OPACITY, 0, 255, integer=True)
+    margin: int = option(MARGIN, 0, LARGEST, integer=True, single=True)
+    jitter: float = option(JITTER, 0, 1, single=True)
+    lengths_for: float | None = lengths_for_option()
+
+    params = PasteParams
+
+    def draw(self, draws: Draws, shape: tuple[int, int], lungs: Any) -> Fields:
+        """Draw a patch anywhere, a pixel of the lungs to centre it on, and how it is blended."""
+        crop = draws.crop(shape, self.scale, self.ratio)
+        center_y, center_x = draws.pixel(lungs)
+        return {
+            **crop,
+            "center_x": center_x,
+            "center_y": center_y,
+            "shape": draws.choice(SHAPES),
+            "blur_radius": draws.integer(self.scaled(self.blur, shape)),
+            "opacity": draws.integer(self.opacity),
+            "margin": self.scaled(self.margin, shape),
+            **draws.jitter(self.jitter),
+        }
+
+    @staticmethod
+    def apply(image: Array, params: PasteParams, lungs: Mask | None) -> tuple[Array, Mask]:
+        """Blend the jittered patch in, through alpha."""
+        window, alpha = alpha_window(params, image.shape[:2], lungs)
+        region = np.zeros(image.shape[:2], bool)
+        np.greater(alpha, 0, out=region[window])
+        return blend_patch(image, params, window, alpha), region
+
+
+@overload
+def anatpaste(
+    image: ImageT,
+    rng: Rng = None,
+    *,
+    mask: MaskLike | None = None,
+    segment: Segment | None = None,
+    return_mask: Literal[False] = False,
+    scale: Range = SCALE,
+    ratio: Range = RATIO,
+    blur: Range = BLUR,
+    opacity: Range = OPACITY,
+    margin: int = MARGIN,
+    jitter: float = JITTER,
+    lengths_for: float | None = LENGTHS_FOR,
+) -> ImageT: ...
+@overload
+def anatpaste(
+    image: ImageT,
+    rng: Rng = None,
+    *,
+    mask: MaskLike | None = None,
+    segment: Segment | None = None,
+    return_mask: Literal[True],
+    scale: Range = SCALE,
+    ratio: Range = RATIO,
+    blur: Range = BLUR,
+    opacity: Range = OPACITY,
+    margin: int = MARGIN,
+    jitter: float = JITTER,
+    lengths_for: float | None = LENGTHS_FOR,
+) -> tuple[ImageT, Mask]: ...
+def anatpaste(
+    image: ImageT,
+    rng: Rng = None,
+    *,
+    mask: MaskLike | None = None,
+    segment: Segment | None = None,
+    return_mask: bool = False,
+    scale: Range = SCALE,
+    ratio: Range = RATIO,
+    blur: Range = BLUR,
+    opacity: Range = OPACITY,
+    margin: int = MARGIN,
+    jitter: float = JITTER,
+    lengths_for: float | None = LENGTHS_FOR,
+) -> Any:
+    """Paste a blurred patch of a chest radiograph into its lungs.
+
+    This is AnatPaste: find the lungs, cut a patch anywhere in the image, jitter it, and blend it in
+    through a blurred ellipse or rectangle that is confined to the lungs.
+
+    Parameters
+    ----------
+    image : (H, W) or (H, W, 3) ndarray, or Pillow image of mode L, RGB, I;16, I or F
+        uint8, uint16, int16, int32, float32 or float64, at least 16 pixels high and wide. Nothing
+        is reduced to 8 bits.
+    rng : int, numpy.random.Generator or None, optional
+        Seed or source of the draws.
+    mask : (H, W) ndarray of bool or integer, optional
+        A lung mask that is already there. If it is empty, the paste may go anywhere.
+    segment : callable, optional
+        Makes the lung mask from the image's (H, W) or (H, W, 3) array, which it must not change,
+        instead of `lung_mask`: for other modalities and learned segmenters.
+    return_mask : bool, optional
+        Whether to return the changed region too.
+    scale, ratio, blur, opacity, margin, jitter
+        As for `sample_paste`, with the published defaults.
+
+    Returns
+    -------
+    out : same type, shape and dtype as `image`
+        Values stay in 0..255 for uint8, in 0..maximum of the image for uint16, else between the
+        image's minimum and maximum.
+    region : (H, W) ndarray of bool
+        Where alpha > 0. Only with ``return_mask=True``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the image, the mask or an option is not as above, or both `mask` and `segment` are given.
+
+    References
+    ----------
+    Sato et al., Anatomy-aware self-supervised learning for anomaly detection in chest radiographs,
+    iScience 2023, arXiv:2205.04282, section "AnatPaste augmentation".
+
+    Examples
+    --------
+    >>> from anatpaste_aug import anatpaste
+    >>> from anatpaste_aug.data import phantom_radiograph
+    >>> image = phantom_radiograph(256, rng=0)
+    >>> out, region = anatpaste(image, rng=0, return_mask=True)
+    >>> out.shape, out.dtype, bool((out != image)[~region].any())
+    ((256, 256), dtype('uint8'), False)
+    """
+    paste = AnatPaste(scale, ratio, blur, opacity, margin, jitter, lengths_for)
+    return paste(image, rng, mask=mask, segment=segment, return_mask=return_mask)
+
+
+def sample_paste(
+    mask: MaskLike,
+    rng: Rng = None,
+    *,
+    scale: Range = SCALE,
+    ratio: Range = RATIO,
+    blur: Range = BLUR,
+    opacity: Range = OPACITY,
+    margin: int = MARGIN,
+    jitter: float = JITTER,
+    lengths_for: float | None = LENGTHS_FOR,
+) -> PasteParams:
+    """Draw the parameters of one AnatPaste; all draws are independent.
+
+    Parameters
+    ----------
+    mask : (H, W) ndarray of bool or integer, or Pillow image of mode 1 or L
+        Lung mask of the image. Its shape is that of the image; the paste is centred on one of its
+        pixels, drawn uniformly, or anywhere in the image if the mask is empty.
+    rng : int, numpy.random.Generator or None, optional
+        Seed or source of the draws.
+    scale : float or (float, float), optional
+        Patch area as a share of the image's, uniform, within (0, 1]. A single number, here and
+        below, is a fixed value.
+    ratio : float or (float, float), optional
+        Patch width over height, log-uniform, above 0. Width and height are rounded to whole pixels,
+        and cut to those of the image.
+    blur : int or (int, int), optional
+        Radius of the blur in pixels, uniform over whole numbers, at least 0.
+    opacity : int or (int, int), optional
+        Opacity, uniform over whole numbers within 0..255.
+    margin : int, optional
+        Pixels by which the shape is smaller than the patch on every side.
+    jitter : float, optional
+        Brightness and contrast of the patch are scaled by factors uniform in
+        [1 - `jitter`, 1 + `jitter`]; 0..1.
+
+    Returns
+    -------
+    params : PasteParams
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has another type, or a range is reversed or leaves its limits.
+
+    References
+    ----------
+    Sato et al., arXiv:2205.04282, section "AnatPaste augmentation". The blur, the margin and the
+    opacity are the released code's, in pixels of a 256 x 256 image: scale them for other sizes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from anatpaste_aug import sample_paste
+    >>> params = sample_paste(np.ones((256, 256), bool), rng=0)
+    >>> params.width, params.height, params.shape
+    (62, 108, 'ellipse')
+    """
+    paste = AnatPaste(scale, ratio, blur, opacity, margin, jitter, lengths_for)
+    lungs = as_mask(mask)
+    return paste.sample(lungs.shape, lungs, rng)
+
+
+def paste_alpha(params: PasteParams, mask: MaskLike) -> npt.NDArray[np.uint8]:
+    """Draw the opacity of a paste: a filled shape, blurred, confined to the lungs.
+
+    Parameters
+    ----------
+    params : PasteParams
+        The shape fills the patch's box, centred on (`center_x`, `center_y`), less `margin` on every
+        side; where that would leave nothing, the margin is cut to half the patch.
+    mask : (H, W) ndarray of bool or integer
+        Lung mask; an empty one confines nothing.
+
+    Returns
+    -------
+    alpha : (H, W) ndarray of uint8
+        0 (image) to 255 (patch). Pillow's own drawing and `GaussianBlur`, byte for byte.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has another type, or the centre lies outside the image.
+    """
+    lungs = as_mask(mask)
+    if not isinstance(params, PasteParams):
+        raise TypeError(f"params must be PasteParams, got {type(params).__name__}")
+    alpha = np.zeros(lungs.shape, np.uint8)
+    window, part = alpha_window(params, lungs.shape, lungs)
+    alpha[window] = part
+    return alpha
+
+
+@overload
+def apply_paste(
+    image: ImageT,
+    params: PasteParams,
+    mask: MaskLike | None = None,
+    *,
+    return_mask: Literal[False] = False,
+) -> ImageT: ...
+@overload
+def apply_paste(
+    image: ImageT, params: PasteParams, mask: MaskLike | None = None, *, return_mask: Literal[True]
+) -> tuple[ImageT, Mask]: ...
+def apply_paste(
+    image: ImageT, params: PasteParams, mask: MaskLike | None = None, *, return_mask: bool = False
+) -> Any:
+    """Apply one paste; deterministic.
+
+    Parameters
+    ----------
+    image : (H, W) or (H, W, 3) ndarray, or Pillow image
+        As for `anatpaste`.
+    params : PasteParams
+        What to paste.
+    mask : (H, W) ndarray of bool or integer, optional
+        Lung mask. Without one, or with an empty one, the paste goes anywhere.
+    return_mask : bool, optional
+        Whether to return the changed region too.
+
+    Returns
+    -------
+    out : same type, shape and dtype as `image`
+        ``image * (1 - alpha / 255) + canvas * alpha / 255``, rounded to nearest for integers, where
+        the canvas is the jittered patch on black. Black is 0 for unsigned images, else the
+        image's minimum. 8-bit results equal Pillow's ``paste``.
+    region : (H, W) ndarray of bool
+        Where alpha > 0. Only with ``return_mask=True``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has another type, or the patch or its centre lies outside the image.
+    """
+    return AnatPaste.replay(image, params, mask, return_mask=return_mask)
+
+
+def alpha_window(
+    params: PasteParams, shape: tuple[int, int], lungs: Mask | None
+) -> tuple[Window, npt.NDArray[np.uint8]]:
+    """Return the part of the image that alpha may reach, and alpha there."""
+    height, width = shape
+    if not (params.center_x < width and params.center_y < height):
+        raise ValueError(
+            f"center must lie inside the image of height {height} and width {width}, "
+            f"got center_x={params.center_x}, center_y={params.center_y}"
+        )
+    half_w, half_h = params.width // 2, params.height // 2
+    inner_w = half_w - min(params.margin, half_w)
+    inner_h = half_h - min(params.margin, half_h)
+    reach = 3 * params.blur_radius  # of three box filters, each no further than the radius
+    left = max(params.center_x - inner_w - reach, 0)
+    top = max(params.center_y - inner_h - reach, 0)
+    right = min(params.center_x + inner_w + reach + 1, width)
+    bottom = min(params.center_y + inner_h + reach + 1, height)
+    size, center = (right - left, bottom - top), (params.center_x - left, params.center_y - top)
+    alpha = draw_shape(params, size, center, inner_w, inner_h)
+    window = (slice(top, bottom), slice(left, right))
+    if lungs is not None and lungs.any():
+        alpha = alpha * lungs[window]
+    return window, alpha
+
+
+def draw_shape(
+    params: PasteParams, size: tuple[int, int], center: tuple[int, int], inner_w: int, inner_h: int
+) -> npt.NDArray[np.uint8]:
+    """Draw the shape on a canvas and blur it, byte for byte as Pillow does.
+
+    Pillow blurs along x, then along y, every line by itself, and the same in both directions: of
+    equal or mirrored lines, one is blurred.
+    """
+    (width, height), (x, y) = size, center
+    along_x = ImageFilter.GaussianBlur((params.blur_radius, 0))
+    along_y = ImageFilter.GaussianBlur((0, params.blur_radius))
+    box = (x - inner_w, 0, x + inner_w, 2 * inner_h)
+    if params.shape == "rectangle":
+        # One row stands for all, and one column for those that have the same level in it.
+        line = Image.new("L", (width, 1))
+        ImageDraw.Draw(line).rectangle(box, fill=params.opacity)
+        row = np.asarray(line.filter(along_x))[0]
+        levels = np.flatnonzero(np.bincount(row))
+        columns = np.zeros((height, levels.size), np.uint8)
+        columns[max(y - inner_h, 0) : y + inner_h + 1] = levels
+        blurred = np.asarray(Image.fromarray(columns).filter(along_y))
+        rows: npt.NDArray[np.uint8] = blurred.take(np.searchsorted(levels, row), axis=1)
+        return rows
+    half = Image.new("L", (width, inner_h + 1))
+    ImageDraw.Draw(half).ellipse(box, fill=params.opacity)
+    half = half.filter(along_x)
+    mirrored = 2 * x == width - 1  # not so where one side meets the border of the image
+    canvas = Image.new("L", (x + 1 if mirrored else width, height))
+    canvas.paste(half.transpose(Image.Transpose.FLIP_TOP_BOTTOM), (0, y))
+    canvas.paste(half, (0, y - inner_h))
+    blurred = np.asarray(canvas.filter(along_y))
+    return np.concatenate((blurred, blurred[:, -2::-1]), axis=1) if mirrored else blurred
+
+
+def blend_patch(
+    image: Array, params: PasteParams, window: Window, alpha: npt.NDArray[np.uint8]
+) -> Array:
+    """Blend the jittered patch, on black, into a copy of the image, inside the window."""
+    patch = cut_patch(image, params)
+
+    # The part of the patch that lies in the window, in window and in patch coordinates.
+    inside, source = [], []
+    corners = (params.center_y - params.height // 2, params.center_x - params.width // 2)
+    for corner, size, part in zip(corners, (params.height, params.width), window, strict=True):
+        start, stop = max(corner, part.start), min(corner + size, part.stop)
+        inside.append(slice(start - part.start, stop - part.start))
+        source.append(slice(start - corner, stop - corner))
+    canvas = np.full(image[window].shape, black_level(image), image.dtype)
+    canvas[tuple(inside)] = patch[tuple(source)]
+
+    out: Array = image.copy()
+    out[window] = blend(image[window], canvas, alpha if image.ndim == 2 else alpha[..., None])
+    if image.dtype.kind == "f":  # a weighted mean may leave the range of its terms by a last bit
+        np.clip(out[window], image.min(), image.max(), out=out[window])
+    return out

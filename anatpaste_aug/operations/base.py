@@ -1,0 +1,200 @@
+"""What an operation is: options, a draw, params, a paste; and its form as a function."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import field, fields
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+from anatpaste_aug.checks import (
+    LARGEST,
+    Rng,
+    as_generator,
+    check_integer,
+    check_number,
+    check_range,
+)
+from anatpaste_aug.images import Array, ImageLike, Mask, MaskLike, as_array, as_kind_of, as_mask
+from anatpaste_aug.lungs import Segment, find_lungs
+from anatpaste_aug.operations.draws import Draws, Fields, NumpyDraws
+
+LENGTHS_FOR = 256  # pixels: the published lengths are meant for images of 256 x 256
+
+P = TypeVar("P")
+
+
+def option(
+    default: Any,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    integer: bool = False,
+    above: bool = False,
+    single: bool = False,
+    optional: bool = False,
+) -> Any:
+    """Declare an option of an operation, as a dataclass field with a default and legal values.
+
+    Parameters
+    ----------
+    default : number or (low, high)
+        The default.
+    low, high : float, optional
+        Legal values, both limits included.
+    integer : bool, optional
+        Whether they are whole numbers.
+    above : bool, optional
+        Whether `low` itself is not legal.
+    single : bool, optional
+        Whether it is a number. Otherwise it is a range to draw from; a number is taken as well, as
+        a fixed value, and kept as a pair.
+    optional : bool, optional
+        Whether None is legal.
+    """
+    if single:
+        check: Any = partial(check_integer if integer else check_number, low=low, high=high)
+    else:
+        check = partial(check_range, low=low, high=high, integer=integer, above=above)
+    return field(default=default, metadata={"check": check, "optional": optional})
+
+
+def lengths_for_option() -> Any:
+    """Declare `lengths_for`, the option of every operation that has lengths."""
+    return option(LENGTHS_FOR, 1, LARGEST, single=True, optional=True)
+
+
+class Operation(Generic[P]):
+    """One kind of paste, described once for its three forms: function, transform and module.
+
+    A subclass is a frozen dataclass: its fields are the options, each declared with `option`. It
+    sets `params` and, where it takes no interest in the lungs, `needs_lungs`, and it gives `draw`
+    and `apply`. An instance can be called: that is its form as a function. For the others:
+
+        class Transform(anatpaste_aug.transforms.OperationTransform): operation = MyOperation
+        class Module(anatpaste_aug.batch.OperationModule): operation = MyOperation
+
+    Attributes
+    ----------
+    params : type
+        A frozen dataclass of what is drawn for one paste, in pixels of the image. Fields are int,
+        float, or a `Literal` of some words, so that they can be stacked into tensors.
+    needs_lungs : bool
+        Whether `draw` and `apply` are given a lung mask.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an option has another type or leaves its limits.
+    """
+
+    params: type[P]
+    needs_lungs = True
+
+    def __post_init__(self) -> None:
+        """Check every option; keep plain numbers and pairs of them."""
+        for one in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
+            value = getattr(self, one.name)
+            if not (value is None and one.metadata["optional"]):
+                object.__setattr__(self, one.name, one.metadata["check"](one.name, value))
+
+    def draw(self, draws: Draws, shape: tuple[int, int], lungs: Any) -> Fields:
+        """Draw the fields of `params`, from `draws` alone and with its arithmetic.
+
+        Parameters
+        ----------
+        draws : Draws
+            The distributions.
+        shape : (int, int)
+            Height and width of the image, or of each image of a batch.
+        lungs : (H, W) bool array, (B, H, W) bool tensor, or None
+            Lung masks, for `draws.pixel`; None where `needs_lungs` is False.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def apply(image: Array, params: Any, lungs: Mask | None) -> tuple[Array, Mask]:
+        """Apply one paste: return a new image, and the (H, W) bool region that may differ.
+
+        Parameters
+        ----------
+        image : (H, W) or (H, W, 3) ndarray
+            Checked, of any of the dtypes that `anatpaste_aug.anatpaste` takes; must not be changed.
+        params : instance of the operation's `params`
+            What to paste.
+        lungs : (H, W) ndarray of bool, or None
+            The lung mask, if there is one.
+        """
+        raise NotImplementedError
+
+    def options(self) -> dict[str, Any]:
+        """Return the options and their values, in order."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}  # type: ignore[arg-type]
+
+    def scaled(self, length: Any, shape: tuple[int, int], least: int = 0) -> Any:
+        """Scale a length, or the ends of a range of lengths, from `lengths_for` to an image's size.
+
+        Whole pixels, at least `least`. The option `lengths_for` is the side of the square image
+        that the operation's lengths are meant for; where it is None they are taken as they are.
+        """
+        meant_for: float | None = self.lengths_for  # type: ignore[attr-defined]
+        factor = math.sqrt(shape[0] * shape[1]) / meant_for if meant_for else 1
+        if factor == 1:
+            return length
+        if isinstance(length, tuple):
+            return tuple(max(round(end * factor), least) for end in length)
+        return max(round(length * factor), least)
+
+    def sample(self, shape: tuple[int, int], lungs: Mask | None, rng: Rng = None) -> P:
+        """Draw the parameters of one paste for an image of this shape."""
+        return self.params(**self.draw(NumpyDraws(as_generator(rng)), shape, lungs))
+
+    def __call__(
+        self,
+        image: ImageLike,
+        rng: Rng = None,
+        *,
+        mask: MaskLike | None = None,
+        segment: Segment | None = None,
+        return_mask: bool = False,
+    ) -> Any:
+        """Draw and apply one paste: the operation as a function.
+
+        Parameters, result and errors are those of `anatpaste_aug.anatpaste`.
+        """
+        array = as_array(image)
+        lungs = find_lungs(array, mask, segment) if self.needs_lungs else None
+        params = self.sample(array.shape[:2], lungs, rng)
+        return _finish(image, *self.apply(array, params, lungs), return_mask)
+
+    @classmethod
+    def replay(
+        cls,
+        image: ImageLike,
+        params: P,
+        mask: MaskLike | None = None,
+        *,
+        return_mask: bool = False,
+    ) -> Any:
+        """Apply one paste; deterministic.
+
+        Parameters, result and errors are those of `anatpaste_aug.apply_paste`.
+        """
+        array = as_array(image)
+        if not isinstance(params, cls.params):
+            raise TypeError(f"params must be {cls.params.__name__}, got {type(params).__name__}")
+        lungs = None if mask is None else as_mask(mask, array.shape)
+        return _finish(image, *cls.apply(array, params, lungs), return_mask)
+
+
+def describe(options: dict[str, Any]) -> str:
+    """Return options as they are written in a call; functions by their names."""
+    return ", ".join(
+        f"{name}={getattr(value, '__name__', None) or repr(value)}"
+        for name, value in options.items()
+    )
+
+
+def _finish(image: ImageLike, out: Array, region: Mask, return_mask: bool) -> Any:
+    """Return the result as the caller's kind of image, with its region if asked for."""
+    return (as_kind_of(image, out), region) if return_mask else as_kind_of(image, out)
