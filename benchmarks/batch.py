@@ -32,7 +32,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import anatpaste_aug as ap
 from anatpaste_aug import batch
-from anatpaste_aug.batch import clahe, mask, paste, regions, tensors
+from anatpaste_aug.batch import anatpaste, clahe, regions, tensors
+from anatpaste_aug.batch.lungs import mask_plain
 from anatpaste_aug.data import phantom_radiograph
 from benchmarks.harness import (
     HERE,
@@ -67,7 +68,7 @@ def check(device: str) -> dict[str, Any]:
         if len(shape) == 3:
             images[:, 1] //= 2
         there = images.to(device)
-        masks = mask.mask_plain(there, 400, tensors.everyone(there)).cpu()
+        masks = mask_plain(there, 400, tensors.everyone(there)).cpu()
         for image, lungs in zip(images, masks, strict=True):
             expected = ap.lung_mask(tensors.to_numpy(image))
             found["masks"] += 1
@@ -78,9 +79,10 @@ def check(device: str) -> dict[str, Any]:
             images = images / 255 if dtype.is_floating_point else images * 257
             images = (images if dtype != torch.uint8 else images // 257).to(dtype)
             there = images.to(device)
-            masks = mask.mask_plain(there, 400, tensors.everyone(there))
+            masks = mask_plain(there, 400, tensors.everyone(there))
             drawn = batch.sample_paste(masks)
-            out = paste.paste_plain(there, drawn.tensors(), masks, tensors.everyone(there))[0].cpu()
+            everyone = tensors.everyone(there)
+            out = anatpaste.paste_plain(there, drawn.tensors(), masks, everyone)[0].cpu()
             for i, single in enumerate(drawn.unstack()):
                 array, lungs = images[i, 0].numpy(), masks[i].cpu().numpy()
                 expected = ap.apply_paste(array, single, lungs)
@@ -106,7 +108,7 @@ def check_real(device: str, most: int | None) -> dict[str, int] | None:
         grey = [Image.open(path).convert("L") for path in paths[start : start + 16]]
         arrays = [np.array(image.resize((224, 224), Image.Resampling.BILINEAR)) for image in grey]
         there = torch.from_numpy(np.stack(arrays))[:, None].to(device)
-        masks = mask.mask_plain(there, 400, tensors.everyone(there)).cpu().numpy()
+        masks = mask_plain(there, 400, tensors.everyone(there)).cpu().numpy()
         expected = np.stack([ap.lung_mask(array) for array in arrays])
         found["masks"] += len(arrays)
         found["masks_equal"] += int((masks == expected).all((1, 2)).sum())
@@ -163,9 +165,9 @@ def calls(images: Tensor, peers: bool) -> Calls:
     everyone = tensors.everyone(images)
 
     def plain() -> Tensor:
-        masks = mask.mask_plain(images, 400, everyone)
+        masks = mask_plain(images, 400, everyone)
         drawn = batch.sample_paste(masks)
-        return paste.paste_plain(images, drawn.tensors(), masks, everyone)[0]
+        return anatpaste.paste_plain(images, drawn.tensors(), masks, everyone)[0]
 
     compared: Calls = {"plain torch": plain}
     if images.device.type == "cpu":
@@ -244,8 +246,8 @@ def stages(images: Tensor, wait: Callable[[], object]) -> dict[str, float]:
         dark = lap("morphology", regions.dilate, dark)
         masks = lap("bounding boxes", regions.clear_small_boxes, dark, 400)
         drawn = lap("sampling", batch.sample_paste, masks)
-        alpha = lap("alpha", paste.draw_alpha, drawn, masks)
-        lap("blending", paste.blend_patch, images, drawn, alpha[:, None])
+        alpha = lap("alpha", anatpaste.draw_alpha, drawn, masks)
+        lap("blending", anatpaste.blend_patch, images, drawn, alpha[:, None])
     return found
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 import anatpaste_aug as ap
-from anatpaste_aug import mask as stages
+from anatpaste_aug import clahe, regions
 from benchmarks.harness import (
     HERE,
     environment,
@@ -131,7 +131,7 @@ def clahe_calls(images: list[np.ndarray], skipped: dict[str, str]) -> Calls:
     exposure = importlib.import_module("skimage.exposure")
     calls: Calls = {
         "scikit-image": over(exposure.equalize_adapthist, images),
-        "this package (14 bits)": over(lambda im: stages.clahe(stages.quantise(im)), images),
+        "this package (14 bits)": over(lambda im: clahe.clahe(clahe.quantise(im)), images),
     }
     albumentations, why = load("albumentations")
     if albumentations is None:
@@ -206,19 +206,19 @@ def measure_stages(size: int, rounds: int) -> dict[str, float]:
 
     for image in images * max(rounds // 8, 2):
         last = time.process_time()
-        bins = stages.quantise(image)
+        bins = clahe.quantise(image)
         lap("quantise")
-        levels = stages.clahe(bins)
+        levels = clahe.clahe(bins)
         lap("CLAHE")
-        dark = stages.dark_side(levels, np.float64)
+        dark = clahe.dark_side(levels, np.float64)
         lap("Otsu and comparison")
-        opened = stages.opening(dark)
+        opened = regions.opening(dark)
         lap("opening")
-        cleared = stages.clear_border(opened)
+        cleared = regions.clear_border(opened)
         lap("border clearing")
-        dilated = stages.combine_squares(np.logical_or, cleared)
+        dilated = regions.combine_squares(np.logical_or, cleared)
         lap("dilation")
-        stages.clear_small_boxes(dilated[1:-1, 1:-1], 400)
+        regions.clear_small_boxes(dilated[1:-1, 1:-1], 400)
         lap("bounding-box rule")
     return {name: float(f"{statistics.median(t) * 1e3:.3g}") for name, t in samples.items()}
 

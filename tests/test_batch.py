@@ -25,10 +25,7 @@ torch = pytest.importorskip("torch", reason="needs torch")
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from anatpaste_aug import (
-    batch,
-    operations,
-)
+from anatpaste_aug import batch, operations  # noqa: E402
 from anatpaste_aug import clahe as functional_clahe  # noqa: E402
 from anatpaste_aug import regions as functional_regions  # noqa: E402
 from anatpaste_aug.batch import anatpaste, clahe, cutpaste, lungs, regions, tensors  # noqa: E402

@@ -35,7 +35,7 @@ def color_jitter(images: Tensor, params: StackedParams, black: Tensor, white: Te
     """Scale brightness, then contrast, of whole images as of their patches.
 
     Every pixel gets what it would get in the patch: contrast is measured from the patch's own mean
-    luma. See `anatpaste_aug.paste.color_jitter` for the rounding.
+    luma. See `anatpaste_aug.operations.patch.color_jitter` for the rounding.
     """
     height, width = images.shape[2:]
     y = torch.arange(height, device=images.device) - params.crop_y[:, None]

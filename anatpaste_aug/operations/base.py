@@ -162,8 +162,11 @@ class Operation(Generic[P]):
 
         Parameters, result and errors are those of `anatpaste_aug.anatpaste`.
         """
-        array = as_array(image)
-        lungs = find_lungs(array, mask, segment) if self.needs_lungs else None
+        array, lungs = as_array(image), None
+        if self.needs_lungs:
+            lungs = find_lungs(array, mask, segment)
+        elif not (mask is None and segment is None):
+            raise ValueError("mask and segment must be None where no lungs are needed")
         params = self.sample(array.shape[:2], lungs, rng)
         return _finish(image, *self.apply(array, params, lungs), return_mask)
 

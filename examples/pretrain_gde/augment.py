@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from anatpaste_aug import batch
-from anatpaste_aug.sampling import BLUR, MARGIN
 from examples.pretrain_gde.settings import NATIVE_SIZE, Settings
 
 MIN_AREA = 400  # pixels of a 256 x 256 image: `lung_mask` removes smaller regions
@@ -14,19 +13,13 @@ MIN_AREA = 400  # pixels of a 256 x 256 image: `lung_mask` removes smaller regio
 class Augmenter:
     """Turns originals into a batch of all classes.
 
-    Lengths that were published for 256 pixels (margin, blur, smallest lung) are scaled to the size
-    of the images. Those of the *scar* are not: the library draws them as published, in pixels.
+    The library scales lengths to the images' size; the smallest lung is scaled here.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        anatpaste = batch.AnatPaste(
-            p=1.0,
-            margin=settings.scaled(MARGIN),
-            blur=(settings.scaled(BLUR[0]), settings.scaled(BLUR[1])),
-        )
         self.operations = {
-            "anatpaste": (anatpaste,),
+            "anatpaste": (batch.AnatPaste(p=1.0),),
             "cutpaste": (batch.CutPaste(p=1.0),),
             "scar": (batch.CutPasteScar(p=1.0),),
             "union": (batch.CutPasteUnion(p=1.0),),
@@ -55,15 +48,12 @@ class Augmenter:
             0 for the originals, 1 (and 2) for the augmented.
         """
         originals = jitter(images, self.settings.jitter, generator)
-        options = {}
-        if self.settings.needs_masks:
-            if masks is None:
-                min_area = round(MIN_AREA * (self.settings.size / NATIVE_SIZE) ** 2)
-                masks = batch.lung_mask(originals, min_area=min_area)
-            options["masks"] = masks
+        if self.settings.needs_masks and masks is None:
+            min_area = round(MIN_AREA * (self.settings.size / NATIVE_SIZE) ** 2)
+            masks = batch.lung_mask(originals, min_area=min_area)
         inputs = [originals]
         for operation in self.operations:
-            inputs.append(operation(originals, generator=generator, **options)[0])
+            inputs.append(operation(originals, masks=masks, generator=generator).images)
         labels = torch.arange(len(inputs), device=images.device).repeat_interleave(len(images))
         return torch.cat(inputs), labels
 

@@ -117,10 +117,6 @@ class Settings:
         """Whether the augmentation pastes into the lungs."""
         return self.variant == "anatpaste"
 
-    def scaled(self, length: float) -> int:
-        """Scale a length that was published for 256 pixels to this size."""
-        return round(length * self.size / NATIVE_SIZE)
-
     def as_dict(self) -> dict[str, Any]:
         """Give the settings as JSON can hold them."""
         return asdict(self)
