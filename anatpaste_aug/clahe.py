@@ -70,7 +70,14 @@ def clahe(bins: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint16]:
     Equal to ``skimage.exposure.equalize_adapthist`` at its default settings up to the last
     ``rescale_intensity``: same tiles (an eighth of each side), reflected at the far edges, same
     clipping, and the same bilinear blend, a float32 sum of four products that are each rounded to
-    float32 first, cut to an integer.
+    float32 first, cut to an integer. For one pixel, with maps repeated beyond the outermost ones::
+
+        (i, down), (j, right) = divmod(y + tile_h // 2, tile_h), divmod(x + tile_w // 2, tile_w)
+        a, b = maps[i - 1, j - 1 : j + 1, bins[y, x]], maps[i, j - 1 : j + 1, bins[y, x]]
+        y_weights, x_weights = [1 - down / tile_h, down / tile_h], [1 - right / tile_w, ...]
+        level = int(sum(float32(v * wy * wx) for v, wy, wx in the four corners))
+
+    All pixels at once would make large arrays: rows are taken in strips that fit the cache.
     """
     height, width = bins.shape
     tile_h, tile_w = height // 8, width // 8
@@ -150,6 +157,14 @@ def clip_histograms(counts: npt.NDArray[np.int32], size: int) -> npt.NDArray[np.
     The rule is that of scikit-image's ``clip_histogram``, for all tiles at once: an equal share for
     every bin; bins that are then within one more share of the limit are filled; what remains is
     dealt out one by one, at even steps, to the bins with room: from bin 0, then from bin 1, ...
+
+    With 4 bins, a limit of 3, and 10 pixels::
+
+        9 0 1 0    the histogram
+        3 0 1 0    clipped; 6 are over: a share of 6 // 4 = 1 for every bin ...
+        3 1 2 1    ... with room for it,
+        3 1 3 1    and what is then within a share of the limit is filled; 2 are left
+        3 2 3 2    dealt to the 2 bins with room, at steps of 2 // 2 = 1
     """
     limit = np.int32(max(int(CLIP_LIMIT * size), 1))
     counts = np.minimum(counts, limit)

@@ -92,7 +92,14 @@ def find_heads(first: Array, number: Array, height: int) -> npt.NDArray[np.intp]
 
     A run touches `number` runs of the row above, from run `first` on. It points to the first of
     them; pointers are followed to their ends, at most `height` of them. Where a run touches two
-    runs with different ends, the later end is made to point to the earlier.
+    runs with different ends, the later end is made to point to the earlier. For example::
+
+        ##.##..    runs 0, 1    number 0, 0
+        .###..#    runs 2, 3    number 2, 0    first of run 2: 0
+        ......#    run 4        number 1       first: 3
+
+    Pointers are 0 1 0 3 3 at the start; run 2 also touches run 1, whose end is made to point to 0:
+    heads are 0 0 0 3 3.
     """
     heads = np.where(number > 0, first, np.arange(first.size))
     for _ in range(height.bit_length()):
@@ -147,7 +154,16 @@ def clear_small_boxes(mask: Mask, min_area: int) -> Mask:
     """Zero the bounding box of every region of fewer than `min_area` pixels, in label order.
 
     The box goes whole, with the pixels of other regions in it, and a later region's area is
-    counted after that: this is what the released code does.
+    counted after that: this is what the released code does. Equal to::
+
+        labels = skimage.measure.label(mask)
+        for region in skimage.measure.regionprops(labels):
+            if region.area < min_area:  # counted now
+                labels[region.slice] = 0
+        return labels > 0
+
+    Most regions are small from the start, or too large for the boxes zeroed so far to matter: only
+    the others are counted again.
     """
     framed = frame(mask, False)
     runs = Runs(framed)

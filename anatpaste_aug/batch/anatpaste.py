@@ -241,6 +241,12 @@ def draw_alpha(params: PasteParams, masks: Tensor) -> Tensor:
 def draw_shape(params: PasteParams, height: int, width: int) -> Tensor:
     """Draw filled ellipses or rectangles, (B, H, W) int32 of 0 and opacity.
 
+    For each image that is::
+
+        canvas = Image.new("L", (width, height))
+        box = (center_x - a, center_y - b, center_x + a, center_y + b)
+        getattr(ImageDraw.Draw(canvas), shape)(box, fill=opacity)
+
     Pillow walks along the ellipse from its right end to its top, always to the one of three
     neighbours (up, left, or both) that is closest to the curve, and fills what lies inside. In
     closed form, a pixel is filled if it is closer to the curve than its left neighbour or inside;

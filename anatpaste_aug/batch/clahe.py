@@ -116,6 +116,10 @@ def clip_histograms(counts: Tensor, size: int) -> Tensor:
 def most_deals(size: int, limit: int) -> int:
     """Bound how many deals `clip_histograms` needs for any histogram of `size` pixels.
 
+    A deal is one step of its loop, from one bin on. For tiles of 32 x 32 pixels (an image of
+    256 x 256) the limit is 10 a bin, and 183 deals are always enough; of 128 x 128, where it is
+    163, 229.
+
     Let U be the bins with room and n the excess, while n > 0. The room of all bins exceeds n by the
     constant ``256 * limit - size`` > 0, and no bin has more than `limit`: so U is never less than
     ``few = (256 * limit - size) / limit``. At the start n is at most 255, plus one share for each

@@ -36,6 +36,8 @@ def label(mask: Tensor) -> Tensor:
     """Label 8-connected regions of (B, H, W) masks with numbers below H * W, int32.
 
     All pixels of a region get the same number, no two regions the same; False pixels have H * W.
+    But for which numbers they are, that is ``scipy.ndimage.label(mask[i], np.ones((3, 3)))`` for
+    each i, without a loop that depends on the masks.
 
     Nodes are the blocks of 2x2 pixels, whose True pixels always touch. In every round, each
     component is hooked to the smallest of the components next to it. That makes no cycles but pairs
@@ -182,9 +184,16 @@ def measure(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def paint_boxes(boxes: Tensor, chosen: Tensor, height: int, width: int) -> Tensor:
     """Return every pixel the smallest number of the chosen boxes over it, (B, H, W) int32.
 
-    Where there is none, the number of all boxes. A box is the union of four, overlapping, with
-    sides that are powers of two. Each is noted at its upper left corner; then, from the largest
-    side to the smallest, what is noted is handed on to the two halves.
+    Where there is none, the number of all boxes. For each mask::
+
+        painted = np.full((height, width), most)
+        for number in reversed(range(most)):
+            if chosen[number]:
+                painted[top[number] : bottom[number] + 1, left[number] : right[number] + 1] = number
+
+    without the loop: a box is the union of four, overlapping, with sides that are powers of two.
+    Each is noted at its upper left corner; then, from the largest side to the smallest, what is
+    noted is handed on to the two halves.
     """
     count, most = chosen.shape
     numbers = torch.arange(most, dtype=torch.int32, device=chosen.device)

@@ -172,18 +172,19 @@ def anatpaste(
     Parameters
     ----------
     image : (H, W) or (H, W, 3) ndarray, or Pillow image of mode L, RGB, I;16, I or F
-        uint8, uint16, int16, int32, float32 or float64, at least 16 pixels high and wide. Nothing
-        is reduced to 8 bits.
+        uint8, uint16, int16, int32, float16, float32 or float64, at least 16 pixels high and wide.
+        Nothing is reduced to 8 bits. A channel axis of 1, first or last, is kept.
     rng : int, numpy.random.Generator or None, optional
         Seed or source of the draws.
-    mask : (H, W) ndarray of bool or integer, optional
-        A lung mask that is already there. If it is empty, the paste may go anywhere.
+    mask : (H, W) ndarray or torch tensor of bool or integer, optional
+        A lung mask that is already there, perhaps with a channel axis of 1. If it is empty, the
+        paste may go anywhere.
     segment : callable, optional
         Makes the lung mask from the image's (H, W) or (H, W, 3) array, which it must not change,
         instead of `lung_mask`: for other modalities and learned segmenters.
     return_mask : bool, optional
         Whether to return the changed region too.
-    scale, ratio, blur, opacity, margin, jitter
+    scale, ratio, blur, opacity, margin, jitter, lengths_for
         As for `sample_paste`, with the published defaults.
 
     Returns
@@ -245,18 +246,22 @@ def sample_paste(
         Patch width over height, log-uniform, above 0. Width and height are rounded to whole pixels,
         and cut to those of the image.
     blur : int or (int, int), optional
-        Radius of the blur in pixels, uniform over whole numbers, at least 0.
+        Radius of the blur, uniform over whole numbers, at least 0; see `lengths_for`.
     opacity : int or (int, int), optional
         Opacity, uniform over whole numbers within 0..255.
     margin : int, optional
-        Pixels by which the shape is smaller than the patch on every side.
+        By how much the shape is smaller than the patch on every side; see `lengths_for`.
     jitter : float, optional
         Brightness and contrast of the patch are scaled by factors uniform in
         [1 - `jitter`, 1 + `jitter`]; 0..1.
+    lengths_for : float or None, optional
+        `blur` and `margin` are lengths for an image of this height and width, and are scaled by
+        sqrt(H W) over it, to whole pixels. None: pixels of the image as it is.
 
     Returns
     -------
     params : PasteParams
+        In pixels of the image.
 
     Raises
     ------
@@ -266,7 +271,7 @@ def sample_paste(
     References
     ----------
     Sato et al., arXiv:2205.04282, section "AnatPaste augmentation". The blur, the margin and the
-    opacity are the released code's, in pixels of a 256 x 256 image: scale them for other sizes.
+    opacity are the released code's, for images of 256 x 256.
 
     Examples
     --------
@@ -274,7 +279,7 @@ def sample_paste(
     >>> from anatpaste_aug import sample_paste
     >>> params = sample_paste(np.ones((256, 256), bool), rng=0)
     >>> params.width, params.height, params.shape
-    (62, 108, 'ellipse')
+    (62, 108, 'rectangle')
     """
     paste = AnatPaste(scale, ratio, blur, opacity, margin, jitter, lengths_for)
     lungs = as_mask(mask)
@@ -386,6 +391,13 @@ def draw_shape(
     params: PasteParams, size: tuple[int, int], center: tuple[int, int], inner_w: int, inner_h: int
 ) -> npt.NDArray[np.uint8]:
     """Draw the shape on a canvas and blur it, byte for byte as Pillow does.
+
+    That is::
+
+        canvas = Image.new("L", size)
+        box = (x - inner_w, y - inner_h, x + inner_w, y + inner_h)
+        getattr(ImageDraw.Draw(canvas), params.shape)(box, fill=params.opacity)
+        return canvas.filter(ImageFilter.GaussianBlur(params.blur_radius))
 
     Pillow blurs along x, then along y, every line by itself, and the same in both directions: of
     equal or mirrored lines, one is blurred.
