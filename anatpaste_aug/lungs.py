@@ -29,9 +29,10 @@ def lung_mask(image: ImageLike, *, min_area: int = MIN_AREA) -> Mask:
     ----------
     image : (H, W) or (H, W, 3) ndarray, or Pillow image of mode L, RGB, I;16, I or F
         uint8, uint16, int16, int32, float16, float32 or float64; at least 16 pixels high and wide.
-        A channel axis of 1, first or last, is dropped. Lungs are dark. Colour is reduced with ITU-R 601 luma. Floats within 0..1 are taken in steps of
-        1/65535, so stretch dim ones first; floats that leave 0..1, and signed images, are
-        stretched linearly from their own minimum to their maximum.
+        A channel axis of 1, first or last, is dropped. Lungs are dark. Colour is reduced with
+        ITU-R 601 luma. Floats within 0..1 are taken in steps of 1/65535, so stretch dim ones first;
+        floats that leave 0..1, and signed images, are stretched linearly from their own minimum to
+        their maximum.
     min_area : int, optional
         Regions of fewer pixels are removed, together with everything in their bounding boxes.
 

@@ -210,9 +210,7 @@ def test_torch_masks_in_the_functions(phantom):
         np.testing.assert_array_equal(ap.anatpaste(phantom, 3, mask=given), expected)
         same = ap.anatpaste(phantom, 3, segment=lambda image, given=given: given)
         np.testing.assert_array_equal(same, expected)
-    with pytest.raises(
-        TypeError, match=r"mask must be a bool or integer array, got torch\.float32"
-    ):
+    with pytest.raises(TypeError, match=r"bool or integer array, got torch\.float32"):
         ap.anatpaste(phantom, 3, mask=torch.from_numpy(mask).float())
 
 
