@@ -174,7 +174,7 @@ def apply_paste(
 
 
 def paste_chosen(
-    images: Tensor, params: PasteParams, lungs: Tensor, chosen: Tensor
+    images: Tensor, params: PasteParams, lungs: Any, chosen: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Paste into the chosen images of a checked batch; return images and (B, 1, H, W) regions."""
     out, alpha = _paste(images, params.tensors(), lungs, chosen)

@@ -138,11 +138,13 @@ def apply_cutpaste(images: Tensor, params: CutPasteParams, *, return_mask: bool 
     """
     images = as_images(images)
     check_params(params, CutPasteParams, images)
-    out, regions = paste_chosen(images, params, everyone(images))
+    out, regions = paste_chosen(images, params, None, everyone(images))
     return (out, regions) if return_mask else out
 
 
-def paste_chosen(images: Tensor, params: CutPasteParams, chosen: Tensor) -> tuple[Tensor, Tensor]:
+def paste_chosen(
+    images: Tensor, params: CutPasteParams, lungs: Tensor | None, chosen: Tensor
+) -> tuple[Tensor, Tensor]:
     """Paste into the chosen images of a checked batch; return images and (B, 1, H, W) regions."""
     out, regions = _cutpaste(images, params.tensors(), chosen)
     return out, regions

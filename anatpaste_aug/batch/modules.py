@@ -168,6 +168,7 @@ class AnatPaste(OperationModule):
     """
 
     operation = operations.AnatPaste
+    paste_chosen = staticmethod(anatpaste.paste_chosen)
 
     def __init__(
         self,
@@ -185,24 +186,8 @@ class AnatPaste(OperationModule):
         paste = operations.AnatPaste(scale, ratio, blur, opacity, margin, jitter, lengths_for)
         super().__init__(p, segment=segment, **paste.options())
 
-    def paste_chosen(
-        self, images: Tensor, params: Any, lungs: Any, chosen: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Paste with the operator, which works on any device."""
-        return anatpaste.paste_chosen(images, params, lungs, chosen)
 
-
-class _CutPaste(OperationModule):
-    """What the three kinds share: the operator."""
-
-    def paste_chosen(
-        self, images: Tensor, params: Any, lungs: Any, chosen: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Paste with the operator, which works on any device."""
-        return cutpaste.paste_chosen(images, params, chosen)
-
-
-class CutPaste(_CutPaste):
+class CutPaste(OperationModule):
     """Paste a patch of each image whole at a random place, with a probability: *normal*.
 
     Parameters
@@ -223,6 +208,7 @@ class CutPaste(_CutPaste):
     """
 
     operation = operations.CutPaste
+    paste_chosen = staticmethod(cutpaste.paste_chosen)
 
     def __init__(
         self, p: float = 0.5, *, scale: Range = SCALE, ratio: Range = RATIO, jitter: float = JITTER
@@ -230,7 +216,7 @@ class CutPaste(_CutPaste):
         super().__init__(p, **operations.CutPaste(scale, ratio, jitter).options())
 
 
-class CutPasteScar(_CutPaste):
+class CutPasteScar(OperationModule):
     """Paste a thin rotated patch of each image at a random place, with a probability: *scar*.
 
     Parameters
@@ -251,6 +237,7 @@ class CutPasteScar(_CutPaste):
     """
 
     operation = operations.CutPasteScar
+    paste_chosen = staticmethod(cutpaste.paste_chosen)
 
     def __init__(
         self,
@@ -266,7 +253,7 @@ class CutPasteScar(_CutPaste):
         super().__init__(p, **scar.options())
 
 
-class CutPasteUnion(_CutPaste):
+class CutPasteUnion(OperationModule):
     """Paste as `CutPaste` or as `CutPasteScar`, each half of the time, with a probability.
 
     Parameters
@@ -287,6 +274,7 @@ class CutPasteUnion(_CutPaste):
     """
 
     operation = operations.CutPasteUnion
+    paste_chosen = staticmethod(cutpaste.paste_chosen)
 
     def __init__(
         self,
