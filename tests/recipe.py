@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
-from skimage import exposure, filters, measure, morphology, segmentation
 
 SQUARE = np.ones((3, 3), bool)
 
 
 def recipe_mask(image, min_area=400):
     """Segment as spec'd: CLAHE, Otsu, opening, border clearing, dilation, bounding-box rule."""
+    pytest.importorskip("skimage", reason="needs scikit-image")
+    from skimage import exposure, filters, measure, morphology, segmentation
+
     equalised = exposure.equalize_adapthist(image, kernel_size=None, clip_limit=0.01, nbins=256)
     threshold = filters.threshold_otsu(equalised)
     mask = (equalised > 0) & (equalised <= threshold)

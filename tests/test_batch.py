@@ -14,13 +14,13 @@ from conftest import real_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter
-from skimage.exposure._adapthist import clip_histogram
-from skimage.measure import label as skimage_label
 
 import anatpaste_aug as ap
 from anatpaste_aug.data import phantom_radiograph
 
 torch = pytest.importorskip("torch", reason="needs torch")
+skimage_label = pytest.importorskip("skimage.measure", reason="needs scikit-image").label
+clip_histogram = pytest.importorskip("skimage.exposure._adapthist").clip_histogram
 
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402

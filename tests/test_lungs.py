@@ -9,9 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from recipe import SQUARE, recipe_mask
-from skimage.exposure._adapthist import clip_histogram
-from skimage.measure import label
-from skimage.morphology import opening as skimage_opening
 
 from anatpaste_aug import lung_mask
 from anatpaste_aug.clahe import BINS, CLIP_LIMIT, clip_histograms
@@ -88,6 +85,7 @@ def test_equals_the_recipe_on_anything(image):
     seed=st.integers(0, 2**32 - 1),
 )
 def test_clips_tiles_together_as_scikit_image_clips_one(size, used, skew, seed):
+    adapthist = pytest.importorskip("skimage.exposure._adapthist", reason="needs scikit-image")
     rng = np.random.default_rng(seed)
     counts = np.zeros((len(used), BINS), np.int32)
     for row, bins in zip(counts, used, strict=True):
@@ -96,7 +94,7 @@ def test_clips_tiles_together_as_scikit_image_clips_one(size, used, skew, seed):
         row[:] = np.bincount(drawn, minlength=BINS)
     before = counts.copy()
     limit = max(int(CLIP_LIMIT * size), 1)
-    expected = [clip_histogram(row.copy(), limit) for row in counts]
+    expected = [adapthist.clip_histogram(row.copy(), limit) for row in counts]
     np.testing.assert_array_equal(clip_histograms(counts, size), expected)
     np.testing.assert_array_equal(counts, before)
 
@@ -111,16 +109,18 @@ random_masks = st.builds(
 
 @given(random_masks)
 def test_opens_as_scikit_image_to_the_very_edge(mask):
+    morphology = pytest.importorskip("skimage.morphology", reason="needs scikit-image")
     opened = opening(mask)
-    np.testing.assert_array_equal(opened[1:-1, 1:-1], skimage_opening(mask, SQUARE))
+    np.testing.assert_array_equal(opened[1:-1, 1:-1], morphology.opening(mask, SQUARE))
     assert np.count_nonzero(opened) == np.count_nonzero(opened[1:-1, 1:-1])
 
 
 @given(random_masks)
 def test_runs_are_numbered_as_scikit_image_labels(mask):
+    measure = pytest.importorskip("skimage.measure", reason="needs scikit-image")
     framed = frame(mask, False)
     runs = Runs(framed)
-    expected, count = label(mask, return_num=True, connectivity=2)
+    expected, count = measure.label(mask, return_num=True, connectivity=2)
     assert runs.regions == count
     labels = np.zeros_like(framed, int)
     for row, left, right, region in zip(runs.row, runs.left, runs.right, runs.region, strict=True):
@@ -132,6 +132,7 @@ def test_runs_are_numbered_as_scikit_image_labels(mask):
 
 
 def test_runs_of_a_spiral_and_of_combs():
+    measure = pytest.importorskip("skimage.measure", reason="needs scikit-image")
     spiral = np.zeros((61, 61), bool)
     for ring in range(0, 30, 2):
         spiral[ring, ring : 61 - ring] = spiral[60 - ring, ring : 61 - ring] = True
@@ -140,7 +141,7 @@ def test_runs_of_a_spiral_and_of_combs():
     comb = np.zeros((40, 81), bool)
     comb[:, ::2] = comb[20] = True
     for mask in (spiral, spiral.T, comb, comb.T, ~comb, ~spiral):
-        assert Runs(frame(mask, False)).regions == label(mask, connectivity=2).max()
+        assert Runs(frame(mask, False)).regions == measure.label(mask, connectivity=2).max()
 
 
 def test_a_small_region_takes_its_box_and_later_areas_are_recounted():
