@@ -307,7 +307,7 @@ def test_a_deflated_dicom_is_not_unpacked_beyond_the_limit(tmp_path, monkeypatch
     tracemalloc.stop()
     assert peak < 2**24
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as Pillow's, the limit can be lifted
-    with pytest.raises(ValueError, match="damaged|all pixels|unsupported"):
+    with pytest.raises(ValueError, match=r"damaged|all pixels"):
         read_image(path)
 
 
@@ -362,6 +362,13 @@ FUZZ_SECONDS = float(os.environ.get("FUZZ_SECONDS", 5))  # in all
 SLOWEST = 5.0  # seconds for one small file, on a busy machine
 
 
+def read_or_complain(path):
+    try:
+        return read_image(path)
+    except (OSError, ValueError) as error:
+        return str(error)
+
+
 @pytest.fixture(scope="module")
 def fuzz_end():
     return time.monotonic() + FUZZ_SECONDS
@@ -372,8 +379,6 @@ def fuzz_end():
 def test_no_change_to_a_file_gives_more_than_a_clear_error(data, small, fuzz_end, tmp_path_factory):
     """Change files of every kind at random: an image that can be used, or an error that says so."""
     pytest.importorskip("pydicom", reason="needs pydicom")
-    if time.monotonic() > fuzz_end:
-        return
     files = hostile.valid(small)
     name = data.draw(st.sampled_from(sorted(files)))
     content = bytearray(files[name])
@@ -391,15 +396,13 @@ def test_no_change_to_a_file_gives_more_than_a_clear_error(data, small, fuzz_end
             content[at:at] = data.draw(st.binary(max_size=20))
         else:
             del content[at : at + data.draw(st.integers(1, 20))]
+    if time.monotonic() > fuzz_end:
+        return
     path = tmp_path_factory.getbasetemp() / f"changed-{name}"
     path.write_bytes(content)
     begin = time.perf_counter()
-    try:
-        image = read_image(path)
-    except (OSError, ValueError) as error:
-        assert str(path) in str(error)
-    else:
-        assert as_array(image) is image
+    result = read_or_complain(path)
+    assert (str(path) in result) if isinstance(result, str) else (as_array(result) is result)
     assert time.perf_counter() - begin < SLOWEST
 
 
