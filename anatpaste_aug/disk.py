@@ -55,6 +55,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         If it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     _remove_abandoned_once(path.parent)
     descriptor, part = _open_part(path)
     try:
@@ -124,7 +126,6 @@ def locking(folder: Path) -> Iterator[None]:
     OSError
         If another holds the lock, or the folder cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     if sys.platform == "win32":
         yield
         return
