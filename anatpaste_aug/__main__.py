@@ -68,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def complain(path: Path, error: Exception) -> None:
     """Say in one line which file is bad, and why."""
     name = str(path) if str(path).isprintable() else repr(str(path))
-    reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
+    reason = getattr(error, "strerror", None) or str(error).removeprefix(f"{path}: ")
+    reason = " ".join(reason.split())
     print(f"{name}: {reason}", file=sys.stderr)
 
 

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from anatpaste_aug.disk import reading
 from anatpaste_aug.images import PILLOW_MODES, Array, as_array
 
 GREY_MODES = {"1": "L", "LA": "L"}  # what is not grey becomes RGB
+
+
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # Pillow knows more: that of EPS starts a program
+BYTES_PER_PIXEL = 4  # that a deflated DICOM may unpack to
 
 
 def read_image(path: str | os.PathLike[str]) -> Array:
@@ -19,8 +26,9 @@ def read_image(path: str | os.PathLike[str]) -> Array:
     Parameters
     ----------
     path : path
-        A DICOM file (needs pydicom, the extra ``dicom``), or anything that Pillow opens: grey of 8
-        or 16 bits or float, which is kept as it is, or 8-bit colour. Transparency is dropped.
+        A PNG, JPEG, TIFF or BMP file: grey of 8 or 16 bits or float, which is kept as it is, or
+        8-bit colour; transparency is dropped. Or a DICOM file (needs pydicom, the extra ``dicom``).
+        The content decides, not the name.
 
     Returns
     -------
@@ -31,12 +39,15 @@ def read_image(path: str | os.PathLike[str]) -> Array:
     Raises
     ------
     OSError
-        If the file cannot be read.
+        If the file cannot be read, is not a regular file, or is of another format.
     ImportError
         If it is a DICOM file and pydicom is missing.
+    MemoryError
+        If there is not enough memory, which says nothing about the file.
     ValueError
         If it is not a picture that can be used: damaged, several frames, 16-bit colour, under 16
-        pixels.
+        pixels, more pixels than Pillow's limit against decompression bombs, or a DICOM file whose
+        transforms leave a single grey value. All messages name the file.
 
     Examples
     --------
@@ -51,17 +62,31 @@ def read_image(path: str | os.PathLike[str]) -> Array:
     (64, 64)
     """
     path = Path(path)
-    with path.open("rb") as file:
-        start = file.read(132)
-    if start[128:] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom"):
-        return as_array(_read_dicom(path))
     try:
-        with Image.open(path) as opened:
-            return as_array(_read_pillow(opened))
-    except Image.DecompressionBombError as error:
-        raise ValueError(str(error)) from error
-    except SyntaxError as error:  # Pillow's word for a broken PNG
-        raise ValueError(f"damaged image: {error}") from error
+        with reading(path) as file:
+            start = file.read(132)
+            file.seek(0)
+            if start[128:] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom"):
+                return as_array(_read_dicom(file))
+            with Image.open(file, formats=FORMATS) as opened:
+                return as_array(_read_pillow(opened))
+    except ImportError as error:
+        raise ImportError(f"{path}: {error}") from error
+    except MemoryError as error:
+        raise MemoryError(f"{path}: out of memory") from error
+    except UnidentifiedImageError as error:
+        kinds = f"{', '.join(FORMATS)} and DICOM"
+        raise OSError(f"{path}: cannot identify image file: only {kinds} are read") from error
+    except OSError as error:
+        if "out of memory" in str(error):  # Pillow's own decoders
+            raise MemoryError(f"{path}: {error}") from error
+        if error.filename is not None:
+            raise
+        raise OSError(f"{path}: {error}") from error
+    except (ValueError, TypeError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    except Exception as error:  # Pillow raises half a dozen other kinds on damaged files
+        raise ValueError(f"{path}: damaged image: {error or type(error).__name__}") from error
 
 
 def _read_pillow(opened: Image.Image) -> Array:
@@ -85,7 +110,8 @@ def _read_pillow(opened: Image.Image) -> Array:
     return image.max() - image if tags.get(262) == 0 and image.dtype != np.uint8 else image
 
 
-def _read_dicom(path: Path) -> Array:
+def _read_dicom(file: BinaryIO) -> Array:
+    """Return the pixels of a DICOM file, as they are to be shown, with air dark."""
     try:
         import pydicom
         from pydicom.pixels import apply_modality_lut, apply_voi_lut
@@ -94,17 +120,63 @@ def _read_dicom(path: Path) -> Array:
             "reading DICOM needs pydicom: pip install 'anatpaste-aug[dicom]'"
         ) from error
     try:
-        data = pydicom.dcmread(path)
-        pixels = data.pixel_array
+        _check_deflated(file)
+        data = pydicom.dcmread(file)
         photometric = str(data.PhotometricInterpretation)
-        if pixels.ndim != 2 or not photometric.startswith("MONOCHROME"):
+        frames, samples = int(data.get("NumberOfFrames") or 1), int(data.SamplesPerPixel)
+        if (frames, samples) != (1, 1) or not photometric.startswith("MONOCHROME"):
+            raise ValueError(f"not one grey frame but {photometric}, {frames} x {samples} channels")
+        _check_size(int(data.Rows) * int(data.Columns), 1)
+        # Room for what follows: pydicom's decoders turn a lack of memory into other errors.
+        np.empty((4, int(data.Rows), int(data.Columns)))
+        pixels = data.pixel_array
+        if pixels.ndim != 2:
             raise ValueError(f"not one grey frame but {photometric} of shape {pixels.shape}")
-        image = apply_voi_lut(apply_modality_lut(pixels, data), data).astype(np.float32)
+        with np.errstate(over="ignore"):  # what is infinite then is refused by `as_array`
+            image = apply_voi_lut(apply_modality_lut(pixels, data), data).astype(np.float32)
+        if photometric == "MONOCHROME1":
+            image = image.max() - image
+        padding = np.asarray(pixels == data.get("PixelPaddingValue"))
+        shown = pixels
+        if padding.any() and not padding.all():
+            shown = pixels[~padding]
+            image[padding] = image[~padding].min()
+    except MemoryError:
+        raise
     except Exception as error:  # pydicom raises a dozen kinds on damaged files
         raise ValueError(f"damaged or unsupported DICOM: {error}") from error
-    if photometric == "MONOCHROME1":
-        image = image.max() - image
-    padding = pixels == data.get("PixelPaddingValue")
-    if padding.any() and not padding.all():
-        image[padding] = image[~padding].min()
+    if image.min() == image.max() and shown.min() != shown.max():
+        told = ", ".join(f"{name} {data[name].value}" for name in TRANSFORM if name in data)
+        raise ValueError(
+            f"all pixels are alike after the transforms that the DICOM asks for: {told}"
+        )
     return image
+
+
+TRANSFORM = ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTFunction")
+
+
+def _check_deflated(file: BinaryIO) -> None:
+    """Check what a deflated DICOM unpacks to, before pydicom unpacks it without a limit."""
+    from pydicom.filereader import _read_file_meta_info, read_preamble
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    read_preamble(file, force=False)
+    meta = _read_file_meta_info(file)
+    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        inflate, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        while packed := file.read(2**16):
+            while packed:
+                size += len(inflate.decompress(packed, 2**20))
+                _check_size(size, BYTES_PER_PIXEL)
+                packed = inflate.unconsumed_tail
+    file.seek(0)
+
+
+def _check_size(size: int, per_pixel: int) -> None:
+    """Check a number of pixels, or of bytes, against Pillow's limit, which users can set."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and size > limit * per_pixel:
+        raise ValueError(
+            f"it could be a decompression bomb: more than {limit} pixels (Image.MAX_IMAGE_PIXELS)"
+        )

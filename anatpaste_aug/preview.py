@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from PIL import Image, ImageDraw
 from scipy.ndimage import binary_erosion
 
 from anatpaste_aug.checks import as_generator
+from anatpaste_aug.disk import replacing
 from anatpaste_aug.images import Array, Mask, to_grey
 from anatpaste_aug.lungs import Segment, find_lungs, lung_mask
 from anatpaste_aug.operations.anatpaste import apply_paste, paste_alpha, sample_paste
@@ -90,22 +89,9 @@ def stack_rows(rows: Sequence[Image.Image]) -> Image.Image:
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture under a temporary name and move it into place."""
-    handle, temporary = tempfile.mkstemp(suffix=path.suffix, dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            picture.save(file, Image.registered_extensions()[path.suffix.lower()])
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    """Write a picture that appears whole or not at all."""
+    with replacing(path) as file:
+        picture.save(file, Image.registered_extensions()[path.suffix.lower()])
 
 
 def draw_tile(

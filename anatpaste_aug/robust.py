@@ -28,6 +28,7 @@ __all__ = ["lung_mask_robust"]
 SIDE = 128
 CELLS = 32  # side of the coarse grid on which poses are compared
 REACH = 8  # half length of the learned edge profile across the outline
+STEPS = SIDE**2  # of the equalisation: as many as there are pixels
 TRIM = 0.06  # rows and columns with less than this share of the contrast are a bar
 SMOOTHING = 1.0  # standard deviation of the Gaussian before the gradient
 FAINT = 1.5  # edges this many times the median edge count for 0.7 of the strongest
@@ -198,11 +199,13 @@ def _view(grey: Array) -> tuple[Array, Array] | None:
 
     None if there is nothing to see. Equalised, so that gamma and contrast are gone.
     """
-    if grey.dtype != np.uint8:  # to 0..1, in steps that no finite range overflows
-        largest = max(abs(float(grey.min())), abs(float(grey.max())))
-        grey = grey / np.float64(largest or 1.0)
-        grey = grey - grey.min()
-        grey = (grey / (grey.max() or 1.0)).astype(np.float32)
+    # Exact differences and one division, rounded to float32: the same for a picture in any dtype.
+    exact = np.float32 if grey.dtype.itemsize < 4 else np.float64
+    grey = grey.astype(exact)
+    grey -= grey.min()
+    if not grey.any():
+        return None
+    grey = (grey / grey.max()).astype(np.float32, copy=False)
     height, width = grey.shape
     factor = max(1, width // (2 * SIDE)), max(1, height // (2 * SIDE))
     small = Image.fromarray(np.ascontiguousarray(grey)).reduce(factor)
@@ -213,9 +216,9 @@ def _view(grey: Array) -> tuple[Array, Array] | None:
     box = np.array([[x, y], [right, bottom]]) * (width, height) / factor
     resized = small.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=tuple(box.ravel()))
     picture = np.asarray(resized, np.float32)
-    picture = picture - picture.min()
-    level = (picture * (4095 / max(picture.max(), 1e-30))).astype(np.intp)
-    count = np.bincount(level.ravel(), minlength=4096)
+    # Limits off the half, where steps of 8 bits may lie: a float's last digit must not decide.
+    level = np.clip(picture * (STEPS - 1) + 0.501, 0, STEPS - 1).astype(np.intp)
+    count = np.bincount(level.ravel(), minlength=STEPS)
     rank = (np.cumsum(count) - count / 2) / level.size
     return rank.astype(np.float32)[level], np.array([x, y, right - x, bottom - y])
 

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import struct
+import subprocess
+import sys
+import time
+import tracemalloc
 import zlib
 
+import hostile
 import numpy as np
 import pytest
 import tifffile
 from conftest import real_data
-from PIL import Image
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import EpsImagePlugin, Image
 
 from anatpaste_aug.files import read_image
+from anatpaste_aug.images import as_array
 
 
 @pytest.mark.parametrize(
@@ -106,7 +116,7 @@ def test_images_too_large_to_open(tmp_path, phantom, monkeypatch):
     path = tmp_path / "image.png"
     Image.fromarray(phantom).save(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ValueError, match="decompression bomb"):
+    with pytest.raises(ValueError, match=r"image\.png: .*decompression bomb"):
         read_image(path)
 
 
@@ -231,6 +241,169 @@ def test_dicom_without_pydicom_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
     with pytest.raises(ImportError, match=r"anatpaste-aug\[dicom\]"):
         read_image(path)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return np.arange(64 * 64, dtype=np.uint32).reshape(64, 64).astype(np.uint8)
+
+
+def write(folder, name, content):
+    if name.endswith(".dcm"):
+        pytest.importorskip("pydicom", reason="needs pydicom")
+    path = folder / name
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("name", hostile.valid(np.zeros((64, 64), np.uint8)))
+def test_files_made_byte_by_byte_are_read(name, small, tmp_path):
+    image = read_image(write(tmp_path, name, hostile.valid(small)[name]))
+    assert image.shape[:2] == ((32, 32) if name == "nested.dcm" else (64, 64))
+
+
+@pytest.mark.parametrize("name", hostile.bad(np.zeros((64, 64), np.uint8)))
+def test_bad_files_are_refused_with_their_name_and_the_reason(name, small, tmp_path):
+    content, reason = hostile.bad(small)[name]
+    with pytest.raises((OSError, ValueError), match=reason) as caught:
+        read_image(write(tmp_path, name, content))
+    assert str(tmp_path / name) in str(caught.value)
+
+
+def test_no_file_starts_a_program(tmp_path, monkeypatch):
+    def run(*arguments):
+        pytest.fail("Ghostscript was started")
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", run)
+    with pytest.raises(OSError, match="only PNG, JPEG, TIFF, BMP and DICOM are read"):
+        read_image(write(tmp_path, "innocent.png", hostile.EPS))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_refused_at_once(tmp_path):
+    def waits(*arguments):
+        raise TimeoutError("waited for the other end of the pipe")
+
+    os.mkfifo(tmp_path / "pipe.png")
+    before = signal.signal(signal.SIGALRM, waits)
+    signal.alarm(5)
+    try:
+        with pytest.raises(OSError, match=r"not a regular file.*pipe\.png"):
+            read_image(tmp_path / "pipe.png")
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_deflated_dicom_is_not_unpacked_beyond_the_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2**20)
+    content = hostile.dicom(syntax=hostile.DEFLATED, data=bytes(2**26))
+    assert len(content) < 2**17
+    path = write(tmp_path, "bomb.dcm", content)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"bomb\.dcm: .*decompression bomb"):
+        read_image(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**24
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as Pillow's, the limit can be lifted
+    with pytest.raises(ValueError, match=r"damaged|all pixels"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("name", ["deep.png", "plain.dcm", "packed.tif"])
+def test_a_lack_of_memory_is_not_put_down_to_the_file(name, small, tmp_path, monkeypatch):
+    path = write(tmp_path, name, hostile.valid(small)[name])
+
+    def lacks(*arguments, **options):
+        raise OSError("out of memory error when reading image file") if tif else MemoryError
+
+    tif = name.endswith("tif")
+    if name.endswith("dcm"):
+        monkeypatch.setattr("pydicom.dcmread", lacks)
+    else:
+        monkeypatch.setattr(Image, "open", lacks)
+    with pytest.raises(MemoryError, match=name):
+        read_image(path)
+
+
+def test_a_decoder_without_memory_is_not_put_down_to_the_file(tmp_path):
+    """Pydicom turns whatever its decoders raise into a RuntimeError."""
+    size = 2048
+    row = b"".join(bytes([129, value % 256]) for value in range(size // 128))  # 128 alike each
+    plane = row * size
+    frame = struct.pack("<16I", 1, 64, *[0] * 14) + plane
+    encoded = b"\xfe\xff\x00\xe0" + bytes(4)
+    encoded += b"\xfe\xff\x00\xe0" + struct.pack("<I", len(frame)) + frame
+    encoded += b"\xfe\xff\xdd\xe0" + bytes(4)
+    whole = hostile.dicom(np.zeros((16, 16), np.uint8), hostile.RLE, rows=size, data=b"")
+    content = whole[:-4] + b"\xff\xff\xff\xff" + encoded
+    path = write(tmp_path, "packed.dcm", content)
+    assert read_image(path).shape == (size, size)
+    code = (
+        "import resource, sys\n"
+        "from anatpaste_aug.files import read_image\n"
+        "import pydicom, pydicom.pixels\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 2**24, -1))\n"
+        "try:\n    read_image(sys.argv[1])\n"
+        "except MemoryError as error:\n    print(error)\n"
+    )
+    if sys.platform != "linux":
+        pytest.skip("needs a limit on memory")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], env=environment, capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == (f"{path}: out of memory\n", "")
+
+
+FUZZ_SECONDS = float(os.environ.get("FUZZ_SECONDS", 5))  # in all
+SLOWEST = 5.0  # seconds for one small file, on a busy machine
+
+
+def read_or_complain(path):
+    try:
+        return read_image(path)
+    except (OSError, ValueError) as error:
+        return str(error)
+
+
+@pytest.fixture(scope="module")
+def fuzz_end():
+    return time.monotonic() + FUZZ_SECONDS
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow and pydicom warn of what they mend
+@given(data=st.data())
+def test_no_change_to_a_file_gives_more_than_a_clear_error(data, small, fuzz_end, tmp_path_factory):
+    """Change files of every kind at random: an image that can be used, or an error that says so."""
+    pytest.importorskip("pydicom", reason="needs pydicom")
+    files = hostile.valid(small)
+    name = data.draw(st.sampled_from(sorted(files)))
+    content = bytearray(files[name])
+    place = st.integers(0, min(len(content), 700) - 1) | st.integers(0, len(content) - 1)
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(place) % len(content)
+        change = data.draw(st.sampled_from(["set", "cut", "insert", "drop", "big"]))
+        if change == "set":
+            content[at] = data.draw(st.integers(0, 255))
+        elif change == "big":
+            content[at : at + 4] = b"\xff\xff\xff\x7f"
+        elif change == "cut" and at > 140:
+            del content[at:]
+        elif change == "insert":
+            content[at:at] = data.draw(st.binary(max_size=20))
+        else:
+            del content[at : at + data.draw(st.integers(1, 20))]
+    if time.monotonic() > fuzz_end:
+        return
+    path = tmp_path_factory.getbasetemp() / f"changed-{name}"
+    path.write_bytes(content)
+    begin = time.perf_counter()
+    result = read_or_complain(path)
+    assert (str(path) in result) if isinstance(result, str) else (as_array(result) is result)
+    assert time.perf_counter() - begin < SLOWEST
 
 
 def test_real_files():

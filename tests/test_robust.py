@@ -79,6 +79,35 @@ def test_every_dtype_and_channel_count_gives_the_same_mask(drawn, dtype):
     assert dice(lung_mask_robust(np.stack([image] * 3, -1)), mask) > 0.99
 
 
+def in_every_dtype(image):
+    """The same picture on other scales, each without rounding."""
+    return {
+        "uint16": image.astype(np.uint16) * 257,
+        "int16": image.astype(np.int16) * 9 - 1024,
+        "int32": image.astype(np.int32) * 1_000_003 - 2**27,
+        "float32": image.astype(np.float32),
+        "float64": image.astype(np.float64) * 2.0**-80 - 2.0**-75,
+    }
+
+
+@pytest.mark.parametrize("size", [(256, 256), (600, 520), (40, 64)])
+def test_one_picture_gives_one_mask_in_every_dtype(size):
+    image = (20 + 200 * chest(*size)[0]).astype(np.uint8)  # not from 0 to 255
+    mask = lung_mask_robust(image)
+    assert mask.any()
+    for other in in_every_dtype(image).values():
+        np.testing.assert_array_equal(lung_mask_robust(other), mask)
+
+
+def test_one_radiograph_gives_one_mask_in_every_dtype(montgomery):
+    for image in montgomery[0][::10]:
+        mask = lung_mask_robust(image)
+        for other in in_every_dtype(image).values():
+            np.testing.assert_array_equal(lung_mask_robust(other), mask)
+        rounded = (image / 255).astype(np.float32) * 2 - 1
+        assert dice(lung_mask_robust(rounded), mask) > 0.995
+
+
 @pytest.mark.parametrize("mode", ["L", "RGB", "I;16", "I", "F"])
 def test_pillow_images(drawn, mode):
     image = Image.fromarray(drawn[0])

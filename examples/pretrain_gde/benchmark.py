@@ -39,8 +39,8 @@ def benchmark(settings: Settings, source: Source, steps: int, runtime: Runtime) 
         waited for after each; ``images_per_second`` over all processes; ``augmentation_share`` of
         the whole time, 0..1.
     """
-    if steps < 1:
-        raise PipelineError(f"steps must be at least 1, got {steps}")
+    if not 1 <= steps <= 10**6:
+        raise PipelineError(f"steps must lie in 1..1000000, got {steps}")
     with tempfile.TemporaryDirectory() as folder:
         dataset = load(settings, source, Path(folder), runtime)
         trainer = Trainer(settings, dataset, Path(folder), runtime)

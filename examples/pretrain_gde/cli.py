@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,15 +18,17 @@ from examples.pretrain_gde.density import ESTIMATORS
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.evaluate import (
     DETECTOR,
+    METRICS,
     SPLIT,
     Detector,
+    changed_parts,
     chosen_auc,
     evaluate,
     load_metrics,
 )
 from examples.pretrain_gde.phantoms import write_phantoms
 from examples.pretrain_gde.predict import find_images, predict, write_predictions
-from examples.pretrain_gde.readers import PUBLISHED_AUC, READERS, Split
+from examples.pretrain_gde.readers import PUBLISHED_AUC, READERS, SPLIT_FORM, Split
 from examples.pretrain_gde.report import NAMES, REPORT, write_report
 from examples.pretrain_gde.run import (
     Source,
@@ -44,7 +47,7 @@ from examples.pretrain_gde.settings import (
     Settings,
     default_precision,
 )
-from examples.pretrain_gde.storage import read_json
+from examples.pretrain_gde.storage import locked, printable, read_json
 
 DEMO_PIXELS = 128  # of the phantoms' files
 
@@ -70,6 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given or (given[0].startswith("-") and given[0] not in ("-h", "--help")):
         given.insert(0, "demo")
     options = make_parser().parse_args(given)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files need not be texts
+            stream.reconfigure(errors="backslashreplace")
     try:
         with start(
             options.device,
@@ -79,9 +85,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tensorboard=getattr(options, "tensorboard", False),
         ) as runtime:
             return int(options.command(options, runtime) or 0)
-    except PipelineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    except (PipelineError, OSError) as error:
+        return _fail(str(error))
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "alloc" not in str(error):
+            raise
+        return _fail(f"out of memory: {str(error).splitlines()[0] if str(error) else 'no details'}")
     except KeyboardInterrupt:
         trains = options.command in (train_command, compare_command)
         hint = ": --resume goes on from the last checkpoint" if trains else ""
@@ -89,15 +98,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _fail(message: str) -> int:
+    """Say in one line, or one for each bad file, what is wrong."""
+    print("error:", "\n".join(map(printable, message.split("\n"))), file=sys.stderr)
+    return 1
+
+
 def demo_command(options: argparse.Namespace, runtime: Runtime) -> None:
     """Train on phantoms and show what training changes."""
+    settings = Settings(
+        **PRESETS["demo"], seed=options.seed, precision=default_precision(runtime.device)
+    )
     data = options.out / "phantoms"
     if runtime.leads:
         write_phantoms(data, DEMO_PIXELS, progress=runtime.progress)
     runtime.wait()
-    settings = Settings(
-        **PRESETS["demo"], seed=options.seed, precision=default_precision(runtime.device)
-    )
     folder = run_folder(options.out, settings.variant, settings.seed)
     source = Source(data, options.out / "cache")
     metrics = run(settings, source, folder, runtime, overwrite=True)
@@ -150,25 +165,48 @@ def compare_command(options: argparse.Namespace, runtime: Runtime) -> None:
 def evaluate_command(options: argparse.Namespace, runtime: Runtime) -> None:
     """Score the test part of finished runs anew."""
     for folder in options.runs:
-        metrics = load_metrics(folder)
-        saved = read_json(folder / SPLIT)
-        split = Split.from_dict(saved)
-        data = options.data or saved.get("folder")
-        if data is None:
-            raise PipelineError(f"{folder / SPLIT} does not say where the data are: give --data")
-        settings = Settings(**metrics["settings"])
-        dataset = load_dataset(
-            Path(data),
-            split,
-            settings,
-            options.cache or Path(saved.get("cache") or folder / "cache"),
-            skip_bad=options.skip_bad,
-            progress=runtime.progress,
-        )
-        detector = Detector.load(folder / DETECTOR, runtime.device)
-        metrics = evaluate(detector, settings, dataset, folder, metrics, runtime)
-        write_report(folder, dataset, options.published or saved.get("published"))
+        if not (folder / METRICS).exists():
+            raise PipelineError(f"{folder} holds no finished run: no {METRICS}")
+        with locked(folder):
+            metrics = evaluate_run(folder, options, runtime)
         print(f"{folder}: {describe_result(metrics)}")
+
+
+def evaluate_run(folder: Path, options: argparse.Namespace, runtime: Runtime) -> dict[str, Any]:
+    """Score the test part of one run. What its files say is read from, never written to."""
+    metrics = load_metrics(folder)
+    saved = read_json(folder / SPLIT, SPLIT_FORM)
+    data = options.data or Path(saved.get("folder", ""))
+    if options.data is None:
+        if not saved.get("folder") or not data.is_dir():
+            raise PipelineError(f"{folder / SPLIT} does not say where the data are: give --data")
+        print(printable(f"{folder}: images from {data}, as {SPLIT} says"), file=sys.stderr)
+    cache, readable = options.cache, []
+    if cache is None:
+        cache = folder / "cache"
+        readable = [Path(saved["cache"])] if saved.get("cache") else []
+        if cache.is_symlink():
+            raise PipelineError(f"{cache} is a link, which may lead anywhere: give --cache")
+    settings = Settings(**metrics["settings"])
+    dataset = load_dataset(
+        data,
+        Split.from_dict(saved),
+        settings,
+        cache,
+        readable=readable,
+        skip_bad=options.skip_bad,
+        progress=runtime.progress,
+    )
+    changed = changed_parts(metrics["data"], dataset)
+    if changed and not options.changed_images:
+        raise PipelineError(
+            f"{folder} was made with other images or labels ({', '.join(changed)}): "
+            "--changed-images scores these all the same, and the report says so"
+        )
+    detector = Detector.load(folder / DETECTOR, runtime.device)
+    metrics = evaluate(detector, settings, dataset, folder, metrics, runtime)
+    write_report(folder, dataset, options.published or saved.get("published"))
+    return metrics
 
 
 def predict_command(options: argparse.Namespace, runtime: Runtime) -> int:
@@ -259,8 +297,13 @@ def make_parser() -> argparse.ArgumentParser:
     _add_common(again)
     again.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
     again.add_argument("--data", type=Path, help="folder of the data set, if it has moved")
-    again.add_argument("--cache", type=Path, help="folder of decoded images (that of the run)")
+    again.add_argument("--cache", type=Path, help="folder of decoded images (RUN/cache)")
     again.add_argument("--skip-bad", action="store_true", help="leave out damaged files")
+    again.add_argument(
+        "--changed-images",
+        action="store_true",
+        help="score images or labels that are not those of the run; the report says so",
+    )
     _add_published(again)
     again.set_defaults(command=evaluate_command)
 

@@ -5,8 +5,10 @@ Everything becomes 8-bit grey on a square grid, as the method was published.
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import json
+import io
+import itertools
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,16 +22,17 @@ from PIL import Image
 from tqdm import tqdm
 
 import anatpaste_aug as ap
+from anatpaste_aug import disk
 from anatpaste_aug.files import read_image
 from anatpaste_aug.images import to_grey
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.readers import PARTS, Entry, Split, check_split
 from examples.pretrain_gde.settings import NATIVE_SIZE, Settings
-from examples.pretrain_gde.storage import replacing, write_json
+from examples.pretrain_gde.storage import read_json, replacing, write_json
 
 Images = npt.NDArray[np.uint8]
 MISSING = "no such file"
-CACHE_VERSION = 2  # to be raised when decoding changes
+CACHE_VERSION = 3  # to be raised when decoding changes
 
 
 @dataclass(frozen=True)
@@ -64,23 +67,28 @@ def load_dataset(
     settings: Settings,
     cache: Path,
     *,
+    readable: Sequence[Path] = (),
     skip_bad: bool = False,
     progress: bool = True,
 ) -> Dataset:
     """Load the images of a split, and the lung masks if the settings need them.
+
+    What is not in `cache` is taken from one of the folders of `readable`, or made and put there.
 
     Raises
     ------
     PipelineError
         If files are missing or damaged and `skip_bad` is false: the message names them.
     """
+    disk.remove_abandoned(cache)
     segment = segmenter(settings.mask) if settings.needs_masks else None
+    caches = (cache, *readable)
     parts, images, skipped, masks = {}, {}, [], None
     bad: list[str] = []
     for part in PARTS:
         try:
             stored = load_images(
-                folder, split[part], settings.size, cache, skip_bad=skip_bad, progress=progress
+                folder, split[part], settings.size, *caches, skip_bad=skip_bad, progress=progress
             )
         except BadFilesError as error:  # to name those of all parts together
             bad += error.lines
@@ -94,9 +102,11 @@ def load_dataset(
     check_split(remaining, folder)
     if segment is not None and not settings.fresh_masks:
         native = load_images(
-            folder, parts["train"], NATIVE_SIZE, cache, skip_bad=skip_bad, progress=progress
+            folder, parts["train"], NATIVE_SIZE, *caches, skip_bad=skip_bad, progress=progress
         )
-        masks = load_masks(native, settings.mask, segment, settings.size, cache, progress=progress)
+        masks = load_masks(
+            native, settings.mask, segment, settings.size, *caches, progress=progress
+        )
     return Dataset(remaining, images, masks, tuple(skipped))
 
 
@@ -139,12 +149,11 @@ def load_images(
     folder: Path,
     entries: Sequence[Entry],
     size: int,
-    cache: Path,
-    *,
+    *caches: Path,
     skip_bad: bool = False,
     progress: bool = True,
 ) -> StoredImages:
-    """Decode files to `size` x `size` pixels, or take them from the cache.
+    """Decode files to `size` x `size` pixels, or take them from a cache; the first is written to.
 
     Raises
     ------
@@ -155,10 +164,10 @@ def load_images(
     with ThreadPoolExecutor(_workers()) as pool:
         digests = list(pool.map(_digest, (folder / name for name in names)))
     key = _key("images", size, *digests)
-    path, shape = cache / f"{key}.npy", (len(names), size, size)
+    shape = (len(names), size, size)
     paths = [folder / name for name in names]
     missing = {i: MISSING for i, digest in enumerate(digests) if digest == "missing"}
-    found = _cached(path, shape)
+    found = _cached(key, shape, caches)
     if found is not None and any(
         isinstance(attempt(paths[index], size), np.ndarray)  # a decoder was missing, perhaps
         for index in found[1]
@@ -173,10 +182,8 @@ def load_images(
                 raise BadFilesError(folder, _lines(names, bad))
             return bad
 
-        _store(path, _decoded(paths, size, bad, progress), shape, listed)
-        found = _cached(path, shape)
-        if found is None:
-            raise PipelineError(f"{path} cannot be read back")
+        rows = _decoded(paths, size, bad, progress)
+        found = _store(key, rows, shape, caches[0], listed)
     stored, reasons = found
     if reasons and not skip_bad:
         raise BadFilesError(folder, _lines(names, reasons))
@@ -194,8 +201,7 @@ def load_masks(
     name: str,
     segment: Callable[[Images], npt.NDArray[np.bool_]],
     size: int,
-    cache: Path,
-    *,
+    *caches: Path,
     progress: bool = True,
 ) -> Images:
     """Segment every image once, or take the masks from the cache.
@@ -203,19 +209,14 @@ def load_masks(
     The method's lengths are those of 256 x 256 images, so the lungs are found at that size and the
     mask is scaled: a pixel is lung if at least half of it is.
     """
-    path = (
-        cache / f"{_key('masks', name, ap.__version__, size, len(native.images), native.key)}.npy"
-    )
+    key = _key("masks", name, ap.__version__, size, len(native.images), native.key)
     shape = (len(native.images), size, size)
-    found = _cached(path, shape)
+    found = _cached(key, shape, caches)
     if found is None:
         with ThreadPoolExecutor(_workers()) as pool:
             rows = pool.map(lambda image: _resize_mask(segment(image), size), native.images)
             bar = tqdm(rows, "lung masks", shape[0], unit="img", disable=not progress)
-            _store(path, bar, shape, dict)
-        found = _cached(path, shape)
-        if found is None:
-            raise PipelineError(f"{path} cannot be read back")
+            found = _store(key, bar, shape, caches[0], dict)
     return found[0]
 
 
@@ -263,10 +264,16 @@ def attempt(path: Path, size: int) -> Images | str:
     """
     try:
         return decode(path, size)
-    except (ImportError, MemoryError) as error:
-        raise PipelineError(f"{path} was not read: {str(error) or type(error).__name__}") from error
     except Exception as error:  # decoders raise whatever they like on damaged files
-        return f"{type(error).__name__}: {error}"
+        told = getattr(error, "strerror", None) or str(error).removeprefix(f"{path}: ")
+        if isinstance(error, (ImportError, MemoryError)) or _lacks(error):
+            raise PipelineError(f"{path} was not read: {told or type(error).__name__}") from error
+        return f"{type(error).__name__}: {told}"
+
+
+def _lacks(error: Exception) -> bool:
+    """Tell whether an error is for want of memory or of open files, not for what a file holds."""
+    return getattr(error, "errno", None) in (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 
 def _decoded(
@@ -300,43 +307,71 @@ class BadFilesError(PipelineError):
         )
 
 
+Stored = tuple[Images, dict[int, str]]  # an array of the cache, and what is bad in it
+SIDECAR_FORM = {"bad": {str: str}, "sha256": str}
+
+
 def _store(
-    path: Path,
+    key: str,
     rows: Iterable[Images],
     shape: tuple[int, ...],
+    cache: Path,
     bad: Callable[[], dict[int, str]],
-) -> None:
-    """Write an array row by row; the array appears last and complete."""
+) -> Stored:
+    """Write an array row by row, and open it; it appears last and complete."""
+    path = cache / f"{key}.npy"
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "|u1", "fortran_order": False, "shape": shape}
+    )
+    digest = hashlib.sha256()
     with replacing(path) as file:
-        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        for row in rows:
-            file.write(row.tobytes())
-        write_json(_sidecar(path), {"bad": bad(), "count": shape[0]})
+        for data in itertools.chain([header.getvalue()], (row.tobytes() for row in rows)):
+            file.write(data)
+            digest.update(data)
+        write_json(path.with_suffix(".json"), {"bad": bad(), "sha256": digest.hexdigest()})
+    found = _cached(key, shape, [cache])
+    if found is None:
+        raise PipelineError(f"{path} cannot be read back")
+    return found
 
 
-def _sidecar(path: Path) -> Path:
-    return path.with_suffix(".json")
-
-
-def _cached(path: Path, shape: tuple[int, ...]) -> tuple[Images, dict[int, str]] | None:
-    """Open an array of the cache and its list of bad files; None if absent or damaged."""
-    try:
-        listed = json.loads(_sidecar(path).read_text())["bad"]
-        reasons = {int(index): str(reason) for index, reason in listed.items()}
-        stored = np.load(path, mmap_mode="c")
-    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return (stored, reasons) if stored.shape == shape and stored.dtype == np.uint8 else None
+def _cached(key: str, shape: tuple[int, ...], caches: Iterable[Path]) -> Stored | None:
+    """Open an array that a cache holds as it was written; None if none does."""
+    for path in (cache / f"{key}.npy" for cache in caches):
+        try:
+            sidecar = read_json(path.with_suffix(".json"), SIDECAR_FORM)
+            reasons = {int(index): reason for index, reason in sidecar["bad"].items()}
+            if _digest(path) != sidecar["sha256"] or not reasons.keys() <= set(range(shape[0])):
+                continue
+            stored = np.load(path, mmap_mode="c")
+        except Exception:  # whatever is wrong with it, it is made again
+            continue
+        if stored.shape == shape and stored.dtype == np.uint8:
+            return stored, reasons
+    return None
 
 
 def _digest(path: Path) -> str:
+    """Return a digest of what a file holds, or why it cannot be read.
+
+    Raises
+    ------
+    PipelineError
+        If that is not the file's fault.
+    """
+    digest = hashlib.sha256()
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        with disk.reading(path) as file:
+            while block := file.read(2**20):
+                digest.update(block)
     except FileNotFoundError:
         return "missing"
     except OSError as error:
+        if _lacks(error):
+            raise PipelineError(f"{path} was not read: {error.strerror}") from error
         return f"unreadable: {error.strerror}"
+    return digest.hexdigest()
 
 
 def _key(*parts: Any) -> str:

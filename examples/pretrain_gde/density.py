@@ -17,6 +17,7 @@ from sklearn.covariance import LedoitWolf
 from sklearn.neighbors import KernelDensity
 
 from examples.pretrain_gde.errors import PipelineError
+from examples.pretrain_gde.model import FEATURES
 
 Floats = npt.NDArray[np.float64]
 ESTIMATORS = ("kde", "gaussian")
@@ -90,9 +91,21 @@ class Density:
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, torch.Tensor]) -> Density:
-        """Read what `as_tensors` gave."""
+        """Read what `as_tensors` gave.
+
+        Raises
+        ------
+        ValueError
+            If an array is missing or has another shape.
+        """
         names = ("features", "mean", "precision")
-        return cls(*(tensors[f"density.{name}"].numpy() for name in names))
+        features, mean, precision = (tensors[f"density.{name}"].numpy() for name in names)
+        size = FEATURES
+        if features.shape != (len(features), size) or not len(features):
+            raise ValueError(f"density.features must be (N, {size}), got {features.shape}")
+        if mean.shape != (size,) or precision.shape != (size, size):
+            raise ValueError(f"the Gaussian must have {size} dimensions, got {mean.shape}")
+        return cls(features, mean, precision)
 
 
 class TorchScore(torch.nn.Module):

@@ -16,20 +16,25 @@ from torch import nn
 from examples.pretrain_gde.data import Dataset
 from examples.pretrain_gde.density import ESTIMATORS, Density
 from examples.pretrain_gde.errors import PipelineError
+from examples.pretrain_gde.forms import COUNT, LARGE
 from examples.pretrain_gde.metrics import best_threshold, measure
 from examples.pretrain_gde.model import make_backbone, seeded_network
 from examples.pretrain_gde.readers import PARTS, shared_patients
 from examples.pretrain_gde.runtime import Runtime, describe
-from examples.pretrain_gde.settings import Settings
+from examples.pretrain_gde.settings import LIMITS, Settings
 from examples.pretrain_gde.storage import (
     Tensors,
+    csv_cell,
     load_tensors,
+    read_csv,
     read_json,
     save_tensors,
     write_json,
     write_text,
 )
 from examples.pretrain_gde.train import (
+    BEST_FORM,
+    EPOCH_FORM,
     WEIGHTS,
     Progress,
     embed_images,
@@ -42,9 +47,39 @@ METRICS = "metrics.json"
 SPLIT = "split.json"
 SCORES = "scores.csv"
 FOLDS = 5
-RECORDED = ("environment", "data", "epochs", "seconds", "selected", "test", "untrained")
 
 Scores = dict[str, npt.NDArray[np.float64]]
+
+_RATE = (0.0, 1.0)
+_RESULT = {"auc": _RATE, "ap": _RATE, "auc_interval": [_RATE] * 2, "ap_interval": [_RATE] * 2}
+_MEASURED = {name: _RESULT for name in ESTIMATORS}
+_DATA = {
+    "layout": str,
+    "images": dict.fromkeys(PARTS, COUNT),
+    "files": dict.fromkeys(PARTS, COUNT),
+    "skipped": [str],
+    "shared_patients": {"patients": COUNT, "images": dict.fromkeys(PARTS, COUNT)},
+}
+THRESHOLDS = dict.fromkeys(ESTIMATORS, (-LARGE, LARGE))
+METRICS_FORM = {
+    "settings": {},
+    "environment": {"processes": COUNT, "versions": {str: str}},
+    "epochs": [EPOCH_FORM],
+    "seconds": (0.0, LARGE),
+    "wall_seconds": (0.0, LARGE),
+    "selected": BEST_FORM,
+    "data": _DATA,
+    "evaluated?": _DATA,
+    "thresholds": THRESHOLDS,
+    "valid": _MEASURED,
+    "test": _MEASURED,
+    "untrained": {"estimator": ESTIMATORS, "test": _MEASURED},
+}
+DETECTOR_FORM = {
+    "thresholds": THRESHOLDS,
+    "estimator": ESTIMATORS,
+    "size": LIMITS["size"],
+}
 
 
 @dataclass(frozen=True)
@@ -75,9 +110,20 @@ class Detector:
     size: int
 
     def score(self, images: npt.NDArray[np.uint8]) -> Scores:
-        """Score (N, S, S) uint8 images with both estimators."""
+        """Score (N, S, S) uint8 images with both estimators.
+
+        Raises
+        ------
+        PipelineError
+            If a score is not finite: the weights or the density are of no use.
+        """
         features = embed_images(self.backbone, images)
-        return {name: self.density.score(features, name) for name in ESTIMATORS}
+        with np.errstate(all="ignore"):
+            scores = {name: self.density.score(features, name) for name in ESTIMATORS}
+        for name, values in scores.items():
+            if not np.isfinite(values).all():
+                raise PipelineError(f"the detector gives scores that are not finite ({name})")
+        return scores
 
     def save(self, path: Path) -> None:
         """Write everything into one file."""
@@ -99,29 +145,32 @@ class Detector:
         PipelineError
             If the file is missing, damaged or of another kind.
         """
-        tensors, info = load_tensors(path)
+        tensors, info = load_tensors(path, DETECTOR_FORM)
         backbone = make_backbone()
         prefix = "backbone."
         try:
-            if info["estimator"] not in ESTIMATORS:
-                raise ValueError(f"its estimator is {info['estimator']!r}")
             weights = {
                 name.removeprefix(prefix): value
                 for name, value in tensors.items()
                 if name.startswith(prefix)
             }
             backbone.load_state_dict(weights)
+            density = Density.from_tensors(tensors)
             scores = {name: tensors[f"normal_scores.{name}"].numpy() for name in ESTIMATORS}
-            return cls(
-                backbone.eval().to(device),
-                Density.from_tensors(tensors),
-                scores,
-                {name: float(info["thresholds"][name]) for name in ESTIMATORS},
-                str(info["estimator"]),
-                int(info["size"]),
-            )
+            for name, values in scores.items():
+                if values.ndim != 1 or not values.size or (np.diff(values) < 0).any():
+                    raise ValueError(f"normal_scores.{name} must be sorted, one at least")
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise PipelineError(f"{path} holds no detector: {error}") from error
+            reason = " ".join(str(error).split())
+            raise PipelineError(f"{path} holds no detector: {reason}") from error
+        return cls(
+            backbone.eval().to(device),
+            density,
+            scores,
+            {name: float(info["thresholds"][name]) for name in ESTIMATORS},
+            info["estimator"],
+            info["size"],
+        )
 
 
 def fit_detector(backbone: nn.Module, dataset: Dataset, size: int, estimator: str) -> Detector:
@@ -191,22 +240,42 @@ def finish(
     best = progress.best
     if best is None:
         raise PipelineError("nothing was validated, so that no weights can be chosen")
-    weights, _ = load_tensors(folder / WEIGHTS.format(best["epoch"]))
+    path = folder / WEIGHTS.format(best["epoch"])
+    weights, _ = load_tensors(path, {})
     backbone = make_backbone()
-    backbone.load_state_dict(weights)
+    try:
+        backbone.load_state_dict(weights)
+    except RuntimeError as error:
+        raise PipelineError(f"{path} holds no weights of this network") from error
     detector = fit_detector(backbone.to(runtime.device), dataset, settings.size, best["estimator"])
     detector.save(folder / DETECTOR)
     metrics = {
         "settings": settings.as_dict(),
         "environment": describe(runtime),
+        "data": describe_data(dataset),
         "epochs": progress.epochs,
         "seconds": sum(record["seconds"] for record in progress.epochs),
-        "wall_seconds": sum(
-            record.get("wall_seconds", record["seconds"]) for record in progress.epochs
-        ),
+        "wall_seconds": sum(record["wall_seconds"] for record in progress.epochs),
         "selected": best,
     }
     return evaluate(detector, settings, dataset, folder, metrics, runtime)
+
+
+def describe_data(dataset: Dataset) -> dict[str, Any]:
+    """Describe the images of a run, so that others can be told from them."""
+    return {
+        "layout": dataset.split.layout,
+        "images": {part: len(images) for part, images in dataset.images.items()},
+        "files": fingerprint(dataset, PARTS),
+        "skipped": list(dataset.skipped),
+        "shared_patients": shared_patients(dataset.split),
+    }
+
+
+def changed_parts(made_with: dict[str, Any], dataset: Dataset) -> list[str]:
+    """Name the parts whose images or labels are not those of a record of `describe_data`."""
+    now = fingerprint(dataset, PARTS)
+    return [part for part in PARTS if now[part] != made_with["files"][part]]
 
 
 def evaluate(
@@ -219,20 +288,18 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score the test part; write the scores, the completed metrics and the report.
 
-    `metrics` is what is known from training: what `METRICS` holds, less the measured parts.
+    `metrics` is what is known from training: what `METRICS` holds, less the measured parts. Its
+    record of the data is kept; where others are scored now, theirs comes beside it.
     """
+    if (detector.size, detector.estimator) != (settings.size, metrics["selected"]["estimator"]):
+        raise PipelineError(f"{folder / DETECTOR} and {METRICS} are not of one run")
     scores, test = measure_part(detector, dataset, "test")
     _, valid = measure_part(detector, dataset, "valid")
     scores_before, untrained = measure_untrained(settings, dataset, runtime)
+    changed = changed_parts(metrics["data"], dataset)
     metrics = {
         **metrics,
-        "data": {
-            "layout": dataset.split.layout,
-            "images": {part: len(images) for part, images in dataset.images.items()},
-            "files": fingerprint(dataset, PARTS),
-            "skipped": list(dataset.skipped),
-            "shared_patients": shared_patients(dataset.split),
-        },
+        "evaluated": describe_data(dataset) if changed else None,
         "thresholds": detector.thresholds,
         "valid": valid,
         "test": test,
@@ -253,21 +320,29 @@ def write_scores(path: Path, dataset: Dataset, kinds: dict[str, Scores]) -> None
     writer.writerow(["path", "abnormal", *columns])
     for index, entry in enumerate(dataset.split.test):
         values = [repr(float(column[index])) for column in columns.values()]
-        writer.writerow([entry.path, int(entry.abnormal), *values])
+        writer.writerow([csv_cell(entry.path), int(entry.abnormal), *values])
     write_text(path, text.getvalue())
 
 
-def read_scores(path: Path) -> tuple[list[str], npt.NDArray[np.bool_], Scores]:
-    """Read what `write_scores` wrote: paths, truth, and the columns."""
+def read_scores(path: Path, truth: npt.NDArray[np.bool_]) -> Scores:
+    """Read the columns of what `write_scores` wrote, for the images of this truth.
+
+    Raises
+    ------
+    PipelineError
+        If the file cannot be read or belongs to other images.
+    """
+    names = [prefix + name for prefix in ("", "untrained_") for name in ESTIMATORS]
+    rows = [row for _, row in read_csv(path, ("abnormal", *names))]
     try:
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        names = [name for name in rows[0] if name not in ("path", "abnormal")]
+        if [row["abnormal"] for row in rows] != [str(int(label)) for label in truth]:
+            raise ValueError("it is not of the images of the test part")
         columns = {name: np.array([float(row[name]) for row in rows]) for name in names}
-        truth = np.array([row["abnormal"] == "1" for row in rows])
-        return [row["path"] for row in rows], truth, columns
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        if not all(np.isfinite(values).all() for values in columns.values()):
+            raise ValueError("a score is not finite")
+    except ValueError as error:
         raise PipelineError(f"cannot read {path}: {error}") from error
+    return columns
 
 
 def chosen_auc(metrics: dict[str, Any]) -> float:
@@ -279,12 +354,11 @@ def load_metrics(folder: Path) -> dict[str, Any]:
     """Read the metrics of a finished run."""
     if not (folder / METRICS).exists():
         raise PipelineError(f"{folder} holds no finished run: no {METRICS}")
-    metrics: dict[str, Any] = read_json(folder / METRICS)
+    metrics: dict[str, Any] = read_json(folder / METRICS, METRICS_FORM)
     try:
         Settings(**metrics["settings"])
-        missing = [name for name in RECORDED if name not in metrics]
-    except (KeyError, TypeError) as error:
+        if not metrics["epochs"]:
+            raise PipelineError("epochs must not be empty")
+    except (TypeError, PipelineError) as error:
         raise PipelineError(f"{folder / METRICS} is not one of the pipeline's: {error}") from error
-    if missing:
-        raise PipelineError(f"{folder / METRICS} lacks {', '.join(missing)}")
     return metrics

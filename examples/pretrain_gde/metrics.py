@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.metrics import roc_curve
 
 RESAMPLES = 2000
 
@@ -84,18 +85,7 @@ def measure(scores: npt.ArrayLike, abnormal: npt.ArrayLike, seed: int = 0) -> di
     }
 
 
-def roc(scores: npt.ArrayLike, abnormal: npt.ArrayLike) -> tuple[list[float], list[float]]:
-    """Give the ROC curve: false and true positive rates from (0, 0) to (1, 1)."""
-    values, truth = np.asarray(scores), np.asarray(abnormal, bool)
-    thresholds = np.concatenate([[np.inf], np.unique(values)[::-1]])
-    false = [float((values[~truth] >= threshold).mean()) for threshold in thresholds]
-    true = [float((values[truth] >= threshold).mean()) for threshold in thresholds]
-    return false, true
-
-
 def best_threshold(scores: npt.ArrayLike, abnormal: npt.ArrayLike) -> float:
-    """Give the threshold with the greatest Youden index; a score at or above it is abnormal."""
-    values = np.asarray(scores)
-    false, true = roc(values, abnormal)
-    levels = np.unique(values)[::-1]
-    return float(levels[int(np.argmax(np.subtract(true, false)[1:]))])
+    """Return the threshold with the greatest Youden index; a score at or above it is abnormal."""
+    false, true, thresholds = roc_curve(abnormal, scores, drop_intermediate=False)
+    return float(thresholds[1:][np.argmax((true - false)[1:])])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -19,7 +20,7 @@ from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.evaluate import Detector
 from examples.pretrain_gde.heatmap import heat_maps, overlay
 from examples.pretrain_gde.readers import SUFFIXES
-from examples.pretrain_gde.storage import replacing
+from examples.pretrain_gde.storage import csv_cell, printable, replacing
 
 COLUMNS = ("path", "score", "percentile", "abnormal", "estimator", "heat_map")
 BATCH = 32
@@ -90,8 +91,8 @@ def _fill(
         row["estimator"] = name
         row["heat_map"] = None
         if heat_map_folder is not None and maps is not None:
-            # Numbered, as images of several folders may bear one name.
-            path = heat_map_folder / f"{begin + index:05d}_{Path(row['path']).stem}.png"
+            # Numbered, as images of several folders may bear one name; the name may be too long.
+            path = heat_map_folder / f"{begin + index:05d}_{Path(row['path']).stem[:60]}.png"
             with replacing(path) as file:
                 Image.fromarray(overlay(images[index], maps[index])).save(file, "png")
             row["heat_map"] = str(path)
@@ -107,7 +108,7 @@ def find_images(names: Sequence[Path]) -> list[Path]:
     """
     paths = []
     for name in names:
-        if name.is_dir():
+        if _is_folder(name):
             inside = sorted(path for path in name.iterdir() if path.suffix.lower() in SUFFIXES)
             if not inside:
                 raise PipelineError(f"{name} holds no images")
@@ -115,6 +116,13 @@ def find_images(names: Sequence[Path]) -> list[Path]:
         else:
             paths.append(name)
     return paths
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # too long a name, for instance: reading it will tell
+        return False
 
 
 def write_predictions(
@@ -130,21 +138,24 @@ def write_predictions(
     text = io.StringIO()
     target = sys.stdout if output is None else text
     writer = csv.DictWriter(target, COLUMNS, lineterminator="\n")
-    if form == "csv":
-        writer.writeheader()
     scored = failed = 0
-    for row in rows:
-        if "error" in row:
-            failed += 1
-            tqdm.write(f"skipped {row['path']}: {row['error']}", file=sys.stderr)
-            continue
-        scored += 1
+    # Opened at once: that it cannot be written must not come out after all the work.
+    with contextlib.nullcontext() if output is None else replacing(output) as file:
         if form == "csv":
-            writer.writerow(row)
-        else:
-            print(json.dumps(row), file=target)
-        target.flush()
-    if output is not None:
-        with replacing(output) as file:
+            writer.writeheader()
+        for row in rows:
+            if "error" in row:
+                failed += 1
+                line = printable(f"skipped {row['path']}: {row['error']}")
+                tqdm.write(line, file=sys.stderr)
+                continue
+            scored += 1
+            if form == "csv":
+                cells = {name: csv_cell(row[name]) for name in ("path", "heat_map") if row[name]}
+                writer.writerow({**row, **cells})
+            else:
+                print(json.dumps(row), file=target)
+            target.flush()
+        if file is not None:
             file.write(text.getvalue().encode())
     return scored, failed

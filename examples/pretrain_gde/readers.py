@@ -7,22 +7,34 @@ are named.
 
 from __future__ import annotations
 
-import csv
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
 from examples.pretrain_gde.errors import PipelineError
+from examples.pretrain_gde.forms import COUNT
+from examples.pretrain_gde.storage import read_csv
 
 PARTS = ("train", "valid", "test")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm", ".dicom")
 MIN_TRAIN = 4  # images: fewer make no density
 HELD_OUT = {"zhanglab": (100, 0), "chexpert": (250, 250), "rsna": (250, 250)}
 PUBLISHED_AUC = {"zhanglab": 0.921, "chexpert": 0.787, "rsna": 0.819}
+
+_ENTRIES = [{"path": str, "abnormal": bool, "patient?": str}]
+SPLIT_FORM: dict[str, Any] = {
+    "layout": ("plain", *HELD_OUT),
+    **dict.fromkeys(PARTS, _ENTRIES),
+    "folder?": str,
+    "cache?": str,
+    "held_out?": [COUNT, COUNT],
+    "published?": tuple(PUBLISHED_AUC),
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +44,23 @@ class Entry:
     path: str
     abnormal: bool
     patient: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check that the path stays inside the data folder; links in it are the folder's own."""
+        try:
+            inside = os.fsencode(self.path) and b"\0" not in os.fsencode(self.path)
+        except UnicodeEncodeError:
+            inside = False
+        named = PurePath(self.path)
+        if not inside or not named.parts or named.anchor or ".." in named.parts:
+            raise PipelineError(
+                f"the path of an image must lead into the data folder, got {self.path!r}"
+            )
+
+    @property
+    def owner(self) -> str:
+        """Tell whom it shows; an image of nobody known stands alone."""
+        return self.patient or self.path
 
 
 @dataclass(frozen=True)
@@ -54,12 +83,12 @@ class Split:
 
     @classmethod
     def from_dict(cls, value: Any) -> Split:
-        """Read what `as_dict` gave."""
-        try:
-            parts = {part: tuple(Entry(**entry) for entry in value[part]) for part in PARTS}
-            return cls(value["layout"], **parts)
-        except (TypeError, KeyError) as error:
-            raise PipelineError(f"the saved split is not one of the pipeline's: {error}") from error
+        """Read what `as_dict` gave, in the form of `SPLIT_FORM`."""
+        parts = {
+            part: tuple(Entry(e["path"], e["abnormal"], e.get("patient")) for e in value[part])
+            for part in PARTS
+        }
+        return cls(value["layout"], **parts)
 
 
 def read_split(
@@ -92,6 +121,13 @@ def read_split(
         raise PipelineError(f"layout must be auto or one of {', '.join(READERS)}, got {layout!r}")
     if name == "plain" and held_out is not None:
         raise PipelineError("held-out numbers cannot be given for plain: its folders are the split")
+    if held_out is not None and min(held_out) < 0:
+        raise PipelineError(f"held-out numbers must be at least 0, got {held_out}")
+    if name == "zhanglab" and held_out is not None and held_out[1] != 0:
+        raise PipelineError(
+            "the held-out number of the test part must be 0 for zhanglab, whose test part is the "
+            f"official one, got {held_out[1]}"
+        )
     rng = np.random.default_rng(seed)
     split = READERS[name](folder, rng, held_out or HELD_OUT.get(name, (0, 0)))
     check_split(split, folder)
@@ -133,8 +169,12 @@ def check_split(split: Split, folder: Path) -> None:
                 f"the {part} part of {folder} holds {kind} images only: an AUC needs both classes"
             )
     owner: dict[str, str] = {}
+    paths: set[str] = set()
     for part in PARTS:
         for entry in split[part]:
+            if entry.path in paths:
+                raise PipelineError(f"{entry.path} is given twice")
+            paths.add(entry.path)
             if entry.patient and owner.setdefault(entry.patient, part) != part:
                 raise PipelineError(
                     f"patient {entry.patient} is in both {owner[entry.patient]} and {part}"
@@ -218,17 +258,30 @@ def read_chexpert(folder: Path, rng: np.random.Generator, held_out: tuple[int, i
     """
     root = folder / "CheXpert-v1.0-small" if (folder / "CheXpert-v1.0-small").is_dir() else folder
     entries = []
-    for row in _rows(root / "train.csv", ("Path", "Frontal/Lateral", "No Finding")):
-        if row["Frontal/Lateral"] != "Frontal":
-            continue
+    table = root / "train.csv"
+    for line, row in read_csv(table, ("Path", "Frontal/Lateral", "No Finding")):
         # Paths in the CSV begin with the data set's own folder, whatever it is called here.
         named = Path(row["Path"])
-        path = root.joinpath(*named.parts[1:])
         patient = next((part for part in named.parts if re.fullmatch(r"patient\d+", part)), None)
-        if _is_one(row["No Finding"]):
-            entries.append(Entry(_below(folder, path), False, patient))
-        elif any(_is_one(row.get(finding)) for finding in CHEXPERT_FINDINGS):
-            entries.append(Entry(_below(folder, path), True, patient))
+        if patient is None:
+            raise PipelineError(
+                f"{table}, line {line}: Path must name a patient, got {row['Path']!r}"
+            )
+        if row["Frontal/Lateral"] not in ("Frontal", "Lateral"):
+            raise PipelineError(
+                f"{table}, line {line}: Frontal/Lateral must be one of them, "
+                f"got {row['Frontal/Lateral']!r}"
+            )
+        if row["Frontal/Lateral"] != "Frontal":
+            continue
+        path = _below(folder, root.joinpath(*named.parts[1:]))
+        try:
+            normal = _is_one(row["No Finding"])
+            ill = any([_is_one(row.get(finding)) for finding in CHEXPERT_FINDINGS])
+        except ValueError as error:
+            raise PipelineError(f"{table}, line {line}: {error}") from error
+        if normal or ill:
+            entries.append(Entry(path, not normal, patient))
     return split_by_patient("chexpert", entries, held_out, rng)
 
 
@@ -249,10 +302,11 @@ CHEXPERT_FINDINGS = (
 
 
 def _is_one(cell: str | None) -> bool:
-    try:
-        return float(cell or "nan") == 1
-    except ValueError:
-        return False
+    """Tell whether a finding is certain: 1, not 0 (absent), -1 (uncertain) or empty (untold)."""
+    return float(cell or 0) == 1
+
+
+RSNA_CLASSES = ("Normal", "Lung Opacity", "No Lung Opacity / Not Normal")
 
 
 def read_rsna(folder: Path, rng: np.random.Generator, held_out: tuple[int, int]) -> Split:
@@ -262,7 +316,16 @@ def read_rsna(folder: Path, rng: np.random.Generator, held_out: tuple[int, int])
     """
     table = folder / "stage_2_detailed_class_info.csv"
     classes: dict[str, str] = {}
-    for row in _rows(table, ("patientId", "class")):  # one row per box: patients come repeatedly
+    for line, row in read_csv(
+        table, ("patientId", "class")
+    ):  # a row per box: patients come repeatedly
+        if not row["patientId"]:
+            raise PipelineError(f"{table}, line {line}: patientId must not be empty")
+        if row["class"] not in RSNA_CLASSES:
+            raise PipelineError(
+                f"{table}, line {line}: class must be one of {', '.join(RSNA_CLASSES)}, "
+                f"got {row['class']!r}"
+            )
         if classes.setdefault(row["patientId"], row["class"]) != row["class"]:
             raise PipelineError(f"{table} gives patient {row['patientId']} two classes")
     entries = [
@@ -292,8 +355,8 @@ def split_by_patient(
             pool = [entry for entry in remaining if entry.abnormal == abnormal]
             drawn, _ = draw_by_patient(pool, size, rng)
             parts[part] += drawn
-            gone = {entry.patient for entry in drawn}
-            remaining = [entry for entry in remaining if entry.patient not in gone]
+            gone = {entry.owner for entry in drawn}
+            remaining = [entry for entry in remaining if entry.owner not in gone]
     train = tuple(entry for entry in remaining if not entry.abnormal)
     return Split(layout, train, tuple(parts["valid"]), tuple(parts["test"]))
 
@@ -304,14 +367,17 @@ def draw_by_patient(
     """Draw `size` images, whole patients at a time; give them and the images of other patients."""
     patients: dict[str, list[Entry]] = {}
     for entry in sorted(entries, key=lambda entry: entry.path):
-        patients.setdefault(entry.patient or entry.path, []).append(entry)
+        patients.setdefault(entry.owner, []).append(entry)
     names = list(patients)
     drawn: list[Entry] = []
     for index in rng.permutation(len(names)):
         if len(drawn) + len(patients[names[index]]) <= size:
             drawn += patients.pop(names[index])
     if len(drawn) < size:
-        raise PipelineError(f"cannot set {size} images aside: only {len(drawn)} can be drawn")
+        raise PipelineError(
+            f"cannot set {size} images aside: of {len(entries)}, whole patients at a time, "
+            f"{len(drawn)} were drawn"
+        )
     return drawn, [entry for rest in patients.values() for entry in rest]
 
 
@@ -327,15 +393,3 @@ def _images(folder: Path) -> list[Path]:
 
 def _below(folder: Path, path: Path) -> str:
     return path.relative_to(folder).as_posix()
-
-
-def _rows(table: Path, columns: Sequence[str]) -> Iterable[dict[str, str]]:
-    try:
-        with table.open(newline="") as file:
-            reader = csv.DictReader(file)
-            missing = [name for name in columns if name not in (reader.fieldnames or ())]
-            if missing:
-                raise PipelineError(f"{table} has no column {', '.join(missing)}")
-            yield from reader
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise PipelineError(f"cannot read {table}: {error}") from error

@@ -20,19 +20,23 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from scipy import ndimage
+from sklearn.metrics import roc_curve
 
 from examples.pretrain_gde.augment import Augmenter
 from examples.pretrain_gde.data import Dataset, Images
 from examples.pretrain_gde.density import ESTIMATORS
 from examples.pretrain_gde.evaluate import DETECTOR, SCORES, Detector, load_metrics, read_scores
 from examples.pretrain_gde.heatmap import heat_maps, overlay
-from examples.pretrain_gde.metrics import roc
 from examples.pretrain_gde.readers import PUBLISHED_AUC
 from examples.pretrain_gde.settings import Settings
 from examples.pretrain_gde.storage import write_text
 
 REPORT = "report.html"
 NAMES = {"kde": "kernel density", "gaussian": "single Gaussian"}
+CHANGED = (
+    "Warning: these numbers are of other images or labels than the run was made with "
+    "(evaluate --changed-images)."
+)
 SHOWN = 6  # images in a row
 BLUE, ORANGE, GREY, GREEN = "#2b6cb0", "#c05621", "#718096", "#2f855a"
 
@@ -41,6 +45,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #1a202c; background: #fff; m
        margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 p.lead { font-size: 1.1rem; margin-top: .2rem; } p.note { color: #4a5568; font-size: .9rem; }
+p.warning { border-left: .3rem solid #c05621; padding-left: .6rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem 1.2rem .25rem 0; border-bottom: 1px solid #e2e8f0;
          vertical-align: top; }
@@ -66,7 +71,8 @@ def write_report(folder: Path, dataset: Dataset, published: str | None = None) -
     """
     metrics = load_metrics(folder)
     detector = Detector.load(folder / DETECTOR)
-    paths, truth, scores = read_scores(folder / SCORES)
+    truth = dataset.labels("test")
+    scores = read_scores(folder / SCORES, truth)
     settings = Settings(**metrics["settings"])
     known = PUBLISHED_AUC.get(published or dataset.split.layout)
     chosen = metrics["selected"]["estimator"]
@@ -75,11 +81,15 @@ def write_report(folder: Path, dataset: Dataset, published: str | None = None) -
     title = f"{settings.variant}, seed {settings.seed}: test AUC {test['auc']:.3f}"
     sections = [
         f"<h1>{html.escape(title)}</h1>",
-        f'<p class="lead">95 % interval {_interval(test["auc_interval"])}, average precision '
-        f"{test['ap']:.3f}. Scored by the {NAMES[chosen]} after epoch "
-        f"{metrics['selected']['epoch']}, both chosen on the validation part. Before training: "
-        f"{before['test'][before['estimator']]['auc']:.3f}.</p>",
-        '<p class="note">For research, not for diagnosis.</p>',
+        _paragraph(
+            "lead",
+            f"95 % interval {_interval(test['auc_interval'])}, average precision "
+            f"{test['ap']:.3f}. Scored by the {NAMES[chosen]} after epoch "
+            f"{metrics['selected']['epoch']}, both chosen on the validation part. Before training: "
+            f"{before['test'][before['estimator']]['auc']:.3f}.",
+        ),
+        _paragraph("note", "For research, not for diagnosis."),
+        *([_paragraph("warning", CHANGED)] if metrics["evaluated"] else []),
         _results_table(metrics),
         '<div class="plots">',
         _plot(lambda axes: _draw_roc(axes, truth, scores, chosen, before["estimator"], known)),
@@ -90,9 +100,9 @@ def write_report(folder: Path, dataset: Dataset, published: str | None = None) -
         "<h2>What the network learnt to tell apart</h2>",
         *_gallery(settings, dataset),
         "<h2>Test images with the highest scores</h2>",
-        *_ranked(detector, dataset, paths, truth, scores[chosen], highest=True),
+        *_ranked(detector, dataset, scores[chosen], highest=True),
         "<h2>Test images with the lowest scores</h2>",
-        *_ranked(detector, dataset, paths, truth, scores[chosen], highest=False),
+        *_ranked(detector, dataset, scores[chosen], highest=False),
         '<p class="note">Below each image: Grad-CAM of its score, scaled to its own maximum. The '
         "share is that of the training normals that score lower.</p>",
         "<h2>Settings</h2>",
@@ -131,7 +141,7 @@ def _results_table(metrics: dict[str, Any]) -> str:
 def _settings_table(metrics: dict[str, Any]) -> str:
     environment = dict(metrics["environment"])
     versions = environment.pop("versions")
-    data = metrics["data"]
+    data = metrics["evaluated"] or metrics["data"]
     share = np.mean([record["augmentation_share"] for record in metrics["epochs"]])
     rows = [
         *metrics["settings"].items(),
@@ -139,11 +149,7 @@ def _settings_table(metrics: dict[str, Any]) -> str:
         *((f"{part} images", count) for part, count in data["images"].items()),
         ("files skipped", len(data["skipped"])),
         ("minutes of training", f"{metrics['seconds'] / 60:.1f}"),
-        *(
-            [("minutes with validation", f"{metrics['wall_seconds'] / 60:.1f}")]
-            if "wall_seconds" in metrics
-            else []
-        ),
+        ("minutes with validation", f"{metrics['wall_seconds'] / 60:.1f}"),
         ("share of it for augmentation", f"{100 * share:.1f} %"),
         *environment.items(),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
@@ -165,7 +171,7 @@ def _draw_roc(
         (other, NAMES[other], ORANGE),
         (f"untrained_{before}", "untrained", GREY),
     ):
-        false, true = roc(scores[column], truth)
+        false, true, _ = roc_curve(truth, scores[column])
         axes.plot(false, true, color=colour, label=f"{label}: {np.trapezoid(true, false):.3f}")
     if published is not None:
         # A binormal curve of that area: the paper gives the area, not the points.
@@ -279,8 +285,6 @@ def _outlined(image: Images, changed: npt.NDArray[np.bool_]) -> Images:
 def _ranked(
     detector: Detector,
     dataset: Dataset,
-    paths: list[str],
-    truth: npt.NDArray[np.bool_],
     scores: npt.NDArray[np.float64],
     *,
     highest: bool,
@@ -291,9 +295,10 @@ def _ranked(
     captions = []
     for index in order:
         percentile = 100 * np.searchsorted(normal, scores[index]) / len(normal)
-        kind = "abnormal" if truth[index] else "normal"
-        name = html.escape(Path(paths[index]).name)
-        captions.append(f"{kind}, {scores[index]:.7g}, above {percentile:.0f} %<br>{name}")
+        entry = dataset.split.test[index]
+        kind = "abnormal" if entry.abnormal else "normal"
+        told = f"{kind}, {scores[index]:.7g}, above {percentile:.0f} %"
+        captions.append(f"{told}\n{Path(entry.path).name}")
     maps = heat_maps(detector, images)
     yield _row(zip(images, captions, strict=True))
     yield _row((overlay(image, heat), "") for image, heat in zip(images, maps, strict=True))
@@ -304,17 +309,26 @@ def _row(images: Iterable[tuple[Images, str]]) -> str:
     for image, caption in images:
         data = io.BytesIO()
         Image.fromarray(image).save(data, "png")
-        text = f"<figcaption>{caption}</figcaption>" if caption else ""
-        alt = caption.partition("<br>")[0] or "heat map"
+        text = f"<figcaption>{_text(caption)}</figcaption>" if caption else ""
+        alt = html.escape(caption.partition("\n")[0] or "heat map")
         figures.append(
             f'<figure><img alt="{alt}" src="{_uri("png", data.getvalue())}">{text}</figure>'
         )
     return f'<div class="row">{"".join(figures)}</div>'
 
 
+def _paragraph(kind: str, text: str) -> str:
+    return f'<p class="{kind}">{_text(text)}</p>'
+
+
+def _text(text: str) -> str:
+    """Turn a text into HTML: all that reaches a page goes through here or through `html.escape`."""
+    return html.escape(text).replace("\n", "<br>")
+
+
 def _table(rows: Iterable[Iterable[Any]], head: Iterable[str] = ()) -> str:
     def line(cells: Iterable[Any], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(str(c))}</{tag}>" for c in cells) + "</tr>"
+        return "<tr>" + "".join(f"<{tag}>{_text(str(c))}</{tag}>" for c in cells) + "</tr>"
 
     top = line(head, "th")
     return f"<table>{top if head else ''}{''.join(line(row, 'td') for row in rows)}</table>"

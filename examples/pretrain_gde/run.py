@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import sys
 from collections.abc import Sequence
@@ -11,13 +12,20 @@ from typing import Any
 
 from examples.pretrain_gde.data import Dataset, load_dataset
 from examples.pretrain_gde.errors import PipelineError
-from examples.pretrain_gde.evaluate import METRICS, SPLIT, chosen_auc, finish, load_metrics
-from examples.pretrain_gde.readers import PARTS, Split, read_split, shared_patients
+from examples.pretrain_gde.evaluate import (
+    METRICS,
+    SPLIT,
+    changed_parts,
+    chosen_auc,
+    finish,
+    load_metrics,
+)
+from examples.pretrain_gde.readers import SPLIT_FORM, Split, read_split, shared_patients
 from examples.pretrain_gde.report import REPORT, write_report
 from examples.pretrain_gde.runtime import Runtime
 from examples.pretrain_gde.settings import Settings
-from examples.pretrain_gde.storage import read_json, write_json
-from examples.pretrain_gde.train import CHECKPOINT, fingerprint, train
+from examples.pretrain_gde.storage import locked, printable, read_json, write_json
+from examples.pretrain_gde.train import CHECKPOINT, train
 
 
 @dataclass(frozen=True)
@@ -70,26 +78,29 @@ def run(
         If `folder` holds a run already, and it is neither to go on nor to be replaced, or it was
         made with other settings or images.
     """
-    if not overwrite:
-        check_folder(settings, source, folder, runtime, resume=resume)
-    finished = resume and (folder / METRICS).exists()
-    dataset = load(settings, source, folder, runtime, resume=resume)
-    if finished:
-        metrics = load_metrics(folder)
-        made_with = metrics["data"].get("files")
-        if made_with is not None and made_with != fingerprint(dataset, PARTS):
-            raise PipelineError(f"{folder} was made with other images")
-        if runtime.leads and not (folder / REPORT).exists():
+    with contextlib.ExitStack() as stack:
+        if runtime.leads:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder))
+        if not overwrite:
+            check_folder(settings, source, folder, runtime, resume=resume)
+        finished = resume and (folder / METRICS).exists()
+        dataset = load(settings, source, folder, runtime, resume=resume)
+        metrics = {}
+        if finished:
+            metrics = load_metrics(folder)
+            if changed_parts(metrics["data"], dataset):
+                raise PipelineError(f"{folder} was made with other images")
+            if metrics["evaluated"]:
+                raise PipelineError(f"{folder} was last evaluated on other images: do it again")
+        else:
+            progress = train(settings, dataset, folder, runtime, resume=resume)
+            if runtime.leads:
+                metrics = finish(settings, dataset, progress, folder, runtime)
+        if runtime.leads and not (finished and (folder / REPORT).exists()):
             write_report(folder, dataset, source.published)
         runtime.wait()
         return metrics
-    progress = train(settings, dataset, folder, runtime, resume=resume)
-    metrics = {}
-    if runtime.leads:
-        metrics = finish(settings, dataset, progress, folder, runtime)
-        write_report(folder, dataset, source.published)
-    runtime.wait()
-    return metrics
 
 
 def check_folder(
@@ -114,19 +125,19 @@ def check_folder(
             for name, value in settings.as_dict().items()
             if metrics["settings"].get(name) != value
         ]
-        processes = metrics["environment"].get("processes", runtime.world)
+        processes = metrics["environment"]["processes"]
         if processes != runtime.world:
             other.append(f"number of processes ({processes})")
         if other:
             raise PipelineError(f"{folder} was made with another {', '.join(other)}")
     if (folder / SPLIT).exists():
-        saved = read_json(folder / SPLIT)
+        saved = read_json(folder / SPLIT, SPLIT_FORM)
         layout = Split.from_dict(saved).layout
         if source.layout not in ("auto", layout):
             raise PipelineError(f"{folder} was made with another layout: {layout}")
         held_out = list(source.held_out) if source.held_out else None
-        if saved.get("held_out", held_out) != held_out:
-            told = saved["held_out"] or "the layout's own"
+        if saved.get("held_out") != held_out:
+            told = saved.get("held_out") or "the layout's own"
             raise PipelineError(f"{folder} was made with other held-out numbers: {told}")
 
 
@@ -197,7 +208,7 @@ def load(
         runtime.wait()  # the first process fills the cache
     path = folder / SPLIT
     if path.exists() and (resume or not runtime.leads):
-        split = Split.from_dict(read_json(path))
+        split = Split.from_dict(read_json(path, SPLIT_FORM))
     else:
         split = read_split(source.folder, source.layout, settings.seed, source.held_out)
     dataset = load_dataset(
@@ -228,7 +239,8 @@ def load(
                 file=sys.stderr,
             )
         if dataset.skipped:
-            print(f"{len(dataset.skipped)} files skipped:", *dataset.skipped, sep="\n  ")
+            lines = map(printable, dataset.skipped)
+            print(f"{len(dataset.skipped)} files skipped:", *lines, sep="\n  ")
         runtime.wait()
     return dataset
 

@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_limits
 
 import anatpaste_aug
 from examples.pretrain_gde.errors import PipelineError
+from examples.pretrain_gde.forms import check_form
 
 PATIENCE = timedelta(hours=2)  # the first process decodes and scores while the others wait
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-image", "scikit-learn", "pillow")
@@ -80,8 +81,13 @@ def start(
     Raises
     ------
     PipelineError
-        If the device is not there.
+        If the device is not there, or `threads` is out of range.
     """
+    if threads is not None:
+        try:
+            check_form(threads, (1, 1024), "threads")
+        except ValueError as error:
+            raise PipelineError(str(error)) from error
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -91,7 +97,7 @@ def start(
             chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         elif chosen.type == "cuda" and chosen.index is None:
             chosen = torch.device("cuda", torch.cuda.current_device())
-        torch.zeros(1, device=chosen)
+        torch.zeros(1, device=chosen).item()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise PipelineError(f"device {device!r} cannot be used: {reason}") from error

@@ -8,10 +8,32 @@ from typing import Any
 import torch
 
 from examples.pretrain_gde.errors import PipelineError
+from examples.pretrain_gde.forms import LARGE, check_form
 
 VARIANTS = ("anatpaste", "cutpaste", "scar", "union", "3way")
 MASKS = ("default", "robust")
 PRECISIONS = ("fp32", "bf16")
+LIMITS: dict[str, Any] = {
+    "variant": VARIANTS,
+    "seed": (0, 2**63 - 1),
+    "size": (32, 4096),
+    "epochs": (1, 10**6),
+    "updates": (1, 10**6),
+    "batch": (1, 2**20),
+    "validate_every": (1, 10**6),
+    "learning_rate": (0.0, LARGE),
+    "momentum": (0.0, 1.0),
+    "weight_decay": (0.0, LARGE),
+    "head_layers": (0, 100),
+    "jitter": (0.0, 1.0),
+    "mask": MASKS,
+    "fresh_masks": bool,
+    "imagenet": bool,
+    "freeze_epochs": (0, 10**6),
+    "precision": PRECISIONS,
+    "channels_last": bool,
+}
+MAX_PIXELS = 2**30  # of the originals of an update
 NATIVE_SIZE = 256  # pixels: the size that the method's lengths were published for
 
 
@@ -75,27 +97,16 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check every setting."""
-        for name, allowed in (("variant", VARIANTS), ("mask", MASKS), ("precision", PRECISIONS)):
-            if getattr(self, name) not in allowed:
-                raise PipelineError(
-                    f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
-                )
-        for name, low in (
-            ("seed", 0),
-            ("size", 32),
-            ("epochs", 1),
-            ("updates", 1),
-            ("batch", 1),
-            ("validate_every", 1),
-            ("head_layers", 0),
-            ("freeze_epochs", 0),
-            ("learning_rate", 0),
-            ("momentum", 0),
-            ("weight_decay", 0),
-            ("jitter", 0),
-        ):
-            if not getattr(self, name) >= low:
-                raise PipelineError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        for name, form in LIMITS.items():
+            try:
+                check_form(getattr(self, name), form, name)
+            except ValueError as error:
+                raise PipelineError(str(error)) from error
+        if self.batch * self.size**2 > MAX_PIXELS:
+            raise PipelineError(
+                f"batch must be at most {MAX_PIXELS // self.size**2} at {self.size} pixels, "
+                f"got {self.batch}"
+            )
         if self.fresh_masks and self.mask != "default":
             raise PipelineError(
                 f"mask {self.mask!r} and fresh_masks cannot be combined: only the default mask is "

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, JSON, and tensors with JSON in one file.
+"""JSON, and tensors with JSON in one file: written whole or not at all, checked when read.
 
 Nothing is pickled, so that a file from a stranger can hold numbers and text only.
 """
@@ -6,12 +6,12 @@ Nothing is pickled, so that a file from a stranger can hold numbers and text onl
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
+import io
 import json
-import os
 import struct
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,99 +19,167 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from anatpaste_aug import disk
 from examples.pretrain_gde.errors import PipelineError
+from examples.pretrain_gde.forms import check_form
 
 Tensors = dict[str, torch.Tensor]
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that takes the name `path` only when it is complete and on the disk.
+    """Open a file as `disk.replacing` does.
 
     Raises
     ------
     PipelineError
         If it cannot be written, for want of space for instance; what was there stays untouched.
     """
-    temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
+        with disk.replacing(path) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
     except OSError as error:
         raise PipelineError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
+    """Write a text file atomically, in UTF-8; bytes of file names that are not become escapes."""
     with replacing(path) as file:
-        file.write(text.encode())
+        file.write(text.encode("utf-8", "backslashreplace"))
+
+
+def csv_cell(text: str) -> str:
+    """Make a text safe as a cell, where a spreadsheet would run it: ``'`` before ``=``, escapes."""
+    return printable(f"'{text}" if text.startswith(("=", "+", "-", "@")) else text)
+
+
+def printable(text: str) -> str:
+    """Escape what would change a line or steer a terminal; all else stays."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[BinaryIO]:
+    """Open a regular file to read.
 
     Raises
     ------
     PipelineError
-        If it is missing or no JSON.
+        If it cannot be read, or what is read raises ValueError: its form is not as expected.
     """
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        with disk.reading(path) as file:
+            yield file
+    except OSError as error:
+        raise PipelineError(f"cannot read {path}: {error.strerror or error}") from error
+    except RecursionError as error:
+        raise PipelineError(f"cannot read {path}: it is nested too deeply") from error
+    except (ValueError, csv.Error) as error:
         raise PipelineError(f"cannot read {path}: {error}") from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a run's folder, as `disk.locking` does.
+
+    Raises
+    ------
+    PipelineError
+        If another is at work there, or nothing can be written there.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(disk.locking(folder))
+        except OSError as error:
+            raise PipelineError(f"cannot work in {folder}: {error.strerror}") from error
+        yield
+
+
+def read_json(path: Path, form: Any) -> Any:
+    """Read a JSON file of a certain form; see `check_form`.
+
+    Raises
+    ------
+    PipelineError
+        If it is missing, no JSON, or of another form.
+    """
+    with reading(path) as file:
+        value = parse_json(file.read())
+        check_form(value, form, path.stem)
+    return value
+
+
+def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Read the rows of a CSV file with their line numbers; cells that are missing are empty.
+
+    Raises
+    ------
+    PipelineError
+        If it cannot be read, or lacks one of the columns.
+    """
+    with reading(path) as file:
+        text = file.read().decode("utf-8-sig")  # Excel begins a file with a mark of the byte order
+        reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
+        missing = [name for name in columns if name not in (reader.fieldnames or ())]
+        if missing:
+            raise PipelineError(f"{path} has no column {', '.join(missing)}")
+        for row in reader:
+            yield reader.line_num, row
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON as the standard has it: without NaN and infinity."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"it holds {name}, which is no number")
+
+    return json.loads(text, parse_constant=refuse)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], info: Any) -> None:
     """Write tensors and a JSON value into one safetensors file, atomically."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps(info)
+    text = json.dumps(info, allow_nan=False)
     metadata = {"info": text, "sha256": _digest(plain, text)}
     data = safetensors.torch.save(plain, metadata)
     with replacing(path) as file:
         file.write(data)
 
 
-def load_tensors(path: Path) -> tuple[Tensors, Any]:
-    """Read what `save_tensors` wrote.
+def load_tensors(path: Path, form: Any) -> tuple[Tensors, Any]:
+    """Read what `save_tensors` wrote, where the JSON value is of a certain form.
 
     Raises
     ------
     PipelineError
-        If the file is missing, cut short, altered, or of another kind.
+        If the file is missing, cut short, altered, of another kind, or holds NaN or infinity.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise PipelineError(f"cannot read {path}: {error.strerror or error}") from error
+    with reading(path) as file:
+        data = file.read()
     try:
         tensors = safetensors.torch.load(data)
         (length,) = struct.unpack("<Q", data[:8])
-        metadata = json.loads(data[8 : 8 + length])["__metadata__"]
-        info = json.loads(metadata["info"])
-        # Files of before the text was part of the checksum are read, too.
-        if metadata["sha256"] not in (_digest(tensors, metadata["info"]), _digest(tensors)):
+        metadata = parse_json(data[8 : 8 + length])["__metadata__"]
+        info = parse_json(metadata["info"])
+        if metadata["sha256"] != _digest(tensors, metadata["info"]):
             raise ValueError("its checksum differs")
-    except (SafetensorError, ValueError, KeyError, TypeError, struct.error) as error:
+        check_form(info, form, "info")
+        for name, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise ValueError(f"{name} holds NaN or infinity")
+    except RecursionError as error:
+        raise PipelineError(f"{path} is damaged: it is nested too deeply") from error
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, struct.error) as error:
         raise PipelineError(f"{path} is damaged or not one of the pipeline's: {error}") from error
     return tensors, info
 
 
-def _digest(tensors: Mapping[str, torch.Tensor], text: str = "") -> str:
+def _digest(tensors: Mapping[str, torch.Tensor], text: str) -> str:
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         digest.update(name.encode())

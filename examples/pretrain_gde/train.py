@@ -20,14 +20,32 @@ from examples.pretrain_gde.augment import Augmenter
 from examples.pretrain_gde.data import Dataset, Images
 from examples.pretrain_gde.density import ESTIMATORS, Density
 from examples.pretrain_gde.errors import PipelineError
+from examples.pretrain_gde.forms import COUNT, LARGE
 from examples.pretrain_gde.metrics import auc_and_ap
 from examples.pretrain_gde.model import Network, embed, seeded_network
 from examples.pretrain_gde.runtime import Runtime
-from examples.pretrain_gde.settings import Settings
+from examples.pretrain_gde.settings import LIMITS, Settings
 from examples.pretrain_gde.storage import Tensors, load_tensors, save_tensors
 
 CHECKPOINT = "checkpoint.safetensors"
 WEIGHTS = "weights-epoch{:04d}.safetensors"
+EPOCH_FORM = {
+    "epoch": LIMITS["epochs"],
+    "loss": (0.0, LARGE),
+    "learning_rate": (0.0, LARGE),
+    "seconds": (0.0, LARGE),
+    "wall_seconds": (0.0, LARGE),
+    "augmentation_share": (0.0, LARGE),
+    "valid?": dict.fromkeys(ESTIMATORS, (0.0, 1.0)),
+}
+BEST_FORM = {"epoch": LIMITS["epochs"], "estimator": ESTIMATORS, "valid_auc": (0.0, 1.0)}
+CHECKPOINT_FORM = {
+    "settings": {},
+    "files": {"train": COUNT, "valid": COUNT},
+    "processes": COUNT,
+    "epochs": [EPOCH_FORM],
+    "best?": BEST_FORM,
+}
 RESIDENT_SHARE = 0.5  # of the free memory of a GPU that the data may take
 
 
@@ -97,7 +115,7 @@ class Trainer:
         self.augment = Augmenter(settings)
         self.files = fingerprint(dataset, ("train", "valid"))
         if resume and (folder / CHECKPOINT).exists():
-            tensors, info = load_tensors(folder / CHECKPOINT)
+            tensors, info = load_tensors(folder / CHECKPOINT, CHECKPOINT_FORM)
             try:
                 self._restore(tensors, info)
             except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
@@ -226,15 +244,18 @@ class Trainer:
 
     def _restore(self, tensors: Tensors, info: dict[str, Any]) -> None:
         path = self.folder / CHECKPOINT
-        now = self.settings.as_dict()
-        other = [name for name in now if info["settings"].get(name) != now[name]]
+        now, then = self.settings.as_dict(), Settings(**info["settings"]).as_dict()
+        other = [name for name in now if then[name] != now[name]]
         if other:
-            told = ", ".join(f"{name} {info['settings'].get(name)!r}" for name in other)
+            told = ", ".join(f"{name} {then[name]!r}" for name in other)
             raise PipelineError(f"{path} was made with other settings: {told}")
-        if info.get("processes", self.runtime.world) != self.runtime.world:
+        if info["processes"] != self.runtime.world:
             raise PipelineError(f"{path} was made by {info['processes']} processes")
         if info["files"] != self.files:
             raise PipelineError(f"{path} was made with other training or validation images")
+        done = [record["epoch"] for record in info["epochs"]]
+        if done != list(range(1, len(done) + 1)) or len(done) > self.settings.epochs:
+            raise ValueError(f"its epochs are {done}")
         prefix = "network."
         self.network.load_state_dict(
             {
@@ -368,8 +389,17 @@ def validate(network: Network, dataset: Dataset) -> dict[str, float]:
 
 
 def embed_images(backbone: nn.Module, images: Images) -> np.ndarray[Any, Any]:
-    """Give the L2-normalised features of (N, H, W) uint8 images."""
-    return embed(backbone, torch.from_numpy(images)[:, None]).numpy()
+    """Return the L2-normalised features of (N, H, W) uint8 images.
+
+    Raises
+    ------
+    PipelineError
+        If they are not finite: the weights are of no use.
+    """
+    features = embed(backbone, torch.from_numpy(images)[:, None]).numpy()
+    if not np.isfinite(features).all():
+        raise PipelineError("the network gives features that are not finite: its weights diverged")
+    return features
 
 
 def fits(device: torch.device, size: int) -> bool:
@@ -385,5 +415,10 @@ def derive_seed(*parts: int) -> int:
 
 
 def fingerprint(dataset: Dataset, parts: Sequence[str]) -> dict[str, int]:
-    """Sum up the images of some parts, to be compared with those of an earlier run."""
-    return {part: zlib.crc32(np.ascontiguousarray(dataset.images[part]).data) for part in parts}
+    """Sum up images and labels of some parts, to be compared with those of an earlier run."""
+    return {
+        part: zlib.crc32(
+            np.ascontiguousarray(dataset.images[part]).data, zlib.crc32(dataset.labels(part).data)
+        )
+        for part in parts
+    }
