@@ -114,7 +114,7 @@ def _read_dicom(file: BinaryIO) -> Array:
     """Return the pixels of a DICOM file, as they are to be shown, with air dark."""
     try:
         import pydicom
-        from pydicom.pixels import apply_modality_lut, apply_voi_lut
+        from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
     except ImportError as error:
         raise ImportError(
             "reading DICOM needs pydicom: pip install 'anatpaste-aug[dicom]'"

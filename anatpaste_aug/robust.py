@@ -6,8 +6,8 @@ placed on the image where their borders meet edges of the right direction, then 
 they lie on them. What is not lung-shaped - air outside the body, the stomach bubble, the
 trachea, the gaps between ribs - has nothing to say in the result.
 
-The steps, one function each: `_view` (a small, cropped, equalised picture), `_edge_field`,
-`_search` (all poses at once), `_bend` (rounds of an active shape model), `_draw`.
+The steps, one function each: `make_view` (a small, cropped, equalised picture), `edge_field`,
+`search_poses` (all poses at once), `bend` (rounds of an active shape model), `draw_outline`.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ class ShapePrior:
     @cached_property
     def stiffness(self) -> Array:
         """How much each parameter resists: free shift, hardly any shear, likely modes."""
-        return np.r_[1e-3, 1e-3, 2.0, 100.0, 100.0, 2.0, self.deviations**-2.0]
+        out: Array = np.r_[1e-3, 1e-3, 2.0, 100.0, 100.0, 2.0, self.deviations**-2.0]
+        return out
 
     @cached_property
     def search_table(self) -> tuple[Array, Array, sparse.csr_matrix]:
@@ -98,7 +99,9 @@ class ShapePrior:
         flat = poses.reshape(-1, 4)
         every = slice(None, None, 4)
         shape = self.mean[None] * flat[:, None, 2:]
-        normals = _normals(self.basis[2, :, 80:] + self.basis[5, :, 80:], flat[:, 2:])[:, :, every]
+        normals = unit_normals(self.basis[2, :, 80:] + self.basis[5, :, 80:], flat[:, 2:])[
+            :, :, every
+        ]
         bands = np.split(self.profile, (REACH - 2, REACH + 3), axis=1)
         table = sparse.csr_matrix((len(flat), 2 * CELLS**2), dtype=np.float32)
         for offset, band in zip((-1, 0, 1), bands, strict=True):
@@ -118,12 +121,12 @@ class ShapePrior:
 
 
 @lru_cache(maxsize=1)
-def _default_prior() -> ShapePrior:
+def default_prior() -> ShapePrior:
     with np.load(os.path.join(os.path.dirname(__file__), "lung_prior.npz")) as file:
         return ShapePrior(**{name: file[name].astype(np.float64) for name in file.files})
 
 
-def lung_mask_robust(image: ImageLike, *, _prior: ShapePrior | None = None) -> Mask:
+def lung_mask_robust(image: ImageLike) -> Mask:
     """Outline both lungs of a frontal chest radiograph, whole and without outside air.
 
     A statistical shape model of the two lung fields is placed on the image and bent to its
@@ -185,16 +188,19 @@ def lung_mask_robust(image: ImageLike, *, _prior: ShapePrior | None = None) -> M
     >>> lung_mask_robust(np.zeros((64, 48))).shape
     (64, 48)
     """
-    grey = to_grey(as_array(image))
-    view = _view(grey)
+    return outline_lungs(to_grey(as_array(image)), default_prior())
+
+
+def outline_lungs(grey: Array, prior: ShapePrior) -> Mask:
+    """Outline both lungs of a checked (H, W) image with a prior."""
+    view = make_view(grey)
     if view is None:
         return np.zeros(grey.shape, bool)
     picture, frame = view
-    prior = _default_prior() if _prior is None else _prior
-    return _draw(_find(_edge_field(picture), prior), frame, grey.shape)
+    return draw_outline(find_outline(edge_field(picture), prior), frame, grey.shape)
 
 
-def _view(grey: Array) -> tuple[Array, Array] | None:
+def make_view(grey: Array) -> tuple[Array, Array] | None:
     """Shrink, cut off bars, equalise: (SIDE, SIDE) in 0..1 and the share (x, y, w, h) it shows.
 
     None if there is nothing to see. Equalised, so that gamma and contrast are gone.
@@ -212,7 +218,7 @@ def _view(grey: Array) -> tuple[Array, Array] | None:
     whole = np.asarray(small.reduce(2), np.float32)
     if whole.min() == whole.max():
         return None
-    (x, right), (y, bottom) = _content(whole), _content(whole.T)
+    (x, right), (y, bottom) = content(whole), content(whole.T)
     box = np.array([[x, y], [right, bottom]]) * (width, height) / factor
     resized = small.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=tuple(box.ravel()))
     picture = np.asarray(resized, np.float32)
@@ -223,7 +229,7 @@ def _view(grey: Array) -> tuple[Array, Array] | None:
     return rank.astype(np.float32)[level], np.array([x, y, right - x, bottom - y])
 
 
-def _content(whole: Array) -> tuple[float, float]:
+def content(whole: Array) -> tuple[float, float]:
     """First and last column that is not a bar, as shares of the width."""
     height, width = whole.shape
     ordered = np.sort(whole, axis=0)
@@ -234,39 +240,42 @@ def _content(whole: Array) -> tuple[float, float]:
     return kept[0] / width, (kept[-1] + 1) / width
 
 
-def _edge_field(picture: Array) -> Array:
+def edge_field(picture: Array) -> Array:
     """Gradient (2, SIDE, SIDE), x and y; its length saturates at 1, so that faint edges count."""
     smooth = ndimage.gaussian_filter(picture, SMOOTHING, mode="nearest", truncate=3.0)
     down, across = np.gradient(smooth)
     square = across * across + down * down
     middle = FAINT * np.sqrt(np.median(square[::2, ::2])) + 1e-6
-    return np.stack([across, down]) / np.sqrt(square + middle * middle)
+    out: Array = np.stack([across, down]) / np.sqrt(square + middle * middle)
+    return out
 
 
-def _normals(tangents: Array, sizes: Array) -> Array:
+def unit_normals(tangents: Array, sizes: Array) -> Array:
     """Outward unit normals (n, 2, points) of outlines with these tangents, scaled by `sizes`."""
     normals = (tangents * sizes[:, :, None])[:, ::-1] * np.array([[1.0], [-1.0]])
-    return normals / (np.sqrt((normals**2).sum(1, keepdims=True)) + 1e-9)
+    out: Array = normals / (np.sqrt((normals**2).sum(1, keepdims=True)) + 1e-9)
+    return out
 
 
-def _find(edges: Array, prior: ShapePrior) -> Array:
+def find_outline(edges: Array, prior: ShapePrior) -> Array:
     """Outline (2, 80) of the lungs, as shares of the picture."""
-    poses, polarity = _search(edges, prior)
+    poses, polarity = search_poses(edges, prior)
     start = np.zeros((len(poses), len(prior.basis)))
     start[:, :2] = poses[:, :2] / poses[:, 2:]
     start[:, [2, 5]] = 1.0
     pixels = poses[:, 2:] * SIDE
     fits = start
     for radius in (12, 8):
-        fits = _bend(fits, start, pixels, polarity, edges, prior, radius, every=2)
-    best = [int(_agreement(fits, pixels, polarity, edges, prior).argmax())]
+        fits = bend(fits, start, pixels, polarity, edges, prior, radius, every=2)
+    best = [int(agreement(fits, pixels, polarity, edges, prior).argmax())]
     fits, start, pixels, polarity = fits[best], start[best], pixels[best], polarity[best]
     for radius in (8, 6, 4):
-        fits = _bend(fits, start, pixels, polarity, edges, prior, radius, every=1)
-    return _outline(fits, pixels, prior)[0][0] / SIDE
+        fits = bend(fits, start, pixels, polarity, edges, prior, radius, every=1)
+    out: Array = make_outline(fits, pixels, prior)[0][0] / SIDE
+    return out
 
 
-def _search(edges: Array, prior: ShapePrior) -> tuple[Array, Array]:
+def search_poses(edges: Array, prior: ShapePrior) -> tuple[Array, Array]:
     """Return the likeliest poses (n, 4), no two of one size, and whether lungs are dark (+1)."""
     poses, bonus, table = prior.search_table
     block = SIDE // CELLS
@@ -279,30 +288,32 @@ def _search(edges: Array, prior: ShapePrior) -> tuple[Array, Array]:
     return poses[size, where[sign, size]], 1.0 - 2.0 * sign
 
 
-def _outline(fits: Array, pixels: Array, prior: ShapePrior) -> tuple[Array, Array]:
+def make_outline(fits: Array, pixels: Array, prior: ShapePrior) -> tuple[Array, Array]:
     """Points and outward normals, (n, 2, 80) each, of shapes given by their parameters."""
     curve = np.tensordot(fits, prior.basis, 1)
     count = curve.shape[-1] // 2
-    return curve[..., :count] * pixels[..., None], _normals(curve[..., count:], pixels)
+    return curve[..., :count] * pixels[..., None], unit_normals(curve[..., count:], pixels)
 
 
-def _across(points: Array, normals: Array, edges: Array, offsets: Array) -> Array:
+def edges_across(points: Array, normals: Array, edges: Array, offsets: Array) -> Array:
     """Edge strength along each normal, (n, points, offsets); positive: brighter outside."""
     along = points[..., None] + normals[..., None] * offsets
     column, row = np.clip(along, 0, SIDE - 1).astype(np.intp).swapaxes(0, 1)
     there = edges.reshape(2, -1).take(row * SIDE + column, axis=1)
-    return there[0] * normals[:, 0, :, None] + there[1] * normals[:, 1, :, None]
+    out: Array = there[0] * normals[:, 0, :, None] + there[1] * normals[:, 1, :, None]
+    return out
 
 
-def _agreement(
+def agreement(
     fits: Array, pixels: Array, polarity: Array, edges: Array, prior: ShapePrior
 ) -> Array:
     """How well the edges under each outline agree with the learned profiles."""
-    strength = _across(*_outline(fits, pixels, prior), edges, np.arange(-REACH, REACH + 1))
-    return polarity * (strength * prior.profile).sum((1, 2))
+    strength = edges_across(*make_outline(fits, pixels, prior), edges, np.arange(-REACH, REACH + 1))
+    out: Array = polarity * (strength * prior.profile).sum((1, 2))
+    return out
 
 
-def _bend(
+def bend(
     fits: Array,
     start: Array,
     pixels: Array,
@@ -312,9 +323,21 @@ def _bend(
     radius: int,
     every: int,
 ) -> Array:
-    """One round: each landmark looks for its edge, and the likeliest shape follows them all."""
-    points, normals = (a[..., ::every] for a in _outline(fits, pixels, prior))
-    strength = _across(points, normals, edges, np.arange(-radius - REACH, radius + REACH + 1))
+    """One round: each landmark looks for its edge, and the likeliest shape follows them all.
+
+    For one shape, with the landmarks' `normals` in pixels, what the edges under them say, and how
+    far the prior lets each parameter go::
+
+        move, trust = where each normal meets the learned profile best, and how well
+        pull = [basis[j] . normals for each parameter j]  # how it moves the landmarks along them
+        a, b = pull * sqrt(trust), (move + fit @ pull) * sqrt(trust)
+        fit = solve(a @ a.T + diag(stiffness), a @ b + stiffness * start)
+
+    that is, least squares for the landmarks' moves, held to `start` by the prior. `every` takes
+    one landmark out of so many.
+    """
+    points, normals = (a[..., ::every] for a in make_outline(fits, pixels, prior))
+    strength = edges_across(points, normals, edges, np.arange(-radius - REACH, radius + REACH + 1))
     windows = np.lib.stride_tricks.sliding_window_view(strength, 2 * REACH + 1, axis=2)
     match = np.einsum("nprt,pt->npr", windows, prior.profile[::every]) * polarity[:, None, None]
     step = np.arange(-radius, radius + 1)
@@ -332,13 +355,13 @@ def _bend(
     return np.linalg.solve(left, right[..., None])[..., 0]
 
 
-def _draw(outline: Array, frame: Array, shape: tuple[int, ...]) -> Mask:
+def draw_outline(outline: Array, frame: Array, shape: tuple[int, ...]) -> Mask:
     """Fill both outlines, rounded off, in an image of this shape."""
     height, width = shape
     fine = 2 * (SIDE // max(shape)) + 1  # small images are drawn larger
     size = np.array([width * fine, height * fine])
     loops = ((frame[:2] + outline.T * frame[2:]) * size).reshape(2, LANDMARKS, 2)
-    curves = _rounding() @ loops
+    curves = rounding() @ loops
     # Pillow drops fractions and fills the rim too, so go half a pixel inwards.
     ahead = np.roll(curves, -1, 1) - np.roll(curves, 1, 1)
     inwards = np.array([[[1.0]], [[-1.0]]]) * ahead[..., ::-1] * (1, -1)
@@ -350,7 +373,7 @@ def _draw(outline: Array, frame: Array, shape: tuple[int, ...]) -> Mask:
 
 
 @lru_cache(maxsize=1)
-def _rounding() -> Array:
+def rounding() -> Array:
     """Matrix (160, 40) from landmarks to a smooth closed curve: two four-point subdivisions."""
     curve = np.eye(LANDMARKS)
     for _ in range(2):

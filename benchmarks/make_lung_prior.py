@@ -100,7 +100,7 @@ def _profiles(images: list[np.ndarray], drawn: np.ndarray) -> np.ndarray:
     offsets = np.arange(-robust.REACH, robust.REACH + 1)
     total = 0.0
     for image, points in zip(images, drawn, strict=True):
-        picture, frame = robust._view(image)
+        picture, frame = robust.make_view(image)
         outline = ((points - frame[:2]) / frame[2:] * robust.SIDE).T[None]
         tangents = np.concatenate(
             [
@@ -109,8 +109,10 @@ def _profiles(images: list[np.ndarray], drawn: np.ndarray) -> np.ndarray:
             ],
             axis=2,
         )
-        normals = robust._normals(tangents, np.ones((1, 2)))
-        total = total + robust._across(outline, normals, robust._edge_field(picture), offsets)[0]
+        normals = robust.unit_normals(tangents, np.ones((1, 2)))
+        total = (
+            total + robust.edges_across(outline, normals, robust.edge_field(picture), offsets)[0]
+        )
     one = np.add(*np.split(total, 2))
     profile = np.concatenate([one, one])
     return profile / np.abs(profile).sum(1).mean()

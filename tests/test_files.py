@@ -14,7 +14,6 @@ import zlib
 import hostile
 import numpy as np
 import pytest
-import tifffile
 from conftest import real_data
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +21,8 @@ from PIL import EpsImagePlugin, Image
 
 from anatpaste_aug.files import read_image
 from anatpaste_aug.images import as_array
+
+tifffile = pytest.importorskip("tifffile", reason="needs tifffile")
 
 
 @pytest.mark.parametrize(

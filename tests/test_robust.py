@@ -262,7 +262,7 @@ def test_errors(image, error, message):
 def test_prior_is_small_and_sound():
     file = Path(robust.__file__).with_name("lung_prior.npz")
     assert file.stat().st_size < 8000
-    prior = robust._default_prior()
+    prior = robust.default_prior()
     np.testing.assert_allclose(prior.mean.mean(0), 0, atol=1e-3)
     flat = prior.modes.reshape(len(prior.modes), -1)
     np.testing.assert_allclose(flat @ flat.T, np.eye(len(flat)), atol=5e-3)
@@ -299,7 +299,7 @@ def test_agrees_with_radiologists_whom_the_prior_did_not_see(montgomery, make_lu
     for train, test in ((0, 1), (1, 0)):
         prior = make_lung_prior.build_prior(images[train::2], masks[train::2])
         for image, mask in zip(images[test::2], masks[test::2], strict=True):
-            scores.append(dice(lung_mask_robust(image, _prior=prior), mask))
+            scores.append(dice(robust.outline_lungs(image, prior), mask))
     assert np.mean(scores) > 0.945
     assert np.percentile(scores, 5) > 0.9
     assert min(scores) > 0.75
@@ -321,7 +321,7 @@ def test_agrees_with_radiologists_on_changed_images(montgomery, change):
 
 
 def test_stored_prior_is_what_the_script_makes(montgomery, make_lung_prior):
-    made, stored = make_lung_prior.build_prior(*montgomery), robust._default_prior()
+    made, stored = make_lung_prior.build_prior(*montgomery), robust.default_prior()
     for name in ("mean", "deviations", "profile"):
         np.testing.assert_allclose(getattr(made, name), getattr(stored, name), atol=2e-3)
     flat = made.modes.reshape(len(made.modes), -1), stored.modes.reshape(len(made.modes), -1)
