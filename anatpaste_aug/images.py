@@ -132,8 +132,9 @@ def as_mask(mask: Any, shape: tuple[int, ...] | None = None, name: str = "mask")
     torch = sys.modules.get("torch")  # whoever brings a tensor has imported it
     if torch is not None and isinstance(mask, torch.Tensor):
         mask = mask.detach().as_subclass(torch.Tensor).cpu().numpy()
-    if not isinstance(mask, np.ndarray) or mask.dtype.kind not in "bui":
-        got = given.dtype if hasattr(given, "dtype") else type(given).__name__
+    plain = isinstance(mask, np.ndarray) and not isinstance(mask, np.ma.MaskedArray)
+    if not plain or mask.dtype.kind not in "bui":
+        got = given.dtype if plain or hasattr(given, "device") else type(given).__name__
         raise TypeError(f"{name} must be a bool or integer array, got {got}")
     mask = np.asarray(mask)
     if mask.ndim == 3 and 1 in (mask.shape[0], mask.shape[2]):

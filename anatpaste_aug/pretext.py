@@ -53,7 +53,7 @@ class PretextDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     >>> from anatpaste_aug.pretext import PretextDataset, pretext_collate
     >>> from anatpaste_aug.transforms import AnatPaste
     >>> normals = [Image.fromarray(phantom_radiograph(64, rng=i)) for i in range(4)]
-    >>> views = PretextDataset(normals, AnatPaste(p=1, margin=2, blur=(0, 3)))
+    >>> views = PretextDataset(normals, AnatPaste(p=1))
     >>> images, labels = next(iter(DataLoader(views, batch_size=4, collate_fn=pretext_collate)))
     >>> tuple(images.shape), labels.tolist()
     ((8, 1, 64, 64), [0, 1, 0, 1, 0, 1, 0, 1])

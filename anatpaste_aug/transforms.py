@@ -92,8 +92,12 @@ class LungMask(v2.Transform):  # type: ignore[misc]
         flat, _ = tree_flatten(sample)
         if any(isinstance(part, LungField) for part in flat):
             return sample
-        fields = [self.field(flat[index]) for index in find_images(flat)]
-        added = fields[0] if len(fields) == 1 else fields
+        images = [flat[index] for index in find_images(flat)]
+        fields = [self.field(image) for image in images]
+        # Images in a list, as Hugging Face's rows come, get a list of fields, be it of one.
+        outer = sample.values() if isinstance(sample, dict) else flat
+        alone = len(fields) == 1 and any(images[0] is part for part in outer)
+        added = fields[0] if alone else fields
         if isinstance(sample, dict):
             if "lung_field" in sample:
                 raise ValueError("the sample's key 'lung_field' must be free or hold a LungField")
@@ -108,7 +112,10 @@ class LungMask(v2.Transform):  # type: ignore[misc]
 
     def field(self, image: Any) -> LungField:
         """Segment one image."""
-        return LungField(torch.from_numpy(find_lungs(to_array(image), None, self.segment))[None])
+        # A copy: the segmenter may keep its mask, or give a view that torch cannot take.
+        return LungField(
+            torch.from_numpy(find_lungs(to_array(image), None, self.segment).copy())[None]
+        )
 
     def extra_repr(self) -> str:
         """Return the settings for ``repr``."""
@@ -195,7 +202,7 @@ class OperationTransform(v2.Transform):  # type: ignore[misc]
         flat, structure = tree_flatten(inputs if len(inputs) > 1 else inputs[0])
         images = find_images(flat)
         fields = [part for part in flat if isinstance(part, LungField)]
-        if self.paste.needs_lungs and fields and len(fields) != (1 if self.shared else len(images)):
+        if self.paste.needs_lungs and fields and len(fields) != len(images):
             raise ValueError(
                 "the sample must hold a LungField for each image, or none, "
                 f"got {len(fields)} for {len(images)} images"
@@ -233,7 +240,7 @@ class OperationTransform(v2.Transform):  # type: ignore[misc]
         if self.paste.needs_lungs:
             fields = [part for part in flat_inputs if isinstance(part, LungField)]
             lungs = (
-                as_mask(fields[0], array.shape, "the sample's LungField")
+                as_mask(fields[0], array.shape, "the sample's LungField").copy()
                 if fields
                 else find_lungs(array, None, self.segment)
             )
@@ -246,7 +253,7 @@ class OperationTransform(v2.Transform):  # type: ignore[misc]
         if params["params"] is None:
             out, region = inpt, None
         else:
-            pasted, region = self.paste.apply(to_array(inpt), params["params"], params["lungs"])
+            pasted, region = self.paste.perform(to_array(inpt), params["params"], params["lungs"])
             out = from_array(inpt, pasted)
         if not self.return_mask:
             return out
@@ -454,7 +461,7 @@ def find_images(flat: list[Any]) -> list[int]:
     if not images:
         raise ValueError(
             "the sample must hold a Pillow image, a tv_tensors.Image, or a tensor or array of two "
-            "or more dimensions"
+            f"or more dimensions, got {[type(part).__name__ for part in flat]}"
         )
     if not typed and len(images) > 1:
         shapes = ", ".join(str(tuple(flat[index].shape)) for index in images)

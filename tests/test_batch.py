@@ -584,7 +584,9 @@ def test_modules(form, kind, p):
     assert (changed.flatten(1).any(1).long() <= labels).all()
     assert torch.equal(out[labels == 0], images[labels == 0])
     assert torch.equal(out[~changed], images[~changed])
-    assert f"p={p}" in repr(module)
+    assert repr(eval(repr(module), {kind.__name__: kind})) == repr(module)
+    assert repr(module).startswith(f"{kind.__name__}(p={p}, ")
+    assert ("segment=None" in repr(module)) == (kind is batch.AnatPaste)
 
 
 def test_both_forms_draw_the_same(monkeypatch):
@@ -818,6 +820,22 @@ def test_modules_compile_whole(kind):
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
+def test_drawing_compiles_whole_and_batches_of_any_size():
+    def augment(images, masks):
+        drawn = batch.sample_paste(masks)
+        return batch.apply_paste(images, drawn, masks)
+
+    compiled = torch.compile(augment, fullgraph=True, backend="eager")
+    module = torch.compile(batch.CutPaste(1.0), fullgraph=True, backend="eager")
+    for count in (2, 3, 1, 5):
+        images, masks = random_images((count, 1, 32, 40), torch.uint8), random_masks(count, 32, 40)
+        torch.manual_seed(0)
+        expected = augment(images, masks)
+        torch.manual_seed(0)
+        assert torch.equal(compiled(images, masks), expected)
+        assert module(images).labels.tolist() == [1] * count
+
+
 @pytest.mark.slow
 def test_plain_form_compiles_whole():
     images = random_images((2, 1, 16, 16), torch.uint8)
@@ -904,6 +922,17 @@ PARAMS = batch.sample_paste(torch.zeros(2, 32, 32, dtype=torch.bool))
         ),
         (lambda: batch.AnatPaste()(IMAGES, torch.zeros(2).long()), TypeError, "positional"),
         (lambda: batch.CutPaste()(IMAGES, torch.Generator()), TypeError, "positional"),
+        (
+            lambda: batch.AnatPaste(segment=lambda image: image[:, :, 99])(IMAGES),
+            TypeError,
+            "segment must take a .* which raised index 99",
+        ),
+        (lambda: batch.CutPaste()(IMAGES, masks="none"), TypeError, "masks must be a bool"),
+        (
+            lambda: batch.apply_paste(IMAGES * torch.nan, PARAMS),
+            ValueError,
+            "image must be finite, got nan",
+        ),
         (
             lambda: batch.AnatPaste(segment=ap.lung_mask_robust)(IMAGES),
             TypeError,

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import pickle
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 from conftest import real_data
 from PIL import Image
+from scipy import stats
 
 import anatpaste_aug as ap
 from anatpaste_aug import operations
@@ -55,6 +58,22 @@ def test_every_form_has_the_same_options(operation):
         forms += [samples[name]] if name in samples else []
     for form in forms:
         assert options_of(form) == expected, form
+
+
+def test_images_masks_and_sources_of_random_numbers_stand_in_the_same_places():
+    pytest.importorskip("torchvision", reason="needs torchvision")
+    from anatpaste_aug import batch
+
+    def places(form):
+        words = {"images": "image", "masks": "mask", "generator": "rng"}
+        return [
+            (words.get(name, name), parameter.kind, parameter.default)
+            for name, parameter in inspect.signature(form).parameters.items()
+        ]
+
+    for name in ("sample_paste", "sample_cutpaste", "sample_scar", "apply_paste", "apply_cutpaste"):
+        assert places(getattr(ap, name)) == places(getattr(batch, name)), name
+    assert places(ap.paste_alpha) == places(batch.paste_alpha)
 
 
 def test_functions_and_operations_agree(phantom):
@@ -133,7 +152,7 @@ def test_scars_cover_as_much_at_every_size():
         ({"lengths_for": "256"}, TypeError, "lengths_for must be a number, got '256'"),
         ({"width": 0}, ValueError, "width must be at least 1, got 0"),
         ({"height": (9, 3)}, ValueError, "height must not be reversed"),
-        ({"angle": float("inf")}, ValueError, "angle must be finite, got inf"),
+        ({"angle": float("inf")}, ValueError, r"angle must lie in -1000000.0..1000000.0, got inf"),
         ({"width": 10**400}, ValueError, "width must be at most 1048576, got 1329 bits"),
     ],
 )
@@ -331,6 +350,112 @@ def test_operations_without_lungs(phantom):
     for form in (transform, module):
         with pytest.raises(ValueError, match="segment must be None where no lungs are needed"):
             form(segment=ap.lung_mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class MarkParams:
+    """A word, a real number and a whole one, with a default."""
+
+    kind: Literal["light", "dark"]
+    strength: float
+    times: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark(Operation[MarkParams]):
+    """An operation whose draw mixes words, numbers and constants."""
+
+    strength: float = option(0.1, 0, 1, single=True)
+
+    params = MarkParams
+    needs_lungs = False
+
+    def draw(self, draws, shape, lungs):
+        if self.strength == 0:
+            return {"kind": draws.choice(["dark"]), "strength": 1}
+        return draws.either(
+            lambda: {"kind": "dark", "strength": self.strength},
+            lambda: {"kind": draws.choice(["dark", "light"]), "strength": 0.3},
+        )
+
+    @staticmethod
+    def apply(image, params, lungs):
+        region = np.ones(image.shape[:2], bool)
+        return {"light": image, "dark": image.astype(float)}[params.kind], region
+
+
+def test_words_constants_and_defaults_are_the_same_in_a_batch():
+    pytest.importorskip("torch", reason="needs torch")
+    import torch
+
+    from anatpaste_aug import batch
+
+    images = torch.zeros(60, 1, 16, 16, dtype=torch.uint8)
+    for operation in (Mark(), Mark(strength=0), Mark(strength=1)):
+        alone = {operation.sample((16, 16), None, seed) for seed in range(60)}
+        together = batch.TorchDraws(images, None).sample(operation, (16, 16), None)
+        assert set(together.unstack()) == alone
+        again = pickle.loads(pickle.dumps(together))
+        assert again.unstack() == together.unstack()
+    assert {params.kind for params in alone} == {"dark", "light"}
+
+
+def test_an_operation_that_breaks_its_promises_is_told():
+    image = phantom_radiograph(64, rng=0)
+    dark, light = MarkParams("dark", 0.1), MarkParams("light", 0.1)
+    with pytest.raises(TypeError, match=r"Mark.apply must return an image of uint8 .* got float64"):
+        Mark.replay(image, dark)
+    out = Mark.replay(image, light)
+    assert not np.shares_memory(out, image)
+    with pytest.raises(TypeError, match="params must be MarkParams, got PasteParams"):
+        Mark.replay(image, ap.sample_paste(image > 9))
+
+    @dataclasses.dataclass(frozen=True)
+    class Writes(Mark):
+        @staticmethod
+        def apply(image, params, lungs):
+            image[:] = 0
+            return image, image > 0
+
+    with pytest.raises(ValueError, match="read-only"):
+        Writes()(image)
+
+    @dataclasses.dataclass(frozen=True)
+    class Loose(Mark):
+        free: int = 3
+
+    with pytest.raises(TypeError, match=r"free must be declared with option\(...\), got 3"):
+        Loose()
+    with pytest.raises(ValueError, match=r"shape \(16, 16\), got \(64, 64\)"):
+        operations.AnatPaste().sample((16, 16), image > 9)
+    with pytest.raises(TypeError, match="return_mask must be True or False, got 'no'"):
+        ap.anatpaste(image, return_mask="no")
+
+
+def test_draws_of_a_batch_are_those_of_images():
+    torch = pytest.importorskip("torch", reason="needs torch")
+    from anatpaste_aug import batch
+
+    count, lungs = 4000, np.zeros((20, 30), bool)
+    lungs[3:9, 10:12] = True
+    images = torch.zeros(count, 1, 20, 30)
+    masks = torch.from_numpy(lungs).expand(count, -1, -1)
+    many = batch.TorchDraws(images, torch.Generator().manual_seed(0))
+    one = NumpyDraws(np.random.default_rng(0))
+    for draw in (
+        lambda draws: draws.uniform((-3, 5)),
+        lambda draws: draws.log_uniform((0.3, 4)),
+        lambda draws: draws.integer((2, 40)),
+        lambda draws: draws.jitter(0.2)["contrast"],
+        lambda draws: draws.crop((20, 30), (0.1, 0.5), (0.5, 2))["width"],
+        lambda draws: draws.crop((20, 30), (0.1, 0.5), (0.5, 2))["crop_y"],
+        lambda draws: draws.pixel(masks if draws is many else lungs)[0],
+        lambda draws: draws.pixel(masks if draws is many else lungs)[1],
+    ):
+        alone = [draw(one) for _ in range(count)]
+        assert stats.ks_2samp(draw(many).numpy(), alone).pvalue > 1e-4
+    with pytest.raises(TypeError, match=r"fields .*each once, got 13 values"):
+        batch.PasteParams(*[torch.zeros(2)] * 13)
 
 
 def test_draws_are_the_stated_ones():

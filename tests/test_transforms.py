@@ -252,6 +252,64 @@ def test_what_was_drawn_can_be_seen_and_repeated(phantom, tensor, transform):
     assert paste.transform("a.png", drawn) == "a.png"
 
 
+def test_repeating_a_paste_is_checked(phantom, tensor):
+    paste = AnatPaste(p=1)
+    drawn = paste.make_params([phantom])
+    with pytest.raises(ValueError, match=r"shape \(256, 200\), got \(256, 256\)"):
+        paste.transform(phantom[:, :200], drawn)
+    with pytest.raises(TypeError, match="params must be PasteParams, got int"):
+        paste.transform(phantom, {"params": 3, "lungs": None})
+    with pytest.raises(TypeError, match="params must be PasteParams, got CutPasteParams"):
+        paste.transform(phantom, CutPaste(p=1).make_params([phantom]))
+    field = LungField(torch.ones(1, 256, 256, dtype=torch.bool))
+    drawn = paste.make_params([tensor, field])
+    field[:] = False
+    assert drawn["lungs"].all()  # what was drawn does not change with the sample
+    torch.equal(
+        paste.transform(tensor, {**drawn, "lungs": torch.from_numpy(drawn["lungs"])}), tensor
+    )
+
+
+def test_images_that_share_use_the_first_field(tensor):
+    pictures = [tv_tensors.Image(tensor), tv_tensors.Image(tensor.flip(-1))]
+    out = v2.Compose([LungMask(), AnatPaste(p=1, shared=True)])({"image": pictures})
+    left, right = (
+        (pasted != image)[0].numpy() for pasted, image in zip(out["image"], pictures, strict=True)
+    )
+    mask = out["lung_field"][0][0].numpy()
+    assert not (left | right)[~mask].any()
+    assert (left & right).any()
+
+
+def test_fields_of_lists_of_one_stay_lists(phantom):
+    picture = Image.fromarray(phantom)
+    assert type(LungMask()({"image": [picture]})["lung_field"]) is list
+    assert type(LungMask()({"image": picture})["lung_field"]) is LungField
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_segmenters_may_keep_or_share_their_masks(phantom, tensor, flip):
+    kept = phantom > 100
+    field = LungMask(segment=lambda image: kept[:, ::-1] if flip else kept)(tensor)[1]
+    field[:] = False
+    np.testing.assert_array_equal(kept, phantom > 100)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_collated_subclasses(tensor, workers):
+    images = [tensor.clone().as_subclass(Tagged) for _ in range(8)]
+    loader = DataLoader(
+        [image.as_subclass(torch.Tensor) for image in images],
+        batch_size=8,
+        collate_fn=lambda batch: torch.stack(
+            [AnatPaste(p=0.5)(image.as_subclass(Tagged)) for image in batch]
+        ),
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,
+    )
+    assert next(iter(loader)).shape == (8, 1, 256, 256)
+
+
 @pytest.mark.parametrize("shape", [(256, 256), (1, 256, 256), (256, 256, 1)])
 @pytest.mark.parametrize("kind", [torch.Tensor, tv_tensors.Mask, np.ndarray])
 def test_segmenters_may_return_tensors_and_a_channel(tensor, shape, kind):
@@ -413,7 +471,7 @@ def test_a_field_of_another_size_is_refused(tensor):
         ({"p": "often"}, TypeError, "p must be a number"),
         ({"opacity": 300}, ValueError, "opacity must lie in 0..255, got 300"),
         ({"scale": (0.3, 0.1)}, ValueError, "scale must not be reversed"),
-        ({"ratio": 0}, ValueError, "ratio must be above 0"),
+        ({"ratio": 0}, ValueError, r"ratio must lie in 1e-06..1000000.0, got 0"),
         ({"blur": (0, -1)}, ValueError, "blur must be at least 0"),
         ({"margin": -1}, ValueError, "margin must be at least 0"),
         ({"jitter": 7}, ValueError, "jitter must lie in"),

@@ -13,7 +13,7 @@ from anatpaste_aug.batch.tensors import check_device
 from anatpaste_aug.operations import Draws, Operation
 from anatpaste_aug.operations.draws import Fields
 
-BLOCK = 16  # enough for any operation here
+BLOCK = 20  # as many as any operation here draws
 
 
 class TorchDraws(Draws):
@@ -43,12 +43,16 @@ class TorchDraws(Draws):
             check_device("generator", generator, images.device)
         self.count, self.device, self.generator = images.shape[0], images.device, generator
         self.left: list[Tensor] = []
+        self.words: dict[str, tuple[str, ...]] = {}  # of the params that are drawn
+        self.real: frozenset[str] = frozenset()
 
     def unit(self) -> Tensor:
         """Draw float64 numbers; many at once, as every call of the generator costs a launch."""
         if not self.left:
-            shape, kind = (BLOCK, self.count), torch.float64
-            block = torch.rand(shape, dtype=kind, device=self.device, generator=self.generator)
+            # torch.compile refuses a generator, even None, where the batch's size varies.
+            source: Any = {} if self.generator is None else {"generator": self.generator}
+            shape = (BLOCK, self.count)
+            block = torch.rand(shape, dtype=torch.float64, device=self.device, **source)
             self.left = list(block.unbind())
         return self.left.pop()
 
@@ -62,13 +66,17 @@ class TorchDraws(Draws):
         return flat // width, flat % width
 
     def choice(self, words: Sequence[str]) -> Tensor:
-        """Draw words by their index."""
-        index: Tensor = self.integer((0, len(words) - 1))
+        """Draw words, by their index among all that the params' field may hold."""
+        known = next((every for every in self.words.values() if {*words} <= {*every}), words)
+        chosen: Tensor = self.integer((0, len(words) - 1))
+        index = chosen
+        for i, word in enumerate(words):
+            index = torch.where(chosen == i, known.index(word), index)
         return index
 
     def either(self, first: Callable[[], Fields], second: Callable[[], Fields]) -> Fields:
         """Call both functions, and choose for each element."""
-        chosen, one, other = self.unit() < 0.5, first(), second()
+        chosen, one, other = self.unit() < 0.5, self.tensors(first()), self.tensors(second())
         return {name: torch.where(chosen, value, other[name]) for name, value in one.items()}
 
     def floor(self, value: Tensor) -> Tensor:
@@ -83,13 +91,20 @@ class TorchDraws(Draws):
         """Cut to low..high."""
         return value.clamp(low, high)
 
+    def tensors(self, fields: Fields) -> dict[str, Tensor]:
+        """Make (B,) tensors of what was drawn, numbers and words among them."""
+        out = {}
+        for name, value in fields.items():
+            if not isinstance(value, Tensor):
+                number = self.words[name].index(value) if name in self.words else value
+                kind = torch.float64 if name in self.real else torch.int64
+                value = torch.full((self.count,), number, dtype=kind, device=self.device)
+            out[name] = value
+        return out
+
     def sample(self, operation: Operation[Any], shape: Sequence[int], lungs: Any) -> Any:
         """Draw an operation's params for images of this shape, stacked."""
-        return stacked(operation.params)(
-            **{
-                name: value
-                if isinstance(value, Tensor)
-                else torch.full((self.count,), value, device=self.device)
-                for name, value in operation.draw(self, (shape[0], shape[1]), lungs).items()
-            }
-        )
+        kind = stacked(operation.params)
+        self.words, self.real = kind.words, kind.real
+        drawn = operation.draw(self, (shape[0], shape[1]), lungs)
+        return kind(**self.tensors({**kind.defaults, **drawn}))

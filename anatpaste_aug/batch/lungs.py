@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from anatpaste_aug.batch.tensors import (
 from anatpaste_aug.checks import check_integer
 from anatpaste_aug.lungs import MIN_AREA
 
-Segment: TypeAlias = Callable[[Tensor], Tensor]
+Segment: TypeAlias = Callable[[Any], Any]  # images to masks, or `anatpaste_aug.lung_mask`
 
 
 def lung_mask(images: Tensor, *, min_area: int = MIN_AREA) -> Tensor:
@@ -73,8 +73,8 @@ def find_lungs(
         made: Tensor = _lung_mask(images, MIN_AREA, chosen)
         return made
     try:
-        found = BATCHED.get(segment, segment)(images)
-    except (TypeError, ValueError) as error:
+        found = (lung_mask if segment is functional.lung_mask else segment)(images)
+    except Exception as error:  # whatever a function of one image raises here
         raise TypeError(
             "segment must take a (B, C, H, W) tensor and return (B, 1, H, W) masks, "
             f"got {getattr(segment, '__name__', segment)}, which raised {error}"
@@ -117,6 +117,3 @@ _lung_mask = make_op(
     mask_cpu,
     mask_fake,
 )
-
-# Where a function of one image is given as a segmenter, its batched form is meant.
-BATCHED: dict[object, Segment] = {functional.lung_mask: lung_mask}

@@ -12,7 +12,7 @@ from anatpaste_aug import operations
 from anatpaste_aug.batch import anatpaste, cutpaste
 from anatpaste_aug.batch.draws import TorchDraws
 from anatpaste_aug.batch.lungs import Segment, find_lungs
-from anatpaste_aug.batch.tensors import as_images, copy_of, to_numpy
+from anatpaste_aug.batch.tensors import as_images, as_masks, copy_of, to_numpy
 from anatpaste_aug.checks import Range, check_number
 from anatpaste_aug.lungs import check_segment
 from anatpaste_aug.operations.anatpaste import BLUR, JITTER, MARGIN, OPACITY, RATIO, SCALE
@@ -103,13 +103,14 @@ class OperationModule(nn.Module):
         images = as_images(images)
         draws = TorchDraws(images, generator)
         chosen = draws.uniform((0, 1)) < self.p
-        lungs = None
+        lungs = None if masks is None else as_masks(masks, images)
         if self.paste.needs_lungs:
             lungs = find_lungs(images, masks, self.segment, chosen)
         params = draws.sample(self.paste, images.shape[2:], lungs)
         out, regions = self.paste_chosen(images, params, lungs, chosen)
         return Augmented(out, regions, chosen.long())
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it works in NumPy
     def paste_chosen(
         self, images: Tensor, params: Any, lungs: Tensor | None, chosen: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -129,7 +130,7 @@ class OperationModule(nn.Module):
         masks = [None] * len(images) if lungs is None else lungs.cpu().numpy()
         drawn = params.unstack()
         for i in chosen.nonzero()[:, 0].tolist():
-            pasted, regions[i, 0] = self.paste.apply(to_numpy(here[i]), drawn[i], masks[i])
+            pasted, regions[i, 0] = self.paste.perform(to_numpy(here[i]), drawn[i], masks[i])
             pixels[i] = pasted if pasted.ndim == 3 else pasted[..., None]
         return out.to(images.device), torch.from_numpy(regions).to(images.device)
 

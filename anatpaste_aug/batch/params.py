@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
@@ -39,6 +39,7 @@ class StackedParams:
     names: ClassVar[tuple[str, ...]]
     real: ClassVar[frozenset[str]]  # fields that are no whole numbers
     words: ClassVar[dict[str, tuple[str, ...]]]  # fields that are words, and which there are
+    defaults: ClassVar[dict[str, Any]]
     known: ClassVar[dict[Any, Any]] = {}  # the subclass for each kind of functional params
 
     def __init_subclass__(cls) -> None:
@@ -47,12 +48,18 @@ class StackedParams:
         cls.names = tuple(one.name for one in fields(cls.single))
         cls.real = frozenset(name for name in cls.names if kinds[name] is float)
         cls.words = {n: get_args(kinds[n]) for n in cls.names if get_origin(kinds[n]) is Literal}
-        StackedParams.known[cls.single] = cls
+        cls.defaults = {
+            one.name: one.default for one in fields(cls.single) if one.default is not MISSING
+        }
+        StackedParams.known.setdefault(cls.single, cls)
 
     def __init__(self, *values: Tensor, **tensors: Tensor) -> None:
-        tensors = {**dict(zip(self.names, values, strict=False)), **tensors}
-        if set(tensors) != set(self.names):
-            raise TypeError(f"params must have the fields {self.names}, got {tuple(tensors)}")
+        if len(values) == len(self.names) and not tensors:
+            tensors = dict(zip(self.names, values, strict=True))
+            values = ()
+        if values or set(tensors) != set(self.names):
+            got = f"{len(values)} values and {tuple(tensors)}"
+            raise TypeError(f"params must have the fields {self.names}, each once, got {got}")
         first = tensors[self.names[0]]
         for name in self.names:
             value = tensors[name]
@@ -71,6 +78,9 @@ class StackedParams:
     def __getattr__(self, name: str) -> Tensor:
         # The fields are attributes; this tells type checkers so.
         raise AttributeError(f"{type(self).__name__} has no field {name!r}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return restack, (self.single, self.tensors())
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(B={len(self)}, fields={', '.join(self.names)})"
@@ -171,6 +181,11 @@ def stacked(single: Any) -> Any:
     """Return the class that stacks functional params of this class; make one if none is known."""
     known = StackedParams.known.get(single)
     return known or type(single.__name__, (StackedParams,), {"single": single})
+
+
+def restack(single: Any, tensors: list[Tensor]) -> Any:
+    """Stack again what was pickled: the class may be one that `stacked` has made."""
+    return stacked(single)(*tensors)
 
 
 def check_params(params: Any, kind: type[StackedParams], images: Tensor) -> None:

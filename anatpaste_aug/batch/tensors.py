@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from anatpaste_aug.checks import MIN_SIDE
-from anatpaste_aug.images import LUMA, Array
+from anatpaste_aug.images import LUMA, Array, as_array
 
 DTYPES = (
     torch.uint8,
@@ -123,9 +123,8 @@ def chunks(images: Tensor) -> Iterator[slice]:
 
 
 def to_numpy(image: Tensor) -> Array:
-    """Return a (C, H, W) image on the CPU as an (H, W) or (H, W, 3) array."""
-    array: Array = (image[0] if image.shape[0] == 1 else image.permute(1, 2, 0)).numpy()
-    return array.astype(np.float32) if array.dtype == np.float16 else array
+    """Return a (C, H, W) image on the CPU as a checked (H, W) or (H, W, 3) array."""
+    return as_array((image[0] if image.shape[0] == 1 else image.permute(1, 2, 0)).numpy())
 
 
 def copy_of(images: Tensor) -> tuple[Tensor, Array]:

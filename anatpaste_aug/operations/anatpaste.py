@@ -84,7 +84,7 @@ class AnatPaste(Operation[PasteParams]):
     """The options of AnatPaste, and what is done with them; see `anatpaste` and `sample_paste`."""
 
     scale: Range = option(SCALE, 0, 1, above=True)
-    ratio: Range = option(RATIO, 0, above=True)
+    ratio: Range = option(RATIO, 1e-6, 1e6)
     blur: Range = option(BLUR, 0, LARGEST, integer=True)
     opacity: Range = option(OPACITY, 0, 255, integer=True)
     margin: int = option(MARGIN, 0, LARGEST, integer=True, single=True)

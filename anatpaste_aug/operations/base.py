@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import field, fields
-from functools import partial
 from typing import Any, Generic, TypeVar
+
+import numpy as np
 
 from anatpaste_aug.checks import (
     LARGEST,
     Rng,
     as_generator,
+    check_flag,
     check_integer,
     check_number,
     check_range,
@@ -52,11 +54,11 @@ def option(
     optional : bool, optional
         Whether None is legal.
     """
-    if single:
-        check: Any = partial(check_integer if integer else check_number, low=low, high=high)
-    else:
-        check = partial(check_range, low=low, high=high, integer=integer, above=above)
-    return field(default=default, metadata={"check": check, "optional": optional})
+    limits: dict[str, Any] = {"low": low, "high": high}
+    check: Any = check_integer if integer else check_number
+    if not single:
+        check, limits = check_range, {**limits, "integer": integer, "above": above}
+    return field(default=default, metadata={"check": check, "limits": limits, "none": optional})
 
 
 def lengths_for_option() -> Any:
@@ -94,9 +96,12 @@ class Operation(Generic[P]):
     def __post_init__(self) -> None:
         """Check every option; keep plain numbers and pairs of them."""
         for one in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
-            value = getattr(self, one.name)
-            if not (value is None and one.metadata["optional"]):
-                object.__setattr__(self, one.name, one.metadata["check"](one.name, value))
+            value, rule = getattr(self, one.name), one.metadata
+            if "check" not in rule:
+                raise TypeError(f"{one.name} must be declared with option(...), got {value!r}")
+            if not (value is None and rule["none"]):
+                value = rule["check"](one.name, value, **rule["limits"])
+                object.__setattr__(self, one.name, value)
 
     def draw(self, draws: Draws, shape: tuple[int, int], lungs: Any) -> Fields:
         """Draw the fields of `params`, from `draws` alone and with its arithmetic.
@@ -134,19 +139,22 @@ class Operation(Generic[P]):
     def scaled(self, length: Any, shape: tuple[int, int], least: int = 0) -> Any:
         """Scale a length, or the ends of a range of lengths, from `lengths_for` to an image's size.
 
-        Whole pixels, at least `least`. The option `lengths_for` is the side of the square image
-        that the operation's lengths are meant for; where it is None they are taken as they are.
+        Whole pixels, scaled down to no less than `least`. The option `lengths_for` is the side of
+        the square image that the operation's lengths are meant for; where it is None they are taken
+        as they are.
         """
         meant_for: float | None = self.lengths_for  # type: ignore[attr-defined]
         factor = math.sqrt(shape[0] * shape[1]) / meant_for if meant_for else 1
         if factor == 1:
             return length
         if isinstance(length, tuple):
-            return tuple(max(round(end * factor), least) for end in length)
-        return max(round(length * factor), least)
+            return tuple(self.scaled(end, shape, least) for end in length)
+        return min(max(round(length * factor), min(length, least)), LARGEST)
 
     def sample(self, shape: tuple[int, int], lungs: Mask | None, rng: Rng = None) -> P:
-        """Draw the parameters of one paste for an image of this shape."""
+        """Draw the parameters of one paste for an image of this shape, and its lung mask."""
+        if self.needs_lungs:
+            lungs = as_mask(lungs, shape)
         return self.params(**self.draw(NumpyDraws(as_generator(rng)), shape, lungs))
 
     def __call__(
@@ -168,7 +176,7 @@ class Operation(Generic[P]):
         elif not (mask is None and segment is None):
             raise ValueError("mask and segment must be None where no lungs are needed")
         params = self.sample(array.shape[:2], lungs, rng)
-        return _finish(image, *self.apply(array, params, lungs), return_mask)
+        return _finish(image, *self.perform(array, params, lungs), return_mask)
 
     @classmethod
     def replay(
@@ -183,11 +191,31 @@ class Operation(Generic[P]):
 
         Parameters, result and errors are those of `anatpaste_aug.apply_paste`.
         """
-        array = as_array(image)
+        return _finish(image, *cls.perform(as_array(image), params, mask), return_mask)
+
+    @classmethod
+    def perform(cls, image: Array, params: Any, mask: MaskLike | None) -> tuple[Array, Mask]:
+        """Apply one paste to a checked image; check params and mask, and what comes back.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `params` are of another operation, the mask has another size, or `apply` returns
+            something else than it should.
+        """
         if not isinstance(params, cls.params):
             raise TypeError(f"params must be {cls.params.__name__}, got {type(params).__name__}")
-        lungs = None if mask is None else as_mask(mask, array.shape)
-        return _finish(image, *cls.apply(array, params, lungs), return_mask)
+        untouched = image.view()
+        untouched.flags.writeable = False
+        lungs = None if mask is None else as_mask(mask, image.shape)
+        out, region = cls.apply(untouched, params, lungs)
+        got = (out.dtype, out.shape, region.dtype, region.shape)
+        if got != (image.dtype, image.shape, np.dtype(bool), image.shape[:2]):
+            raise TypeError(
+                f"{cls.__name__}.apply must return an image of {image.dtype} and {image.shape}, "
+                f"and a bool region of its height and width, got {', '.join(map(str, got))}"
+            )
+        return (image.copy() if out is untouched else out), region
 
 
 def describe(options: dict[str, Any]) -> str:
@@ -200,4 +228,5 @@ def describe(options: dict[str, Any]) -> str:
 
 def _finish(image: ImageLike, out: Array, region: Mask, return_mask: bool) -> Any:
     """Return the result as the caller's kind of image, with its region if asked for."""
-    return (as_kind_of(image, out), region) if return_mask else as_kind_of(image, out)
+    kind = as_kind_of(image, out)
+    return (kind, region) if check_flag("return_mask", return_mask) else kind

@@ -120,7 +120,7 @@ class CutPaste(_CutPaste):
     """The options of *normal*, and what is done with them; see `cutpaste`."""
 
     scale: Range = option(SCALE, 0, 1, above=True)
-    ratio: Range = option(RATIO, 0, above=True)
+    ratio: Range = option(RATIO, 1e-6, 1e6)
     jitter: float = option(JITTER, 0, 1, single=True)
 
     def draw(self, draws: Draws, shape: tuple[int, int], lungs: Any) -> Fields:
@@ -141,7 +141,7 @@ class CutPasteScar(_CutPaste):
 
     width: Range = option(WIDTH, 1, LARGEST, integer=True)
     height: Range = option(HEIGHT, 1, LARGEST, integer=True)
-    angle: Range = option(ANGLE)
+    angle: Range = option(ANGLE, -1e6, 1e6)
     jitter: float = option(JITTER, 0, 1, single=True)
     lengths_for: float | None = lengths_for_option()
 
@@ -452,7 +452,7 @@ def sample_scar(
         As for `sample_paste`.
     width, height : int or (int, int), optional
         Size of the patch in pixels of a 256 x 256 image (see `lengths_for`), uniform over whole
-        numbers, at least 1; cut to the image's.
+        numbers, at least 1; scaled down to no less than 2, and cut to the image's size.
     angle : float or (float, float), optional
         Counterclockwise rotation in degrees, uniform.
     lengths_for : float or None, optional
