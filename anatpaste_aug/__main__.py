@@ -20,7 +20,7 @@ MASKS: dict[str, Segment] = {"published": lung_mask, "robust": lung_mask_robust}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; give the exit status: 0, or 2 where a file or an argument is bad."""
+    """Run a command; return the exit status: 0, or 2 where a file or an argument is bad."""
     parser = argparse.ArgumentParser(prog="python -m anatpaste_aug", description=__doc__)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)

@@ -57,14 +57,6 @@ def check_range(
     return first, last
 
 
-def check_shape(shape: Any, name: str = "shape") -> tuple[int, int]:
-    """Check the height and width of an image."""
-    if not isinstance(shape, (tuple, list)) or len(shape) != 2:
-        raise TypeError(f"{name} must be a pair (height, width), got {shape!r}")
-    height, width = (check_integer(name, side, MIN_SIDE, LARGEST) for side in shape)
-    return height, width
-
-
 def check_flag(name: str, value: Any) -> bool:
     """Check that a value is True or False."""
     if not isinstance(value, (bool, np.bool_)):

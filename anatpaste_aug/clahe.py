@@ -65,7 +65,7 @@ def _bins_of(values: Array, low: int, high: int) -> npt.NDArray[np.uint8]:
 
 
 def clahe(bins: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint16]:
-    """Equalise an (H, W) image of bins locally; give 14-bit levels, before the final stretch.
+    """Equalise an (H, W) image of bins locally; return 14-bit levels, before the final stretch.
 
     Equal to ``skimage.exposure.equalize_adapthist`` at its default settings up to the last
     ``rescale_intensity``: same tiles (an eighth of each side), reflected at the far edges, same

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from anatpaste_aug.checks import as_generator, check_shape
+from anatpaste_aug.checks import LARGEST, MIN_SIDE, as_generator, check_integer
 
 __all__ = ["phantom_radiograph"]
 
@@ -71,7 +71,9 @@ def phantom_radiograph(
     (True, True)
     """
     pair = size if isinstance(size, (tuple, list)) else (size, size)
-    height, width = check_shape(pair, "size")
+    if len(pair) != 2:
+        raise TypeError(f"size must be a pair (height, width), got {pair!r}")
+    height, width = (check_integer("size", side, MIN_SIDE, LARGEST) for side in pair)
     # One child per concern, so that an opacity or another size leaves the anatomy's draws alone.
     body, lesion, grain = (
         np.random.default_rng(seed) for seed in as_generator(rng).integers(2**63, size=3)
@@ -190,7 +192,7 @@ def _position_patient(height: int, width: int, rng: Rng) -> _Chest:
     below = v - top - rng.uniform(0.3, 0.5) * (across - 0.5) ** 2 - 0.1 * ((across**2) ** 2) ** 2
 
     tissue = _trunk(v, s, rng)
-    silhouette = _mediastinum(u, v, s, left, right_dome, rng)
+    silhouette = _mediastinum(v, s, left, right_dome, rng)
     depth = np.minimum(np.minimum(cage - s, s - medial), -below)
     depth = np.maximum(depth, 0)
     air = (1 - np.exp(depth * (-1 / 0.055))) * (1 - 0.9 * silhouette)
@@ -212,9 +214,7 @@ def _trunk(v: Field, s: Field, rng: Rng) -> Field:
     return 1 - np.exp(skin * (-1 / rng.uniform(0.05, 0.09)))
 
 
-def _mediastinum(
-    u: Field, v: Field, s: Field, left: NDArray[np.bool_], dome: float, rng: Rng
-) -> Field:
+def _mediastinum(v: Field, s: Field, left: NDArray[np.bool_], dome: float, rng: Rng) -> Field:
     """Outline great vessels and heart: a narrow band above, bulging to the patient's left below."""
     heart, knob = rng.uniform(0.82, 1.18), rng.uniform(0.155, 0.2)
     lift = dome - 0.43

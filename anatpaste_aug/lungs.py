@@ -12,7 +12,7 @@ from anatpaste_aug.clahe import clahe, dark_side, quantise
 from anatpaste_aug.images import Array, ImageLike, Mask, MaskLike, as_array, as_mask, to_grey
 from anatpaste_aug.regions import clear_border, clear_small_boxes, combine_squares, opening
 
-Segment: TypeAlias = Callable[[Array], Any]
+Segment: TypeAlias = Callable[[Any], Any]
 MIN_AREA = 400
 
 

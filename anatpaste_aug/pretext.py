@@ -68,9 +68,7 @@ class PretextDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         after: Callable[[Any], Any] | None = None,
     ):
         self.dataset = dataset
-        if augment is None:
-            raise TypeError("augment must be callable, got None")
-        self.augment = [augment] if callable(augment) else list(augment)
+        self.augment = list(augment) if isinstance(augment, Sequence) else [augment]
         self.before = before
         self.after = after or v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
         if not self.augment:

@@ -45,7 +45,7 @@ def combine_squares(combine: np.ufunc, framed: Mask) -> Mask:
 
 
 def opening(mask: Mask) -> Mask:
-    """Open an (H, W) mask with a 3x3 square; give it framed.
+    """Open an (H, W) mask with a 3x3 square; return it framed.
 
     What lies outside the image counts as True when eroding, as False when dilating.
     """

@@ -22,14 +22,7 @@ from anatpaste_aug.checks import Range, check_flag, check_number
 from anatpaste_aug.images import Array, as_array, as_kind_of, as_mask
 from anatpaste_aug.lungs import Segment, check_segment, find_lungs
 from anatpaste_aug.operations import anatpaste, cutpaste
-from anatpaste_aug.operations.anatpaste import (
-    BLUR,
-    JITTER,
-    MARGIN,
-    OPACITY,
-    RATIO,
-    SCALE,
-)
+from anatpaste_aug.operations.anatpaste import BLUR, JITTER, MARGIN, OPACITY, RATIO, SCALE
 from anatpaste_aug.operations.base import LENGTHS_FOR, Operation, describe
 from anatpaste_aug.operations.cutpaste import ANGLE, HEIGHT, WIDTH
 
@@ -192,9 +185,8 @@ class OperationTransform(v2.Transform):  # type: ignore[misc]
 
     def extra_repr(self) -> str:
         """Return the settings for ``repr``, so that it can be pasted back."""
-        settings = {"p": self.p, **self.paste.options()}
-        if self.paste.needs_lungs:
-            settings["segment"] = self.segment
+        segment = {"segment": self.segment} if self.paste.needs_lungs else {}
+        settings = {"p": self.p, **vars(self.paste), **segment}
         return describe({**settings, "return_mask": self.return_mask, "shared": self.shared})
 
     def forward(self, *inputs: Any) -> Any:
@@ -250,16 +242,14 @@ class OperationTransform(v2.Transform):  # type: ignore[misc]
         """Repeat a paste that `make_params` has drawn; what is no image is passed through."""
         if not is_image(inpt):
             return inpt
-        if params["params"] is None:
-            out, region = inpt, None
-        else:
+        if params["params"] is not None:
             pasted, region = self.paste.perform(to_array(inpt), params["params"], params["lungs"])
             out = from_array(inpt, pasted)
-        if not self.return_mask:
-            return out
-        if region is None:
-            region = np.zeros(to_array(inpt).shape[:2], bool)
-        return out, tv_tensors.Mask(torch.from_numpy(region)[None])
+        elif self.return_mask:
+            out, region = inpt, np.zeros(to_array(inpt).shape[:2], bool)
+        else:
+            return inpt
+        return (out, tv_tensors.Mask(torch.from_numpy(region)[None])) if self.return_mask else out
 
 
 class AnatPaste(OperationTransform):
@@ -313,9 +303,8 @@ class AnatPaste(OperationTransform):
         return_mask: bool = False,
         shared: bool = False,
     ):
-        paste = anatpaste.AnatPaste(scale, ratio, blur, opacity, margin, jitter, lengths_for)
-        own = paste.options()
-        super().__init__(p, segment=segment, return_mask=return_mask, shared=shared, **own)
+        own = anatpaste.AnatPaste(scale, ratio, blur, opacity, margin, jitter, lengths_for)
+        super().__init__(p, segment=segment, return_mask=return_mask, shared=shared, **vars(own))
 
 
 class CutPaste(OperationTransform):
@@ -354,7 +343,7 @@ class CutPaste(OperationTransform):
         return_mask: bool = False,
         shared: bool = False,
     ):
-        own = cutpaste.CutPaste(scale, ratio, jitter).options()
+        own = vars(cutpaste.CutPaste(scale, ratio, jitter))
         super().__init__(p, return_mask=return_mask, shared=shared, **own)
 
 
@@ -396,7 +385,7 @@ class CutPasteScar(OperationTransform):
         return_mask: bool = False,
         shared: bool = False,
     ):
-        own = cutpaste.CutPasteScar(width, height, angle, jitter, lengths_for).options()
+        own = vars(cutpaste.CutPasteScar(width, height, angle, jitter, lengths_for))
         super().__init__(p, return_mask=return_mask, shared=shared, **own)
 
 
@@ -441,17 +430,15 @@ class CutPasteUnion(OperationTransform):
         shared: bool = False,
     ):
         paste = cutpaste.CutPasteUnion(scale, ratio, jitter, width, height, angle, lengths_for)
-        super().__init__(p, return_mask=return_mask, shared=shared, **paste.options())
+        super().__init__(p, return_mask=return_mask, shared=shared, **vars(paste))
 
 
 def is_image(part: Any) -> bool:
     """Tell whether a part of a sample is, or may be, an image."""
-    if isinstance(part, (Image.Image, tv_tensors.Image)):
-        return True
-    plain = isinstance(part, (torch.Tensor, np.ndarray)) and not isinstance(
-        part, tv_tensors.TVTensor
-    )
-    return plain and part.ndim >= 2
+    if isinstance(part, tv_tensors.TVTensor):
+        return isinstance(part, tv_tensors.Image)
+    plain = isinstance(part, (torch.Tensor, np.ndarray)) and part.ndim >= 2
+    return plain or isinstance(part, Image.Image)
 
 
 def find_images(flat: list[Any]) -> list[int]:

@@ -520,7 +520,7 @@ def test_words_are_checked_when_params_are_used(shape):
     images = torch.zeros(1, 1, 64, 64, dtype=torch.uint8)
     drawn = batch.PasteParams.stack([ap.PasteParams(0, 0, 20, 20, 30, 30, "ellipse", 3, 200, 5)])
     wrong = batch.PasteParams(
-        *(torch.tensor([shape]) if n == "shape" else getattr(drawn, n) for n in drawn.names)
+        *(torch.tensor([shape]) if n == "shape" else getattr(drawn, n) for n in drawn.kinds)
     )
     for use in (lambda: wrong[0], lambda: batch.apply_paste(images, wrong)):
         with pytest.raises(ValueError, match=rf"shape must lie in 0..1, got {shape}"):
@@ -630,7 +630,7 @@ def test_every_element_draws_for_itself():
         batch.sample_scar(images),
     ):
         assert len(drawn) == 64
-        for name in drawn.names:
+        for name in drawn.kinds:
             constant = name == "margin" or (name == "angle" and not drawn.angle.any())
             assert constant or len(getattr(drawn, name).unique()) > 1, name
 

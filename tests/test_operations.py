@@ -20,7 +20,7 @@ from scipy import stats
 import anatpaste_aug as ap
 from anatpaste_aug import operations
 from anatpaste_aug.data import phantom_radiograph
-from anatpaste_aug.operations import NumpyDraws, Operation, option
+from anatpaste_aug.operations import Draws, Operation, anatpaste, cutpaste, option
 
 ROOT = Path(__file__).resolve().parents[1]
 FUNCTIONS = {
@@ -58,6 +58,13 @@ def test_every_form_has_the_same_options(operation):
         forms += [samples[name]] if name in samples else []
     for form in forms:
         assert options_of(form) == expected, form
+    described = {  # what the function's overloads take
+        operations.AnatPaste: anatpaste.PasteArgs,
+        operations.CutPaste: cutpaste.CutArgs,
+        operations.CutPasteScar: cutpaste.ScarArgs,
+        operations.CutPasteUnion: cutpaste.UnionArgs,
+    }[operation]
+    assert described.__annotations__.keys() - SHARED == dict(expected).keys()
 
 
 def test_images_masks_and_sources_of_random_numbers_stand_in_the_same_places():
@@ -441,7 +448,7 @@ def test_draws_of_a_batch_are_those_of_images():
     images = torch.zeros(count, 1, 20, 30)
     masks = torch.from_numpy(lungs).expand(count, -1, -1)
     many = batch.TorchDraws(images, torch.Generator().manual_seed(0))
-    one = NumpyDraws(np.random.default_rng(0))
+    one = Draws(np.random.default_rng(0))
     for draw in (
         lambda draws: draws.uniform((-3, 5)),
         lambda draws: draws.log_uniform((0.3, 4)),
@@ -459,7 +466,7 @@ def test_draws_of_a_batch_are_those_of_images():
 
 
 def test_draws_are_the_stated_ones():
-    draws = NumpyDraws(np.random.default_rng(0))
+    draws = Draws(np.random.default_rng(0))
     assert {draws.integer((3, 5)) for _ in range(100)} == {3, 4, 5}
     assert {draws.choice(["a", "b"]) for _ in range(50)} == {"a", "b"}
     assert all(2 <= draws.uniform((2, 4)) < 4 for _ in range(100))

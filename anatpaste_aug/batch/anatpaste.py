@@ -9,21 +9,12 @@ import torch
 from torch import Tensor
 
 from anatpaste_aug import operations
+from anatpaste_aug.batch import tensors
 from anatpaste_aug.batch.draws import TorchDraws
 from anatpaste_aug.batch.params import PasteParams, check_params
-from anatpaste_aug.batch.patch import color_jitter, levels, take, within
-from anatpaste_aug.batch.tensors import (
-    as_images,
-    as_masks,
-    chunks,
-    copy_of,
-    divide,
-    everyone,
-    make_op,
-    to_numpy,
-    working,
-)
+from anatpaste_aug.batch.patch import apply_each, color_jitter, levels, take, within
 from anatpaste_aug.checks import Range
+from anatpaste_aug.images import Array, Mask
 from anatpaste_aug.operations import anatpaste as functional
 from anatpaste_aug.operations.anatpaste import BLUR, JITTER, MARGIN, OPACITY, RATIO, SCALE
 from anatpaste_aug.operations.base import LENGTHS_FOR
@@ -76,7 +67,7 @@ def sample_paste(
     (8, torch.Size([8]))
     """
     paste = operations.AnatPaste(scale, ratio, blur, opacity, margin, jitter, lengths_for)
-    lungs = as_masks(masks)
+    lungs = tensors.as_masks(masks)
     drawn: PasteParams = TorchDraws(lungs, generator).sample(paste, lungs.shape[1:], lungs)
     return drawn
 
@@ -101,11 +92,10 @@ def paste_alpha(params: PasteParams, masks: Tensor) -> Tensor:
     TypeError, ValueError
         If an argument has another type, shape or device.
     """
-    masks = as_masks(masks)
+    masks = tensors.as_masks(masks)
     check_params(params, PasteParams, masks)
     canvas = masks[:, None].to(torch.uint8)
-    alpha: Tensor = _paste(canvas, params.tensors(), masks, everyone(masks))[1]
-    return alpha
+    return _paste(canvas, params.tensors(), masks, tensors.everyone(masks))[1]
 
 
 @overload
@@ -162,14 +152,14 @@ def apply_paste(
     >>> batch.apply_paste(images, params).shape
     torch.Size([4, 3, 64, 64])
     """
-    images = as_images(images)
+    images = tensors.as_images(images)
     check_params(params, PasteParams, images)
     if masks is None:
         masks = torch.zeros(
             (len(images), *images.shape[2:]), dtype=torch.bool, device=images.device
         )
-    lungs = as_masks(masks, images)
-    out, regions = paste_chosen(images, params, lungs, everyone(images))
+    lungs = tensors.as_masks(masks, images)
+    out, regions = paste_chosen(images, params, lungs, tensors.everyone(images))
     return (out, regions) if return_mask else out
 
 
@@ -194,7 +184,7 @@ def paste_plain(
 ) -> tuple[Tensor, Tensor]:
     """Paste into the chosen images with plain torch operations; return images and alpha."""
     out, alphas = paste_fake(images, fields, masks, chosen)
-    for part in chunks(images):
+    for part in tensors.chunks(images):
         params = PasteParams(*(field[part] for field in fields))
         alpha = draw_alpha(params, masks[part]) * chosen[part, None, None]
         alphas[part] = alpha[:, None]
@@ -206,20 +196,17 @@ def paste_cpu(
     images: Tensor, fields: list[Tensor], masks: Tensor, chosen: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Paste into the chosen images one by one in the functional form; return images and alpha."""
-    params = PasteParams(*fields).unstack()
-    out, pixels = copy_of(images)
-    alphas = np.zeros((images.shape[0], 1, *images.shape[2:]), np.uint8)
-    lungs = masks.numpy()
-    for i in np.flatnonzero(chosen.numpy()).tolist():
-        array = to_numpy(images[i])
-        window, alpha = functional.alpha_window(params[i], lungs[i].shape, lungs[i])
-        pasted = functional.blend_patch(array, params[i], window, alpha)
-        pixels[i] = pasted if pasted.ndim == 3 else pasted[..., None]
-        alphas[i, 0][window] = alpha
-    return out, torch.from_numpy(alphas)
+
+    def paste(image: Array, params: functional.PasteParams, lungs: Mask) -> tuple[Array, Array]:
+        alpha = np.zeros(lungs.shape, np.uint8)
+        window, part = functional.alpha_window(params, lungs.shape, lungs)
+        alpha[window] = part
+        return functional.blend_patch(image, params, window, part), alpha
+
+    return apply_each(paste, images, PasteParams(*fields), masks, chosen, np.uint8)
 
 
-_paste = make_op(
+_paste = tensors.make_op(
     "paste",
     "(Tensor images, Tensor[] fields, Tensor masks, Tensor chosen) -> (Tensor, Tensor)",
     paste_plain,
@@ -278,7 +265,7 @@ def blur_weights(sigma: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     Gwosdek et al., Theoretical foundations of Gaussian convolution by extended box filtering, SSVM
     2011, equations 7, 11 and 14, in float32 except for two expressions in double.
     """
-    sigma2 = divide(sigma.float() * sigma.float(), PASSES)
+    sigma2 = tensors.divide(sigma.float() * sigma.float(), PASSES)
     length = (12.0 * sigma2.double() + 1.0).sqrt().float()
     whole = ((length.double() - 1.0) / 2.0).floor().float()
     part = (2 * whole + 1) * (whole * (whole + 1) - 3 * sigma2)
@@ -313,7 +300,7 @@ def box_blur(rows: Tensor, radius: Tensor, weights: tuple[Tensor, Tensor]) -> Te
 
 def blend_patch(images: Tensor, params: PasteParams, alpha: Tensor) -> Tensor:
     """Blend the jittered patches, on black, into images of any dtype; alpha is (B, 1, H, W)."""
-    work = working(images)
+    work = tensors.working(images)
     black, white = levels(images, work)
     height, width = images.shape[2:]
     top, left = params.center_y - params.height // 2, params.center_x - params.width // 2
@@ -325,12 +312,9 @@ def blend_patch(images: Tensor, params: PasteParams, alpha: Tensor) -> Tensor:
     patch = take(color_jitter(work, params, black, white), source_y[:, :, None], source_x[:, None])
     canvas = torch.where(inside[:, None], patch, black)
     if work.is_floating_point():
-        weight = divide(alpha.to(work.dtype), 255)
+        weight = tensors.divide(alpha.to(work.dtype), 255)
         out = work * (1 - weight) + canvas * weight
-        out = torch.minimum(
-            torch.maximum(out, work.amin((1, 2, 3), keepdim=True)),
-            work.amax((1, 2, 3), keepdim=True),
-        )
+        out = out.clamp(black, white)  # a weighted mean may leave them by a last bit
     else:
         wide = torch.int64 if images.dtype == torch.int32 else torch.int32
         total = work.to(wide) * (255 - alpha.to(wide)) + canvas.to(wide) * alpha.to(wide)

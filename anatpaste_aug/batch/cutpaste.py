@@ -5,23 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, overload
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from anatpaste_aug import operations
 from anatpaste_aug.batch.draws import TorchDraws
 from anatpaste_aug.batch.params import CutPasteParams, check_params
-from anatpaste_aug.batch.patch import color_jitter, levels, take, within
-from anatpaste_aug.batch.tensors import (
-    as_images,
-    chunks,
-    copy_of,
-    everyone,
-    make_op,
-    to_numpy,
-    working,
-)
+from anatpaste_aug.batch.patch import apply_each, color_jitter, levels, take, within
+from anatpaste_aug.batch.tensors import as_images, chunks, everyone, make_op, working
 from anatpaste_aug.checks import Range
 from anatpaste_aug.operations.anatpaste import JITTER, RATIO, SCALE
 from anatpaste_aug.operations.base import LENGTHS_FOR
@@ -146,8 +137,7 @@ def paste_chosen(
     images: Tensor, params: CutPasteParams, lungs: Tensor | None, chosen: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Paste into the chosen images of a checked batch; return images and (B, 1, H, W) regions."""
-    out, regions = _cutpaste(images, params.tensors(), chosen)
-    return out, regions
+    return _cutpaste(images, params.tensors(), chosen)
 
 
 def cutpaste_fake(images: Tensor, fields: list[Tensor], chosen: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,13 +184,8 @@ def rotated_patch(params: CutPasteParams, height: int, width: int) -> tuple[Tens
 
 def cutpaste_cpu(images: Tensor, fields: list[Tensor], chosen: Tensor) -> tuple[Tensor, Tensor]:
     """CutPaste into the chosen images one by one in the functional form."""
-    params = CutPasteParams(*fields).unstack()
-    out, pixels = copy_of(images)
-    regions = np.zeros((images.shape[0], 1, *images.shape[2:]), bool)
-    for i in np.flatnonzero(chosen.numpy()).tolist():
-        pasted, regions[i, 0] = operations.CutPaste.apply(to_numpy(images[i]), params[i], None)
-        pixels[i] = pasted if pasted.ndim == 3 else pasted[..., None]
-    return out, torch.from_numpy(regions)
+    params = CutPasteParams(*fields)
+    return apply_each(operations.CutPaste.apply, images, params, None, chosen)
 
 
 _cutpaste = make_op(

@@ -44,7 +44,7 @@ class TorchDraws(Draws):
         self.count, self.device, self.generator = images.shape[0], images.device, generator
         self.left: list[Tensor] = []
         self.words: dict[str, tuple[str, ...]] = {}  # of the params that are drawn
-        self.real: frozenset[str] = frozenset()
+        self.kinds: dict[str, torch.dtype] = {}
 
     def unit(self) -> Tensor:
         """Draw float64 numbers; many at once, as every call of the generator costs a launch."""
@@ -97,7 +97,7 @@ class TorchDraws(Draws):
         for name, value in fields.items():
             if not isinstance(value, Tensor):
                 number = self.words[name].index(value) if name in self.words else value
-                kind = torch.float64 if name in self.real else torch.int64
+                kind = self.kinds[name]
                 value = torch.full((self.count,), number, dtype=kind, device=self.device)
             out[name] = value
         return out
@@ -105,6 +105,6 @@ class TorchDraws(Draws):
     def sample(self, operation: Operation[Any], shape: Sequence[int], lungs: Any) -> Any:
         """Draw an operation's params for images of this shape, stacked."""
         kind = stacked(operation.params)
-        self.words, self.real = kind.words, kind.real
+        self.words, self.kinds = kind.words, kind.kinds
         drawn = operation.draw(self, (shape[0], shape[1]), lungs)
         return kind(**self.tensors({**kind.defaults, **drawn}))

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from anatpaste_aug import lungs as functional
+from anatpaste_aug.batch import tensors
 from anatpaste_aug.batch.clahe import dark_side, equalise, quantise
 from anatpaste_aug.batch.regions import clear_border, clear_small_boxes, dilate, erode
-from anatpaste_aug.batch.tensors import (
-    as_images,
-    as_masks,
-    chunks,
-    everyone,
-    make_op,
-    to_grey,
-    to_numpy,
-    working,
-)
 from anatpaste_aug.checks import check_integer
-from anatpaste_aug.lungs import MIN_AREA
-
-Segment: TypeAlias = Callable[[Any], Any]  # images to masks, or `anatpaste_aug.lung_mask`
+from anatpaste_aug.lungs import MIN_AREA, Segment
 
 
 def lung_mask(images: Tensor, *, min_area: int = MIN_AREA) -> Tensor:
@@ -56,9 +42,8 @@ def lung_mask(images: Tensor, *, min_area: int = MIN_AREA) -> Tensor:
     torch.Size([4, 1, 64, 64])
     """
     check_integer("min_area", min_area, 0)
-    images = as_images(images)
-    masks: Tensor = _lung_mask(images, int(min_area), everyone(images))[:, None]
-    return masks
+    images = tensors.as_images(images)
+    return _lung_mask(images, int(min_area), tensors.everyone(images))[:, None]
 
 
 def find_lungs(
@@ -68,10 +53,9 @@ def find_lungs(
     if masks is not None:
         if segment is not None:
             raise ValueError("masks and segment must not be given together")
-        return as_masks(masks, images)
+        return tensors.as_masks(masks, images)
     if segment is None:
-        made: Tensor = _lung_mask(images, MIN_AREA, chosen)
-        return made
+        return _lung_mask(images, MIN_AREA, chosen)
     try:
         found = (lung_mask if segment is functional.lung_mask else segment)(images)
     except Exception as error:  # whatever a function of one image raises here
@@ -79,7 +63,7 @@ def find_lungs(
             "segment must take a (B, C, H, W) tensor and return (B, 1, H, W) masks, "
             f"got {getattr(segment, '__name__', segment)}, which raised {error}"
         ) from error
-    return as_masks(found, images, "the masks returned by segment")
+    return tensors.as_masks(found, images, "the masks returned by segment")
 
 
 def mask_fake(images: Tensor, min_area: int, chosen: Tensor) -> Tensor:
@@ -90,8 +74,8 @@ def mask_fake(images: Tensor, min_area: int, chosen: Tensor) -> Tensor:
 def mask_plain(images: Tensor, min_area: int, chosen: Tensor) -> Tensor:
     """Segment all images with plain torch operations."""
     masks = mask_fake(images, min_area, chosen)
-    for part in chunks(images):
-        grey = to_grey(working(images[part]))
+    for part in tensors.chunks(images):
+        grey = tensors.to_grey(tensors.working(images[part]))
         # scikit-image keeps float32 images in float32 and computes on all others in float64.
         precision = torch.float32 if grey.dtype == torch.float32 else torch.float64
         levels = equalise(quantise(grey, images.dtype))
@@ -106,11 +90,11 @@ def mask_cpu(images: Tensor, min_area: int, chosen: Tensor) -> Tensor:
     """Segment the chosen images one by one in the functional form."""
     masks = np.zeros((images.shape[0], *images.shape[2:]), bool)
     for i in np.flatnonzero(chosen.numpy()):
-        masks[i] = functional.lung_mask(to_numpy(images[i]), min_area=min_area)
+        masks[i] = functional.lung_mask(tensors.to_numpy(images[i]), min_area=min_area)
     return torch.from_numpy(masks)
 
 
-_lung_mask = make_op(
+_lung_mask = tensors.make_op(
     "lung_mask",
     "(Tensor images, int min_area, Tensor chosen) -> Tensor",
     mask_plain,

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from anatpaste_aug import operations
 from anatpaste_aug.batch import anatpaste, cutpaste
 from anatpaste_aug.batch.draws import TorchDraws
-from anatpaste_aug.batch.lungs import Segment, find_lungs
-from anatpaste_aug.batch.tensors import as_images, as_masks, copy_of, to_numpy
+from anatpaste_aug.batch.lungs import find_lungs
+from anatpaste_aug.batch.patch import apply_each
+from anatpaste_aug.batch.tensors import as_images, as_masks
 from anatpaste_aug.checks import Range, check_number
-from anatpaste_aug.lungs import check_segment
+from anatpaste_aug.lungs import Segment, check_segment
 from anatpaste_aug.operations.anatpaste import BLUR, JITTER, MARGIN, OPACITY, RATIO, SCALE
 from anatpaste_aug.operations.base import LENGTHS_FOR, Operation, describe
 from anatpaste_aug.operations.cutpaste import ANGLE, HEIGHT, WIDTH
@@ -61,10 +61,8 @@ class OperationModule(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the settings for ``repr``, so that it can be pasted back."""
-        settings = {"p": self.p, **self.paste.options()}
-        return describe(
-            {**settings, "segment": self.segment} if self.paste.needs_lungs else settings
-        )
+        segment = {"segment": self.segment} if self.paste.needs_lungs else {}
+        return describe({"p": self.p, **vars(self.paste), **segment})
 
     def forward(
         self,
@@ -124,15 +122,9 @@ class OperationModule(nn.Module):
         lungs : (B, H, W) Tensor of bool, or None
         chosen : (B,) Tensor of bool
         """
-        here = images.cpu()
-        out, pixels = copy_of(here)
-        regions = np.zeros((len(images), 1, *images.shape[2:]), bool)
-        masks = [None] * len(images) if lungs is None else lungs.cpu().numpy()
-        drawn = params.unstack()
-        for i in chosen.nonzero()[:, 0].tolist():
-            pasted, regions[i, 0] = self.paste.perform(to_numpy(here[i]), drawn[i], masks[i])
-            pixels[i] = pasted if pasted.ndim == 3 else pasted[..., None]
-        return out.to(images.device), torch.from_numpy(regions).to(images.device)
+        masks = None if lungs is None else lungs.cpu()
+        out, regions = apply_each(self.paste.perform, images.cpu(), params, masks, chosen.cpu())
+        return out.to(images.device), regions.to(images.device)
 
 
 class AnatPaste(OperationModule):
@@ -185,7 +177,7 @@ class AnatPaste(OperationModule):
         segment: Segment | None = None,
     ):
         paste = operations.AnatPaste(scale, ratio, blur, opacity, margin, jitter, lengths_for)
-        super().__init__(p, segment=segment, **paste.options())
+        super().__init__(p, segment=segment, **vars(paste))
 
 
 class CutPaste(OperationModule):
@@ -214,7 +206,7 @@ class CutPaste(OperationModule):
     def __init__(
         self, p: float = 0.5, *, scale: Range = SCALE, ratio: Range = RATIO, jitter: float = JITTER
     ):
-        super().__init__(p, **operations.CutPaste(scale, ratio, jitter).options())
+        super().__init__(p, **vars(operations.CutPaste(scale, ratio, jitter)))
 
 
 class CutPasteScar(OperationModule):
@@ -251,7 +243,7 @@ class CutPasteScar(OperationModule):
         lengths_for: float | None = LENGTHS_FOR,
     ):
         scar = operations.CutPasteScar(width, height, angle, jitter, lengths_for)
-        super().__init__(p, **scar.options())
+        super().__init__(p, **vars(scar))
 
 
 class CutPasteUnion(OperationModule):
@@ -290,4 +282,4 @@ class CutPasteUnion(OperationModule):
         lengths_for: float | None = LENGTHS_FOR,
     ):
         union = operations.CutPasteUnion(scale, ratio, jitter, width, height, angle, lengths_for)
-        super().__init__(p, **union.options())
+        super().__init__(p, **vars(union))

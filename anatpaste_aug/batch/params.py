@@ -36,44 +36,42 @@ class StackedParams:
     """
 
     single: ClassVar[Any]
-    names: ClassVar[tuple[str, ...]]
-    real: ClassVar[frozenset[str]]  # fields that are no whole numbers
+    kinds: ClassVar[dict[str, torch.dtype]]  # of the fields, in order
     words: ClassVar[dict[str, tuple[str, ...]]]  # fields that are words, and which there are
     defaults: ClassVar[dict[str, Any]]
     known: ClassVar[dict[Any, Any]] = {}  # the subclass for each kind of functional params
 
     def __init_subclass__(cls) -> None:
         """Learn the fields from the functional params."""
-        kinds = get_type_hints(cls.single)
-        cls.names = tuple(one.name for one in fields(cls.single))
-        cls.real = frozenset(name for name in cls.names if kinds[name] is float)
-        cls.words = {n: get_args(kinds[n]) for n in cls.names if get_origin(kinds[n]) is Literal}
+        hints = get_type_hints(cls.single)
+        names = [one.name for one in fields(cls.single)]
+        cls.kinds = {n: torch.float64 if hints[n] is float else torch.int64 for n in names}
+        cls.words = {n: get_args(hints[n]) for n in names if get_origin(hints[n]) is Literal}
         cls.defaults = {
             one.name: one.default for one in fields(cls.single) if one.default is not MISSING
         }
         StackedParams.known.setdefault(cls.single, cls)
 
     def __init__(self, *values: Tensor, **tensors: Tensor) -> None:
-        if len(values) == len(self.names) and not tensors:
-            tensors = dict(zip(self.names, values, strict=True))
-            values = ()
-        if values or set(tensors) != set(self.names):
-            got = f"{len(values)} values and {tuple(tensors)}"
-            raise TypeError(f"params must have the fields {self.names}, each once, got {got}")
-        first = tensors[self.names[0]]
-        for name in self.names:
-            value = tensors[name]
-            kind = "floating-point" if name in self.real else "integer"
+        if len(values) == len(self.kinds) and not tensors:
+            tensors, values = dict(zip(self.kinds, values, strict=True)), ()
+        if values or set(tensors) != set(self.kinds):
+            got = f"{len(values)} values and {(*tensors,)}"
+            raise TypeError(f"params must have the fields {(*self.kinds,)}, each once, got {got}")
+        first = tensors[next(iter(self.kinds))]
+        for name, kind in self.kinds.items():
+            value, real = tensors[name], kind.is_floating_point
             if not isinstance(value, Tensor):
                 raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-            if value.is_floating_point() != (name in self.real) or value.is_complex():
-                raise TypeError(f"{name} must be a tensor of {kind} dtype, got {value.dtype}")
+            if value.is_floating_point() != real or value.is_complex():
+                wanted = "floating-point" if real else "integer"
+                raise TypeError(f"{name} must be a tensor of {wanted} dtype, got {value.dtype}")
             if value.ndim != 1 or value.shape != first.shape:
                 raise ValueError(
                     f"{name} must have the shape (B,) = {tuple(first.shape[:1])}, "
                     f"got {tuple(value.shape)}"
                 )
-            setattr(self, name, value.to(torch.float64 if name in self.real else torch.int64))
+            setattr(self, name, value.to(kind))
 
     def __getattr__(self, name: str) -> Tensor:
         # The fields are attributes; this tells type checkers so.
@@ -83,11 +81,11 @@ class StackedParams:
         return restack, (self.single, self.tensors())
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(B={len(self)}, fields={', '.join(self.names)})"
+        return f"{type(self).__name__}(B={len(self)}, fields={', '.join(self.kinds)})"
 
     def tensors(self) -> list[Tensor]:
         """Return the fields, in order."""
-        return [getattr(self, name) for name in self.names]
+        return [getattr(self, name) for name in self.kinds]
 
     def to(self: Params, device: torch.device | str) -> Params:
         """Return the same parameters on another device."""
@@ -107,7 +105,7 @@ class StackedParams:
 
     def one(self, values: Iterable[Any]) -> Any:
         """Return functional parameters from their values in order, words by their index."""
-        named = dict(zip(self.names, values, strict=True))
+        named = dict(zip(self.kinds, values, strict=True))
         for name, words in self.words.items():
             if not 0 <= named[name] < len(words):
                 raise ValueError(f"{name} must lie in 0..{len(words) - 1}, got {named[name]}")
@@ -120,13 +118,13 @@ class StackedParams:
     ) -> Params:
         """Make the parameters of a batch from functional ones, one for each element."""
         items = list(items)
-        columns = {name: [getattr(item, name) for item in items] for name in cls.names}
-        for name, words in cls.words.items():
-            columns[name] = [words.index(word) for word in columns[name]]
-        kinds = {name: torch.float64 if name in cls.real else torch.int64 for name in cls.names}
-        return cls(
-            **{n: torch.tensor(c, dtype=kinds[n], device=device) for n, c in columns.items()}
-        )
+        tensors = {}
+        for name, kind in cls.kinds.items():
+            column = [getattr(item, name) for item in items]
+            if name in cls.words:
+                column = [cls.words[name].index(word) for word in column]
+            tensors[name] = torch.tensor(column, dtype=kind, device=device)
+        return cls(**tensors)
 
 
 class PasteParams(StackedParams):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from anatpaste_aug.batch.params import StackedParams
-from anatpaste_aug.batch.tensors import to_grey
+from anatpaste_aug.batch.tensors import copy_of, to_grey, to_numpy
+from anatpaste_aug.images import Array
 
 
 def levels(images: Tensor, work: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,3 +68,25 @@ def move_from(base: Tensor, images: Tensor, factor: Tensor, black: Tensor, white
     if kind == torch.int32:
         moved = moved.round()
     return torch.where(factor == 1, images, moved.to(kind))
+
+
+def apply_each(
+    apply: Callable[..., tuple[Array, Array]],
+    images: Tensor,
+    params: StackedParams,
+    lungs: Tensor | None,
+    chosen: Tensor,
+    dtype: npt.DTypeLike = bool,
+) -> tuple[Tensor, Tensor]:
+    """Apply one paste to each of the chosen images, on the CPU, in the functional form.
+
+    `apply` gives an image and its region, or alpha, of this dtype: (B, 1, H, W).
+    """
+    out, pixels = copy_of(images)
+    regions = np.zeros((len(images), 1, *images.shape[2:]), dtype)
+    singles = params.unstack()
+    masks = [None] * len(images) if lungs is None else lungs.numpy()
+    for i in np.flatnonzero(chosen.numpy()).tolist():
+        pasted, regions[i, 0] = apply(to_numpy(images[i]), singles[i], masks[i])
+        pixels[i] = pasted if pasted.ndim == 3 else pasted[..., None]
+    return out, torch.from_numpy(regions)

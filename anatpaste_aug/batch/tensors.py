@@ -3,47 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from anatpaste_aug.checks import MIN_SIDE
-from anatpaste_aug.images import LUMA, Array, as_array
+from anatpaste_aug.images import LUMA, NAMES, Array, as_array
 
-DTYPES = (
-    torch.uint8,
-    torch.uint16,
-    torch.int16,
-    torch.int32,
-    torch.float16,
-    torch.float32,
-    torch.float64,
-)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+DTYPES = tuple(getattr(torch, name) for name in NAMES)
 CHUNK_ELEMENTS = 2**23  # 128 grey images of 256 x 256 are worked through at a time
 
 
-def as_images(images: Any, name: str = "images") -> Tensor:
+def as_images(images: Any) -> Tensor:
     """Check a (B, C, H, W) batch of images; return it without gradient, sharing memory."""
     if not isinstance(images, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(images).__name__}")
+        raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
     if images.dtype not in DTYPES:
-        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-        raise TypeError(f"{name} must have a dtype out of {allowed}, got {images.dtype}")
+        raise TypeError(f"images must have a dtype out of {', '.join(NAMES)}, got {images.dtype}")
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         shape = tuple(images.shape)
-        remedy = (
-            f"; write {name}[None] for one image, {name}[:, None] for {shape[0]} grey ones"
-            if len(shape) == 3
-            else ""
-        )
-        raise ValueError(
-            f"{name} must have the shape (B, 1, H, W) or (B, 3, H, W), got {shape}{remedy}"
-        )
+        message = f"images must have the shape (B, 1, H, W) or (B, 3, H, W), got {shape}"
+        if len(shape) == 3:
+            message += (
+                f"; write images[None] for one image, images[:, None] for {shape[0]} grey ones"
+            )
+        raise ValueError(message)
     if min(images.shape[2:]) < MIN_SIDE:
         size = tuple(images.shape[2:])
-        raise ValueError(f"{name} must be at least {MIN_SIDE} pixels high and wide, got {size}")
+        raise ValueError(f"images must be at least {MIN_SIDE} pixels high and wide, got {size}")
     return images.detach()
 
 
@@ -57,10 +49,8 @@ def as_masks(masks: Any, images: Tensor | None = None, name: str = "masks") -> T
             f"{name} must have the shape (B, H, W) or (B, 1, H, W), got {tuple(masks.shape)}"
         )
     if min(masks.shape[-2:]) < MIN_SIDE:
-        raise ValueError(
-            f"{name} must be at least {MIN_SIDE} pixels high and wide, "
-            f"got {tuple(masks.shape[-2:])}"
-        )
+        size = tuple(masks.shape[-2:])
+        raise ValueError(f"{name} must be at least {MIN_SIDE} pixels high and wide, got {size}")
     flat = (masks if masks.ndim == 3 else masks[:, 0]) != 0
     if images is not None:
         expected = (images.shape[0], *images.shape[2:])
@@ -138,12 +128,8 @@ def copy_of(images: Tensor) -> tuple[Tensor, Array]:
 
 
 def make_op(
-    name: str,
-    schema: str,
-    plain: Callable[..., Any],
-    cpu: Callable[..., Any],
-    fake: Callable[..., Any],
-) -> Callable[..., Any]:
+    name: str, schema: str, plain: Callable[P, T], cpu: Callable[P, T], fake: Callable[P, T]
+) -> Callable[P, T]:
     """Register an operator: `plain` on any device, the functional form image by image on the CPU.
 
     `torch.compile` takes the operator whole, and learns from `fake` what comes out, so that no

@@ -7,7 +7,7 @@ share; `anatpaste` and `cutpaste` are the operations. docs/own_operation.md adds
 from anatpaste_aug.operations.anatpaste import AnatPaste
 from anatpaste_aug.operations.base import Operation, lengths_for_option, option
 from anatpaste_aug.operations.cutpaste import CutPaste, CutPasteScar, CutPasteUnion
-from anatpaste_aug.operations.draws import Draws, NumpyDraws
+from anatpaste_aug.operations.draws import Draws
 
 __all__ = [
     "AnatPaste",
@@ -15,7 +15,6 @@ __all__ = [
     "CutPasteScar",
     "CutPasteUnion",
     "Draws",
-    "NumpyDraws",
     "Operation",
     "lengths_for_option",
     "option",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,9 @@ from anatpaste_aug.lungs import Segment
 from anatpaste_aug.operations.base import LENGTHS_FOR, Operation, lengths_for_option, option
 from anatpaste_aug.operations.draws import Draws, Fields
 from anatpaste_aug.operations.patch import blend, check_fields, cut_patch
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Shape: TypeAlias = Literal["ellipse", "rectangle"]
 SHAPES: tuple[Shape, Shape] = ("ellipse", "rectangle")
@@ -117,37 +120,27 @@ class AnatPaste(Operation[PasteParams]):
         return blend_patch(image, params, window, alpha), region
 
 
+class PasteArgs(TypedDict, total=False):
+    """What `anatpaste` takes besides `return_mask`, for its overloads."""
+
+    mask: MaskLike | None
+    segment: Segment | None
+    scale: Range
+    ratio: Range
+    blur: Range
+    opacity: Range
+    margin: int
+    jitter: float
+    lengths_for: float | None
+
+
 @overload
 def anatpaste(
-    image: ImageT,
-    rng: Rng = None,
-    *,
-    mask: MaskLike | None = None,
-    segment: Segment | None = None,
-    return_mask: Literal[False] = False,
-    scale: Range = SCALE,
-    ratio: Range = RATIO,
-    blur: Range = BLUR,
-    opacity: Range = OPACITY,
-    margin: int = MARGIN,
-    jitter: float = JITTER,
-    lengths_for: float | None = LENGTHS_FOR,
+    image: ImageT, rng: Rng = None, *, return_mask: Literal[False] = False, **own: Unpack[PasteArgs]
 ) -> ImageT: ...
 @overload
 def anatpaste(
-    image: ImageT,
-    rng: Rng = None,
-    *,
-    mask: MaskLike | None = None,
-    segment: Segment | None = None,
-    return_mask: Literal[True],
-    scale: Range = SCALE,
-    ratio: Range = RATIO,
-    blur: Range = BLUR,
-    opacity: Range = OPACITY,
-    margin: int = MARGIN,
-    jitter: float = JITTER,
-    lengths_for: float | None = LENGTHS_FOR,
+    image: ImageT, rng: Rng = None, *, return_mask: Literal[True], **own: Unpack[PasteArgs]
 ) -> tuple[ImageT, Mask]: ...
 def anatpaste(
     image: ImageT,

@@ -8,18 +8,10 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from anatpaste_aug.checks import (
-    LARGEST,
-    Rng,
-    as_generator,
-    check_flag,
-    check_integer,
-    check_number,
-    check_range,
-)
+from anatpaste_aug import checks
 from anatpaste_aug.images import Array, ImageLike, Mask, MaskLike, as_array, as_kind_of, as_mask
 from anatpaste_aug.lungs import Segment, find_lungs
-from anatpaste_aug.operations.draws import Draws, Fields, NumpyDraws
+from anatpaste_aug.operations.draws import Draws, Fields
 
 LENGTHS_FOR = 256  # pixels: the published lengths are meant for images of 256 x 256
 
@@ -55,15 +47,15 @@ def option(
         Whether None is legal.
     """
     limits: dict[str, Any] = {"low": low, "high": high}
-    check: Any = check_integer if integer else check_number
+    check: Any = checks.check_integer if integer else checks.check_number
     if not single:
-        check, limits = check_range, {**limits, "integer": integer, "above": above}
+        check, limits = checks.check_range, {**limits, "integer": integer, "above": above}
     return field(default=default, metadata={"check": check, "limits": limits, "none": optional})
 
 
 def lengths_for_option() -> Any:
     """Declare `lengths_for`, the option of every operation that has lengths."""
-    return option(LENGTHS_FOR, 1, LARGEST, single=True, optional=True)
+    return option(LENGTHS_FOR, 1, checks.LARGEST, single=True, optional=True)
 
 
 class Operation(Generic[P]):
@@ -132,10 +124,6 @@ class Operation(Generic[P]):
         """
         raise NotImplementedError
 
-    def options(self) -> dict[str, Any]:
-        """Return the options and their values, in order."""
-        return {one.name: getattr(self, one.name) for one in fields(self)}  # type: ignore[arg-type]
-
     def scaled(self, length: Any, shape: tuple[int, int], least: int = 0) -> Any:
         """Scale a length, or the ends of a range of lengths, from `lengths_for` to an image's size.
 
@@ -149,18 +137,18 @@ class Operation(Generic[P]):
             return length
         if isinstance(length, tuple):
             return tuple(self.scaled(end, shape, least) for end in length)
-        return min(max(round(length * factor), min(length, least)), LARGEST)
+        return min(max(round(length * factor), min(length, least)), checks.LARGEST)
 
-    def sample(self, shape: tuple[int, int], lungs: Mask | None, rng: Rng = None) -> P:
+    def sample(self, shape: tuple[int, int], lungs: Mask | None, rng: checks.Rng = None) -> P:
         """Draw the parameters of one paste for an image of this shape, and its lung mask."""
         if self.needs_lungs:
             lungs = as_mask(lungs, shape)
-        return self.params(**self.draw(NumpyDraws(as_generator(rng)), shape, lungs))
+        return self.params(**self.draw(Draws(checks.as_generator(rng)), shape, lungs))
 
     def __call__(
         self,
         image: ImageLike,
-        rng: Rng = None,
+        rng: checks.Rng = None,
         *,
         mask: MaskLike | None = None,
         segment: Segment | None = None,
@@ -180,12 +168,7 @@ class Operation(Generic[P]):
 
     @classmethod
     def replay(
-        cls,
-        image: ImageLike,
-        params: P,
-        mask: MaskLike | None = None,
-        *,
-        return_mask: bool = False,
+        cls, image: ImageLike, params: P, mask: MaskLike | None = None, *, return_mask: bool = False
     ) -> Any:
         """Apply one paste; deterministic.
 
@@ -229,4 +212,4 @@ def describe(options: dict[str, Any]) -> str:
 def _finish(image: ImageLike, out: Array, region: Mask, return_mask: bool) -> Any:
     """Return the result as the caller's kind of image, with its region if asked for."""
     kind = as_kind_of(image, out)
-    return (kind, region) if check_flag("return_mask", return_mask) else kind
+    return (kind, region) if checks.check_flag("return_mask", return_mask) else kind

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from anatpaste_aug.operations.anatpaste import JITTER, RATIO, SCALE
 from anatpaste_aug.operations.base import LENGTHS_FOR, Operation, lengths_for_option, option
 from anatpaste_aug.operations.draws import Drawn, Draws, Fields
 from anatpaste_aug.operations.patch import check_fields, cut_patch
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 # The published ranges of the scar.
 WIDTH = (2, 16)
@@ -176,25 +179,21 @@ class CutPasteUnion(CutPasteScar, CutPaste):
         )
 
 
+class CutArgs(TypedDict, total=False):
+    """What `cutpaste` takes besides `return_mask`, for its overloads."""
+
+    scale: Range
+    ratio: Range
+    jitter: float
+
+
 @overload
 def cutpaste(
-    image: ImageT,
-    rng: Rng = None,
-    *,
-    return_mask: Literal[False] = False,
-    scale: Range = SCALE,
-    ratio: Range = RATIO,
-    jitter: float = JITTER,
+    image: ImageT, rng: Rng = None, *, return_mask: Literal[False] = False, **own: Unpack[CutArgs]
 ) -> ImageT: ...
 @overload
 def cutpaste(
-    image: ImageT,
-    rng: Rng = None,
-    *,
-    return_mask: Literal[True],
-    scale: Range = SCALE,
-    ratio: Range = RATIO,
-    jitter: float = JITTER,
+    image: ImageT, rng: Rng = None, *, return_mask: Literal[True], **own: Unpack[CutArgs]
 ) -> tuple[ImageT, Mask]: ...
 def cutpaste(
     image: ImageT,
@@ -244,29 +243,23 @@ def cutpaste(
     return CutPaste(scale, ratio, jitter)(image, rng, return_mask=return_mask)
 
 
+class ScarArgs(TypedDict, total=False):
+    """What `cutpaste_scar` takes besides `return_mask`, for its overloads."""
+
+    width: Range
+    height: Range
+    angle: Range
+    jitter: float
+    lengths_for: float | None
+
+
 @overload
 def cutpaste_scar(
-    image: ImageT,
-    rng: Rng = None,
-    *,
-    return_mask: Literal[False] = False,
-    width: Range = WIDTH,
-    height: Range = HEIGHT,
-    angle: Range = ANGLE,
-    jitter: float = JITTER,
-    lengths_for: float | None = LENGTHS_FOR,
+    image: ImageT, rng: Rng = None, *, return_mask: Literal[False] = False, **own: Unpack[ScarArgs]
 ) -> ImageT: ...
 @overload
 def cutpaste_scar(
-    image: ImageT,
-    rng: Rng = None,
-    *,
-    return_mask: Literal[True],
-    width: Range = WIDTH,
-    height: Range = HEIGHT,
-    angle: Range = ANGLE,
-    jitter: float = JITTER,
-    lengths_for: float | None = LENGTHS_FOR,
+    image: ImageT, rng: Rng = None, *, return_mask: Literal[True], **own: Unpack[ScarArgs]
 ) -> tuple[ImageT, Mask]: ...
 def cutpaste_scar(
     image: ImageT,
@@ -319,33 +312,17 @@ def cutpaste_scar(
     )
 
 
+class UnionArgs(CutArgs, ScarArgs, total=False):
+    """What `cutpaste_union` takes besides `return_mask`, for its overloads."""
+
+
 @overload
 def cutpaste_union(
-    image: ImageT,
-    rng: Rng = None,
-    *,
-    return_mask: Literal[False] = False,
-    scale: Range = SCALE,
-    ratio: Range = RATIO,
-    jitter: float = JITTER,
-    width: Range = WIDTH,
-    height: Range = HEIGHT,
-    angle: Range = ANGLE,
-    lengths_for: float | None = LENGTHS_FOR,
+    image: ImageT, rng: Rng = None, *, return_mask: Literal[False] = False, **own: Unpack[UnionArgs]
 ) -> ImageT: ...
 @overload
 def cutpaste_union(
-    image: ImageT,
-    rng: Rng = None,
-    *,
-    return_mask: Literal[True],
-    scale: Range = SCALE,
-    ratio: Range = RATIO,
-    jitter: float = JITTER,
-    width: Range = WIDTH,
-    height: Range = HEIGHT,
-    angle: Range = ANGLE,
-    lengths_for: float | None = LENGTHS_FOR,
+    image: ImageT, rng: Rng = None, *, return_mask: Literal[True], **own: Unpack[UnionArgs]
 ) -> tuple[ImageT, Mask]: ...
 def cutpaste_union(
     image: ImageT,

@@ -16,11 +16,11 @@ Fields: TypeAlias = dict[str, Drawn]
 
 
 class Draws:
-    """Independent draws for the parameters of a paste.
+    """Independent draws for the parameters of a paste, from a NumPy generator.
 
-    An operation draws from here alone, and so serves single images and batches: for one image
-    (`NumpyDraws`) a draw is a number, for a batch (`anatpaste_aug.batch.TorchDraws`) a (B,) tensor.
-    A source gives the first seven methods, and `math`; the rest follows from them.
+    An operation draws from here alone, and so serves single images and batches: for one image a
+    draw is a number; for a batch (`anatpaste_aug.batch.TorchDraws`, which gives `math` and the
+    first seven methods anew) it is a (B,) tensor. The rest follows from them.
 
     Attributes
     ----------
@@ -30,33 +30,39 @@ class Draws:
 
     math: Any = math
 
+    def __init__(self, rng: np.random.Generator):
+        self.rng = rng
+
     def unit(self) -> Drawn:
         """Draw a real number from [0, 1)."""
-        raise NotImplementedError
+        return self.rng.random()
 
     def pixel(self, lungs: Any) -> tuple[Drawn, Drawn]:
         """Draw a True pixel of a mask, or any pixel if there is none: row and column."""
-        raise NotImplementedError
+        area = np.count_nonzero(lungs)
+        chosen = self.integer((0, (area or lungs.size) - 1))
+        flat = nth_pixel(lungs, chosen) if area else chosen
+        return flat // lungs.shape[1], flat % lungs.shape[1]
 
     def choice(self, words: Sequence[str]) -> Drawn:
         """Draw one of some words, each equally likely."""
-        raise NotImplementedError
+        return words[self.integer((0, len(words) - 1))]
 
     def either(self, first: Callable[[], Fields], second: Callable[[], Fields]) -> Fields:
         """Draw what one of two functions draws, each equally likely; both give the same names."""
-        raise NotImplementedError
+        return first() if self.unit() < 0.5 else second()
 
     def floor(self, value: Drawn) -> Drawn:
         """Round down to a whole number."""
-        raise NotImplementedError
+        return math.floor(value)
 
     def whole(self, value: Drawn) -> Drawn:
         """Round to the nearest whole number, halves to even."""
-        raise NotImplementedError
+        return round(value)
 
     def clip(self, value: Drawn, low: int, high: int) -> Drawn:
         """Cut to low..high."""
-        raise NotImplementedError
+        return min(max(value, low), high)
 
     def uniform(self, ends: Ends) -> Drawn:
         """Draw a real number from [low, high)."""
@@ -90,44 +96,6 @@ class Draws:
             "width": patch_width,
             "height": patch_height,
         }
-
-
-class NumpyDraws(Draws):
-    """Draws for one image, from a NumPy generator."""
-
-    def __init__(self, rng: np.random.Generator):
-        self.rng = rng
-
-    def unit(self) -> float:
-        """Draw a float."""
-        return self.rng.random()
-
-    def pixel(self, lungs: Mask) -> tuple[int, int]:
-        """Draw row and column of a pixel."""
-        area = np.count_nonzero(lungs)
-        chosen = self.integer((0, (area or lungs.size) - 1))
-        flat = nth_pixel(lungs, chosen) if area else chosen
-        return flat // lungs.shape[1], flat % lungs.shape[1]
-
-    def choice(self, words: Sequence[str]) -> str:
-        """Draw a word."""
-        return words[self.integer((0, len(words) - 1))]
-
-    def either(self, first: Callable[[], Fields], second: Callable[[], Fields]) -> Fields:
-        """Call one of two functions."""
-        return first() if self.unit() < 0.5 else second()
-
-    def floor(self, value: float) -> int:
-        """Round down to an int."""
-        return math.floor(value)
-
-    def whole(self, value: float) -> int:
-        """Round to an int."""
-        return round(value)
-
-    def clip(self, value: int, low: int, high: int) -> int:
-        """Cut to low..high."""
-        return min(max(value, low), high)
 
 
 def nth_pixel(mask: Mask, n: int) -> int:
