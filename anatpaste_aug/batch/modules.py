@@ -101,9 +101,11 @@ class OperationModule(nn.Module):
         images = as_images(images)
         draws = TorchDraws(images, generator)
         chosen = draws.uniform((0, 1)) < self.p
-        lungs = None if masks is None else as_masks(masks, images)
+        lungs = None
         if self.paste.needs_lungs:
             lungs = find_lungs(images, masks, self.segment, chosen)
+        elif masks is not None:
+            as_masks(masks, images)  # of no use, but not anything goes
         params = draws.sample(self.paste, images.shape[2:], lungs)
         out, regions = self.paste_chosen(images, params, lungs, chosen)
         return Augmented(out, regions, chosen.long())

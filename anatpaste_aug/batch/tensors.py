@@ -51,7 +51,8 @@ def as_masks(masks: Any, images: Tensor | None = None, name: str = "masks") -> T
     if min(masks.shape[-2:]) < MIN_SIDE:
         size = tuple(masks.shape[-2:])
         raise ValueError(f"{name} must be at least {MIN_SIDE} pixels high and wide, got {size}")
-    flat = (masks if masks.ndim == 3 else masks[:, 0]) != 0
+    flat = masks if masks.ndim == 3 else masks[:, 0]
+    flat = flat if flat.dtype == torch.bool else flat != 0
     if images is not None:
         expected = (images.shape[0], *images.shape[2:])
         if flat.shape != expected:
