@@ -48,11 +48,11 @@ class Entry:
     def __post_init__(self) -> None:
         """Check that the path stays inside the data folder; links in it are the folder's own."""
         try:
-            inside = os.fsencode(self.path) and b"\0" not in os.fsencode(self.path)
-        except UnicodeEncodeError:
-            inside = False
+            os.fsencode(self.path)
+        except UnicodeEncodeError as error:
+            raise PipelineError(f"{self.path!r} is no name of a file in this locale") from error
         named = PurePath(self.path)
-        if not inside or not named.parts or named.anchor or ".." in named.parts:
+        if not named.parts or named.anchor or ".." in named.parts or "\0" in self.path:
             raise PipelineError(
                 f"the path of an image must lead into the data folder, got {self.path!r}"
             )
