@@ -27,13 +27,16 @@ HELD_OUT = {"zhanglab": (100, 0), "chexpert": (250, 250), "rsna": (250, 250)}
 PUBLISHED_AUC = {"zhanglab": 0.921, "chexpert": 0.787, "rsna": 0.819}
 
 _ENTRIES = [{"path": str, "abnormal": bool, "patient?": str}]
+SHARED_FORM = {"patients": COUNT, "images": dict.fromkeys(PARTS, COUNT)}
 SPLIT_FORM: dict[str, Any] = {
     "layout": ("plain", *HELD_OUT),
     **dict.fromkeys(PARTS, _ENTRIES),
+    "seed?": (0, 2**63 - 1),
     "folder?": str,
     "cache?": str,
     "held_out?": [COUNT, COUNT],
     "published?": tuple(PUBLISHED_AUC),
+    "shared_patients?": SHARED_FORM,
 }
 
 
