@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             else:
                 name, image = path.name, read_image(path)
             rows.append(preview_row(name, image, options.seed, MASKS[options.mask]))
-        except (OSError, ValueError, TypeError, ImportError) as error:
+        except (OSError, ValueError, TypeError, ImportError, MemoryError) as error:
             complain(path, error)
             bad += 1
     if rows:
@@ -61,16 +61,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OSError as error:
             complain(output, error)
             return 2
-        print(f"wrote {output}")
+        print(f"wrote {_shown(output)}")
     return 2 if bad else 0
 
 
 def complain(path: Path, error: Exception) -> None:
     """Say in one line which file is bad, and why."""
-    name = str(path) if str(path).isprintable() else repr(str(path))
     reason = getattr(error, "strerror", None) or str(error).removeprefix(f"{path}: ")
     reason = " ".join(reason.split())
-    print(f"{name}: {reason}", file=sys.stderr)
+    print(f"{_shown(path)}: {reason}", file=sys.stderr)
+
+
+def _shown(path: Path) -> str:
+    """Show a name that may hold anything in one line of text."""
+    return str(path) if str(path).isprintable() else ascii(str(path))
 
 
 if __name__ == "__main__":

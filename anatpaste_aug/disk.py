@@ -55,8 +55,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         If it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():  # a folder; or a device, gone for all if it were moved
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     _remove_abandoned_once(path.parent)
     descriptor, part = _open_part(path)
     try:

@@ -17,7 +17,7 @@ GREY_MODES = {"1": "L", "LA": "L"}  # what is not grey becomes RGB
 
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # Pillow knows more: that of EPS starts a program
-BYTES_PER_PIXEL = 4  # that a deflated DICOM may unpack to
+BYTES_PER_PIXEL = 4  # of the limit, that a DICOM may hold, packed and unpacked
 
 
 def read_image(path: str | os.PathLike[str]) -> Array:
@@ -120,6 +120,7 @@ def _read_dicom(file: BinaryIO) -> Array:
             "reading DICOM needs pydicom: pip install 'anatpaste-aug[dicom]'"
         ) from error
     try:
+        _check_size(os.fstat(file.fileno()).st_size, BYTES_PER_PIXEL)  # it may be full of holes
         _check_deflated(file)
         data = pydicom.dcmread(file)
         photometric = str(data.PhotometricInterpretation)

@@ -16,8 +16,9 @@ DTYPES = ("uint8", "uint16", "int16", "int32", "float32", "float64")
 
 # Timings vary on shared machines; the same examples on every run keep failures reproducible.
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=60)
-# Other examples every time: pytest --hypothesis-profile=weekly, with FUZZ_SECONDS for the readers.
-settings.register_profile("weekly", deadline=None, derandomize=False, max_examples=20_000)
+# Other examples every time (--hypothesis-profile), with many for the fuzz test (FUZZ_SECONDS).
+settings.register_profile("random", deadline=None, derandomize=False, max_examples=200)
+settings.register_profile("weekly", deadline=None, derandomize=False, max_examples=50_000)
 settings.load_profile("repeatable")
 
 

@@ -137,3 +137,7 @@ def test_pipes_and_devices_are_refused_at_once(tmp_path):
     with pytest.raises(IsADirectoryError), reading(tmp_path):
         pass
     remove_abandoned(tmp_path)  # does not wait
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(OSError, match="not a regular file"), replacing(path):
+            pass
+    assert names(tmp_path) == [".pipe.part~", "pipe"]

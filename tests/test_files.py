@@ -312,6 +312,13 @@ def test_a_deflated_dicom_is_not_unpacked_beyond_the_limit(tmp_path, monkeypatch
         read_image(path)
 
 
+def test_a_dicom_full_of_holes_is_not_read(tmp_path):
+    path = write(tmp_path, "holes.dcm", hostile.dicom())
+    os.truncate(path, 2**40)
+    with pytest.raises(ValueError, match=r"holes\.dcm: .*decompression bomb"):
+        read_image(path)
+
+
 @pytest.mark.parametrize("name", ["deep.png", "plain.dcm", "packed.tif"])
 def test_a_lack_of_memory_is_not_put_down_to_the_file(name, small, tmp_path, monkeypatch):
     path = write(tmp_path, name, hostile.valid(small)[name])

@@ -26,10 +26,12 @@ from examples.pretrain_gde.data import decode, load_dataset, load_images  # noqa
 from examples.pretrain_gde.errors import PipelineError  # noqa: E402
 from examples.pretrain_gde.readers import (  # noqa: E402
     PARTS,
+    Entry,
     Split,
     find_layout,
     read_split,
     shared_patients,
+    split_by_patient,
 )
 from examples.pretrain_gde.settings import Settings  # noqa: E402
 
@@ -221,6 +223,93 @@ def test_rsna(rsna, tmp_path):
             shown = Image.fromarray(255 - pixels if patient % 2 else pixels)
             expected = np.asarray(shown.resize((32, 32), Image.Resampling.BICUBIC))
             np.testing.assert_array_equal(image, expected)
+
+
+def edit_table(path, change):
+    """Apply a change to the rows of a CSV file, the header being the first."""
+    with path.open(newline="") as file:
+        rows = list(csv.reader(file))
+    change(rows)
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "cell", "message"),
+    [
+        (1, "Path", "a/../../../../etc/patient1/x.jpg", "must lead into the data folder"),
+        (1, "Path", "", "line 2: Path must name a patient, got ''"),
+        (2, "Path", "CheXpert-v1.0-small/train/view1.jpg", "line 3: Path must name a patient"),
+        (3, "Path", "x/train/patient00002/study1/a\0.jpg", "must lead into|NUL"),
+        (1, "Frontal/Lateral", "frontal", "line 2: Frontal/Lateral must be one of them"),
+        (1, "No Finding", "yes", "line 2: could not convert string to float: 'yes'"),
+        (1, "Edema", "1,0", "line 2: could not convert string to float: '1,0'"),
+    ],
+)
+def test_chexpert_rows_that_cannot_be_read_are_named(chexpert, row, column, cell, message):
+    def change(rows):
+        rows[row][rows[0].index(column)] = cell
+
+    edit_table(chexpert / "CheXpert-v1.0-small" / "train.csv", change)
+    with pytest.raises(PipelineError, match=message):
+        read_split(chexpert, held_out=(3, 5))
+
+
+def test_chexpert_rows_that_are_given_twice(chexpert):
+    table = chexpert / "CheXpert-v1.0-small" / "train.csv"
+    edit_table(table, lambda rows: rows.extend([rows[1]] * 2))
+    with pytest.raises(PipelineError, match=r"view1_frontal\.jpg is given twice"):
+        read_split(chexpert, held_out=(3, 5))
+
+
+def test_images_of_nobody_known_are_not_lost():
+    entries = [Entry(f"{number}.png", number % 2 == 1) for number in range(20)]
+    split = split_by_patient("plain", entries, (2, 3), np.random.default_rng(0))
+    assert [kinds(split[part]) for part in PARTS] == [(5, 0), (2, 2), (3, 3)]
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        (["../../secret", "Normal"], "must lead into the data folder, got 'stage_2_train_images"),
+        (["", "Normal"], "line 42: patientId must not be empty"),
+        (["new", "normal"], "line 42: class must be one of Normal, Lung Opacity, .* got 'normal'"),
+        (["new"], "line 42: class must be one of .* got ''"),
+    ],
+)
+def test_rsna_rows_that_cannot_be_read_are_named(rsna, cells, message):
+    edit_table(rsna / "stage_2_detailed_class_info.csv", lambda rows: rows.append(cells))
+    with pytest.raises(PipelineError, match=message):
+        read_split(rsna, held_out=(2, 3))
+
+
+@pytest.mark.parametrize("name", ["chexpert", "rsna"])
+def test_tables_may_begin_with_a_byte_order_mark(name, request):
+    folder = request.getfixturevalue(name)
+    split = read_split(folder, held_out=(2, 2))
+    (table,) = [path for path in folder.rglob("*.csv") if path.name != "valid.csv"]
+    table.write_bytes(b"\xef\xbb\xbf" + table.read_bytes())
+    assert read_split(folder, held_out=(2, 2)) == split
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"\xff\xfe", "cannot read"), (b"a" * 200_000, "field larger"), (b"", "has no column Path")],
+)
+def test_tables_that_are_none_are_refused(chexpert, content, message):
+    table = chexpert / "CheXpert-v1.0-small" / "train.csv"
+    table.write_bytes(content)
+    with pytest.raises(PipelineError, match=message) as caught:
+        read_split(chexpert)
+    assert str(table) in str(caught.value)
+
+
+def test_held_out_numbers_that_would_be_ignored(zhanglab, plain):
+    with pytest.raises(PipelineError, match=r"must be 0 for zhanglab, .* got 5"):
+        read_split(zhanglab, held_out=(4, 5))
+    for folder in (zhanglab, plain):
+        with pytest.raises(PipelineError, match="held-out numbers"):
+            read_split(folder, held_out=(-1, 0))
 
 
 @pytest.mark.parametrize("name", ["zhanglab", "chexpert", "rsna"])

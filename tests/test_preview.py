@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -77,6 +78,17 @@ def test_the_robust_mask_can_be_chosen(tmp_path):
 def test_one_line_for_each_bad_file_whatever_its_name(tmp_path, capsys):
     assert main(["preview", "a\nb.png", "-o", str(tmp_path / "out.png")]) == 2
     assert capsys.readouterr().err == "'a\\nb.png': No such file or directory\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs names that are no text")
+def test_names_that_are_no_text(tmp_path, phantom, monkeypatch, capsysbinary):
+    monkeypatch.chdir(tmp_path)
+    name = os.fsdecode(b"\xff.png")
+    Image.fromarray(phantom).save(name)
+    assert main(["preview", name, os.fsdecode(b"\xfe"), "-o", name]) == 2
+    captured = capsysbinary.readouterr()
+    assert captured.out == b"wrote '\\udcff.png'\n"
+    assert captured.err == b"'\\udcfe': No such file or directory\n"
 
 
 def test_nothing_readable_writes_nothing(tmp_path, capsys):

@@ -176,6 +176,7 @@ def evaluate_run(folder: Path, options: argparse.Namespace, runtime: Runtime) ->
     """Score the test part of one run. What its files say is read from, never written to."""
     metrics = load_metrics(folder)
     saved = read_json(folder / SPLIT, SPLIT_FORM)
+    split = Split.from_dict(saved)
     data = options.data or Path(saved.get("folder", ""))
     if options.data is None:
         if not saved.get("folder") or not data.is_dir():
@@ -190,7 +191,7 @@ def evaluate_run(folder: Path, options: argparse.Namespace, runtime: Runtime) ->
     settings = Settings(**metrics["settings"])
     dataset = load_dataset(
         data,
-        Split.from_dict(saved),
+        split,
         settings,
         cache,
         readable=readable,

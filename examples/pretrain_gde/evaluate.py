@@ -19,7 +19,7 @@ from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.forms import COUNT, LARGE
 from examples.pretrain_gde.metrics import best_threshold, measure
 from examples.pretrain_gde.model import make_backbone, seeded_network
-from examples.pretrain_gde.readers import PARTS, shared_patients
+from examples.pretrain_gde.readers import PARTS, SHARED_FORM, shared_patients
 from examples.pretrain_gde.runtime import Runtime, describe
 from examples.pretrain_gde.settings import LIMITS, Settings
 from examples.pretrain_gde.storage import (
@@ -58,12 +58,20 @@ _DATA = {
     "images": dict.fromkeys(PARTS, COUNT),
     "files": dict.fromkeys(PARTS, COUNT),
     "skipped": [str],
-    "shared_patients": {"patients": COUNT, "images": dict.fromkeys(PARTS, COUNT)},
+    "shared_patients": SHARED_FORM,
 }
 THRESHOLDS = dict.fromkeys(ESTIMATORS, (-LARGE, LARGE))
 METRICS_FORM = {
     "settings": {},
-    "environment": {"processes": COUNT, "versions": {str: str}},
+    "environment": {
+        "device": str,
+        "processes": COUNT,
+        "threads": COUNT,
+        "cores?": COUNT,
+        "compiled": bool,
+        "platform": str,
+        "versions": {str: str},
+    },
     "epochs": [EPOCH_FORM],
     "seconds": (0.0, LARGE),
     "wall_seconds": (0.0, LARGE),

@@ -2,7 +2,8 @@
 
 A form is ``str`` or ``bool``; ``(low, high)``, a number between, whole if `low` is an int; a tuple
 of texts, one of them; ``[form]``, a list, and ``[form, form]``, one of this length; or an object,
-``{name: form}``, where a name that ends in ``?`` may be missing or null and ``str`` stands for all.
+``{name: form}``, with no other names, where one that ends in ``?`` may be missing or null and
+``str`` stands for all. ``{}`` is any object, checked by whoever uses it.
 """
 
 from __future__ import annotations
@@ -47,6 +48,9 @@ def check_form(value: Any, form: Any, name: str) -> None:
 def _check_object(value: Any, form: dict[Any, Any], name: str) -> None:
     if not isinstance(value, dict):
         raise ValueError(f"{name} must be an object, got {_shown(value)}")
+    known = {key if key is str else key.rstrip("?") for key in form}
+    for unknown in value.keys() - known if known and str not in known else ():
+        raise ValueError(f"{name} must not hold {_shown(unknown)}")
     for key, inner in form.items():
         if key is str:
             for each, item in value.items():

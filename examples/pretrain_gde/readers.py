@@ -27,13 +27,16 @@ HELD_OUT = {"zhanglab": (100, 0), "chexpert": (250, 250), "rsna": (250, 250)}
 PUBLISHED_AUC = {"zhanglab": 0.921, "chexpert": 0.787, "rsna": 0.819}
 
 _ENTRIES = [{"path": str, "abnormal": bool, "patient?": str}]
+SHARED_FORM = {"patients": COUNT, "images": dict.fromkeys(PARTS, COUNT)}
 SPLIT_FORM: dict[str, Any] = {
     "layout": ("plain", *HELD_OUT),
     **dict.fromkeys(PARTS, _ENTRIES),
+    "seed?": (0, 2**63 - 1),
     "folder?": str,
     "cache?": str,
     "held_out?": [COUNT, COUNT],
     "published?": tuple(PUBLISHED_AUC),
+    "shared_patients?": SHARED_FORM,
 }
 
 
@@ -48,11 +51,11 @@ class Entry:
     def __post_init__(self) -> None:
         """Check that the path stays inside the data folder; links in it are the folder's own."""
         try:
-            inside = os.fsencode(self.path) and b"\0" not in os.fsencode(self.path)
-        except UnicodeEncodeError:
-            inside = False
+            os.fsencode(self.path)
+        except UnicodeEncodeError as error:
+            raise PipelineError(f"{self.path!r} is no name of a file in this locale") from error
         named = PurePath(self.path)
-        if not inside or not named.parts or named.anchor or ".." in named.parts:
+        if not named.parts or named.anchor or ".." in named.parts or "\0" in self.path:
             raise PipelineError(
                 f"the path of an image must lead into the data folder, got {self.path!r}"
             )
