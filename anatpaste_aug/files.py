@@ -91,7 +91,7 @@ def read_image(path: str | os.PathLike[str]) -> Array:
 
 def _read_pillow(opened: Image.Image) -> Array:
     """Return the pixels of an opened file; refuse what Pillow would cut down or misread."""
-    frames = getattr(opened, "n_frames", 1)
+    frames = _count_frames(opened)
     if frames != 1:
         raise ValueError(f"image must hold one frame, got {frames}")
     mode, tags = opened.mode, getattr(opened, "tag_v2", {})
@@ -108,6 +108,17 @@ def _read_pillow(opened: Image.Image) -> Array:
         image = np.asarray(ImageOps.exif_transpose(opened).convert(GREY_MODES.get(mode, "RGB")))
     # TIFF's WhiteIsZero: Pillow inverts 8-bit pixels itself, and no others.
     return image.max() - image if tags.get(262) == 0 and image.dtype != np.uint8 else image
+
+
+def _count_frames(opened: Image.Image) -> int:
+    """Count up to ten frames: Pillow takes minutes for all of a TIFF that is made for it."""
+    for frame in range(1, 10):
+        try:
+            opened.seek(frame)
+        except EOFError:
+            opened.seek(0)
+            return frame
+    return 10
 
 
 def _read_dicom(file: BinaryIO) -> Array:

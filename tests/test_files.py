@@ -312,6 +312,20 @@ def test_a_deflated_dicom_is_not_unpacked_beyond_the_limit(tmp_path, monkeypatch
         read_image(path)
 
 
+def test_a_tiff_of_very_many_frames_is_refused_at_once(small, tmp_path):
+    one = hostile.picture(small, "TIFF")
+    (start,) = struct.unpack("<I", one[4:8])
+    (count,) = struct.unpack("<H", one[start : start + 2])
+    table = one[start : start + 2 + 12 * count]
+    content = bytearray(one[:start])
+    for _ in range(20_000):
+        content += table + struct.pack("<I", len(content) + len(table) + 4)
+    begin = time.perf_counter()
+    with pytest.raises(ValueError, match="one frame, got 10"):
+        read_image(write(tmp_path, "frames.tif", content))
+    assert time.perf_counter() - begin < SLOWEST
+
+
 def test_a_dicom_full_of_holes_is_not_read(tmp_path):
     path = write(tmp_path, "holes.dcm", hostile.dicom())
     os.truncate(path, 2**40)
