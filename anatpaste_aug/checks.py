@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -55,6 +56,16 @@ def check_range(
     if above and first == low:
         raise ValueError(f"{name} must be above {low}, got {value!r}")
     return first, last
+
+
+def check_words(name: str, value: Any, words: Sequence[str]) -> tuple[str, ...]:
+    """Check that a value is one of some words, or several of them; return a tuple."""
+    given = (value,) if isinstance(value, str) else value
+    if not isinstance(given, (tuple, list)):
+        raise TypeError(f"{name} must be a word or several, got {value!r}")
+    if not given or any(word not in words for word in given) or len(set(given)) < len(given):
+        raise ValueError(f"{name} must be out of {tuple(words)}, each once, got {value!r}")
+    return tuple(given)
 
 
 def check_shape(shape: Any, name: str = "shape") -> tuple[int, int]:

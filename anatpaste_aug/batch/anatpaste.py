@@ -11,7 +11,7 @@ from torch import Tensor
 from anatpaste_aug import operations
 from anatpaste_aug.batch.draws import TorchDraws
 from anatpaste_aug.batch.params import PasteParams, check_params
-from anatpaste_aug.batch.patch import color_jitter, levels, take, within
+from anatpaste_aug.batch.patch import blend, color_jitter, levels, take, within
 from anatpaste_aug.batch.tensors import (
     as_images,
     as_masks,
@@ -324,15 +324,10 @@ def blend_patch(images: Tensor, params: PasteParams, alpha: Tensor) -> Tensor:
     source_x = (x + params.crop_x[:, None]).clamp(0, width - 1)
     patch = take(color_jitter(work, params, black, white), source_y[:, :, None], source_x[:, None])
     canvas = torch.where(inside[:, None], patch, black)
+    out = blend(work, canvas, alpha, images.dtype)
     if work.is_floating_point():
-        weight = divide(alpha.to(work.dtype), 255)
-        out = work * (1 - weight) + canvas * weight
         out = torch.minimum(
             torch.maximum(out, work.amin((1, 2, 3), keepdim=True)),
             work.amax((1, 2, 3), keepdim=True),
         )
-    else:
-        wide = torch.int64 if images.dtype == torch.int32 else torch.int32
-        total = work.to(wide) * (255 - alpha.to(wide)) + canvas.to(wide) * alpha.to(wide)
-        out = torch.div(total + 127, 255, rounding_mode="floor")
     return out.to(images.dtype)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from anatpaste_aug.batch.params import stacked
-from anatpaste_aug.batch.tensors import check_device
+from anatpaste_aug.batch.tensors import check_device, span
 from anatpaste_aug.operations import Draws, Operation
 from anatpaste_aug.operations.draws import Fields
 
-BLOCK = 16  # enough for any operation here
+BLOCK = 16  # enough for one paste of a patch
 
 
 class TorchDraws(Draws):
@@ -66,10 +66,29 @@ class TorchDraws(Draws):
         index: Tensor = self.integer((0, len(words) - 1))
         return index
 
-    def either(self, first: Callable[[], Fields], second: Callable[[], Fields]) -> Fields:
-        """Call both functions, and choose for each element."""
-        chosen, one, other = self.unit() < 0.5, first(), second()
-        return {name: torch.where(chosen, value, other[name]) for name, value in one.items()}
+    def word(self, word: str, words: Sequence[str]) -> int:
+        """Return its index."""
+        return words.index(word)
+
+    def either(self, *functions: Callable[[], Fields]) -> Fields:
+        """Call all functions, and choose for each element."""
+        chosen = self.integer((0, len(functions) - 1))
+        fields = functions[0]()
+        for i, function in enumerate(functions[1:], 1):
+            other = function()
+            fields = {n: torch.where(chosen == i, other[n], old) for n, old in fields.items()}
+        return fields
+
+    def half(self, lungs: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        """Return four tensors of (B,), and the sides."""
+        start, stop = span(lungs.any(1))
+        middle = (start + stop) // 2
+        left = x < middle
+        columns = torch.arange(lungs.shape[2], device=lungs.device)
+        inside = (columns < middle[:, None]) == left[:, None]
+        found = lungs.flatten(1).any(1)[:, None, None]
+        half = (lungs | ~found) & inside[:, None]
+        return (*span(half.any(2)), *span(half.any(1)), 2 * left.long() - 1)
 
     def floor(self, value: Tensor) -> Tensor:
         """Round down to int64."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import field, fields
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -14,6 +15,7 @@ from anatpaste_aug.checks import (
     check_integer,
     check_number,
     check_range,
+    check_words,
 )
 from anatpaste_aug.images import Array, ImageLike, Mask, MaskLike, as_array, as_kind_of, as_mask
 from anatpaste_aug.lungs import Segment, find_lungs
@@ -33,6 +35,7 @@ def option(
     above: bool = False,
     single: bool = False,
     optional: bool = False,
+    words: Sequence[str] = (),
 ) -> Any:
     """Declare an option of an operation, as a dataclass field with a default and legal values.
 
@@ -51,9 +54,13 @@ def option(
         a fixed value, and kept as a pair.
     optional : bool, optional
         Whether None is legal.
+    words : sequence of str, optional
+        Legal words, for an option that is no number but one or several of them; kept as a tuple.
     """
-    if single:
-        check: Any = partial(check_integer if integer else check_number, low=low, high=high)
+    if words:
+        check: Any = partial(check_words, words=words)
+    elif single:
+        check = partial(check_integer if integer else check_number, low=low, high=high)
     else:
         check = partial(check_range, low=low, high=high, integer=integer, above=above)
     return field(default=default, metadata={"check": check, "optional": optional})

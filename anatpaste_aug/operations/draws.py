@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from anatpaste_aug.images import Mask
+from anatpaste_aug.images import Mask, box, span
 
 Drawn: TypeAlias = Any  # a number (NumPy), or one for each image of a batch: a (B,) tensor (torch)
 Ends: TypeAlias = Any  # a pair (low, high), of plain numbers or of what was drawn
@@ -20,7 +20,7 @@ class Draws:
 
     An operation draws from here alone, and so serves single images and batches: for one image
     (`NumpyDraws`) a draw is a number, for a batch (`anatpaste_aug.batch.TorchDraws`) a (B,) tensor.
-    A source gives the first seven methods, and `math`; the rest follows from them.
+    A source gives `math` and the first nine methods; the rest follows from them.
 
     Attributes
     ----------
@@ -42,8 +42,20 @@ class Draws:
         """Draw one of some words, each equally likely."""
         raise NotImplementedError
 
-    def either(self, first: Callable[[], Fields], second: Callable[[], Fields]) -> Fields:
-        """Draw what one of two functions draws, each equally likely; both give the same names."""
+    def word(self, word: str, words: Sequence[str]) -> Drawn:
+        """Return a word as a drawn one is kept: as it is, or as its index among `words`."""
+        raise NotImplementedError
+
+    def either(self, *functions: Callable[[], Fields]) -> Fields:
+        """Draw what one of some functions draws, each equally likely; all give the same names."""
+        raise NotImplementedError
+
+    def half(self, lungs: Any, x: Drawn) -> tuple[Drawn, ...]:
+        """Return the box of the lungs in that half, left or right, which holds column `x`.
+
+        The halves are those of the box of both lungs; without lungs, of the image. Returns top,
+        bottom, left, right, the two ends not included, and 1 for the left half, -1 for the right.
+        """
         raise NotImplementedError
 
     def floor(self, value: Drawn) -> Drawn:
@@ -113,9 +125,27 @@ class NumpyDraws(Draws):
         """Draw a word."""
         return words[self.integer((0, len(words) - 1))]
 
-    def either(self, first: Callable[[], Fields], second: Callable[[], Fields]) -> Fields:
-        """Call one of two functions."""
-        return first() if self.unit() < 0.5 else second()
+    def word(self, word: str, words: Sequence[str]) -> str:
+        """Return the word."""
+        return word
+
+    def either(self, *functions: Callable[[], Fields]) -> Fields:
+        """Call one of the functions."""
+        return functions[self.integer((0, len(functions) - 1))]()
+
+    def half(self, lungs: Mask, x: int) -> tuple[int, ...]:
+        """Return four numbers, and the side."""
+        columns = span(lungs.any(0))
+        middle = (columns.start + columns.stop) // 2
+        left = x < middle
+        part = lungs[:, :middle] if left else lungs[:, middle:]
+        rows, columns = box(part)
+        before = 0 if left else middle
+        return (
+            *(rows.start, rows.stop),
+            *(before + columns.start, before + columns.stop),
+            1 if left else -1,
+        )
 
     def floor(self, value: float) -> int:
         """Round down to an int."""
