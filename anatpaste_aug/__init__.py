@@ -22,22 +22,34 @@ from anatpaste_aug.operations.cutpaste import (
     sample_cutpaste,
     sample_scar,
 )
+from anatpaste_aug.operations.opacity import (
+    OpacityParams,
+    apply_opacity,
+    opacity,
+    opacity_alpha,
+    sample_opacity,
+)
 from anatpaste_aug.robust import lung_mask_robust
 
 __all__ = [
     "CutPasteParams",
+    "OpacityParams",
     "PasteParams",
     "__version__",
     "anatpaste",
     "apply_cutpaste",
+    "apply_opacity",
     "apply_paste",
     "cutpaste",
     "cutpaste_scar",
     "cutpaste_union",
     "lung_mask",
     "lung_mask_robust",
+    "opacity",
+    "opacity_alpha",
     "paste_alpha",
     "sample_cutpaste",
+    "sample_opacity",
     "sample_paste",
     "sample_scar",
 ]

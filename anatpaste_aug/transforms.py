@@ -21,7 +21,7 @@ except ImportError as error:
 from anatpaste_aug.checks import Range, check_flag, check_number
 from anatpaste_aug.images import Array, as_array, as_kind_of, as_mask
 from anatpaste_aug.lungs import Segment, check_segment, find_lungs
-from anatpaste_aug.operations import anatpaste, cutpaste
+from anatpaste_aug.operations import anatpaste, cutpaste, opacity
 from anatpaste_aug.operations.anatpaste import (
     BLUR,
     JITTER,
@@ -32,6 +32,7 @@ from anatpaste_aug.operations.anatpaste import (
 )
 from anatpaste_aug.operations.base import LENGTHS_FOR, Operation, describe
 from anatpaste_aug.operations.cutpaste import ANGLE, HEIGHT, WIDTH
+from anatpaste_aug.operations.opacity import KINDS
 
 __all__ = [
     "AnatPaste",
@@ -40,6 +41,7 @@ __all__ = [
     "CutPasteUnion",
     "LungField",
     "LungMask",
+    "Opacity",
     "OperationTransform",
 ]
 
@@ -435,6 +437,55 @@ class CutPasteUnion(OperationTransform):
     ):
         paste = cutpaste.CutPasteUnion(scale, ratio, jitter, width, height, angle, lengths_for)
         super().__init__(p, return_mask=return_mask, shared=shared, **paste.options())
+
+
+class Opacity(OperationTransform):
+    """Brighten a part of the lungs as disease does, with probability `p`.
+
+    Samples, images and randomness: see `OperationTransform`.
+
+    Parameters
+    ----------
+    p : float, optional
+        Probability of an opacity, 0..1.
+    kinds, size, density, lengths_for
+        As for `anatpaste_aug.sample_opacity`.
+    segment, return_mask, shared
+        As for `OperationTransform`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `OperationTransform`.
+
+    Examples
+    --------
+    An opacity or an AnatPaste, each half of the time:
+
+    >>> from torchvision.transforms import v2
+    >>> from anatpaste_aug.data import phantom_radiograph
+    >>> from anatpaste_aug.transforms import AnatPaste, Opacity
+    >>> augment = v2.RandomChoice([AnatPaste(p=1), Opacity(p=1)])
+    >>> augment(phantom_radiograph(256, rng=0)).shape
+    (256, 256)
+    """
+
+    operation = opacity.Opacity
+
+    def __init__(
+        self,
+        p: float = 0.5,
+        *,
+        kinds: Any = KINDS,
+        size: float = 1,
+        density: float = 1,
+        lengths_for: float | None = LENGTHS_FOR,
+        segment: Segment | None = None,
+        return_mask: bool = False,
+        shared: bool = False,
+    ):
+        own = opacity.Opacity(kinds, size, density, lengths_for).options()
+        super().__init__(p, segment=segment, return_mask=return_mask, shared=shared, **own)
 
 
 def is_image(part: Any) -> bool:

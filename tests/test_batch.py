@@ -9,8 +9,8 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import any_mask, any_params, real_data
 from conftest import images as numpy_images
-from conftest import real_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter
@@ -28,11 +28,26 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from anatpaste_aug import batch, operations  # noqa: E402
 from anatpaste_aug import clahe as functional_clahe  # noqa: E402
 from anatpaste_aug import regions as functional_regions  # noqa: E402
-from anatpaste_aug.batch import anatpaste, clahe, cutpaste, lungs, regions, tensors  # noqa: E402
+from anatpaste_aug.batch import (  # noqa: E402
+    anatpaste,
+    clahe,
+    cutpaste,
+    lungs,
+    opacity,
+    regions,
+    tensors,
+)
 from anatpaste_aug.operations.cutpaste import bounding_box  # noqa: E402
+from anatpaste_aug.operations.opacity import DENSITY, KINDS  # noqa: E402
 
 FORMS = ("plain", "functional")
-MODULES = (batch.AnatPaste, batch.CutPaste, batch.CutPasteScar, batch.CutPasteUnion)
+MODULES = (
+    batch.AnatPaste,
+    batch.CutPaste,
+    batch.CutPasteScar,
+    batch.CutPasteUnion,
+    batch.Opacity,
+)
 SIGNED = (torch.int16, torch.int32)
 INTEGERS = (torch.uint8, torch.uint16, *SIGNED)
 FLOATS = (torch.float16, torch.float32, torch.float64)
@@ -50,6 +65,7 @@ def use_plain(monkeypatch):
     monkeypatch.setattr(lungs, "_lung_mask", lungs.mask_plain)
     monkeypatch.setattr(anatpaste, "_paste", anatpaste.paste_plain)
     monkeypatch.setattr(cutpaste, "_cutpaste", cutpaste.cutpaste_plain)
+    monkeypatch.setattr(opacity, "_opacity", opacity.opacity_plain)
 
 
 def random_images(shape, dtype, seed=0):
@@ -527,6 +543,81 @@ def test_words_are_checked_when_params_are_used(shape):
             use()
 
 
+@pytest.mark.parametrize("dtype", INTEGERS + FLOATS)
+@pytest.mark.parametrize("shape", [(6, 1, 40, 61), (6, 1, 200, 300), (6, 3, 33, 47)])
+def test_opacity_alone(form, shape, dtype):
+    images = random_images(shape, dtype)
+    before = images.clone()
+    masks = random_masks(6, *shape[-2:])
+    drawn = batch.sample_opacity(masks, torch.Generator().manual_seed(1), size=0.6)
+    out, changed = batch.apply_opacity(images, drawn, masks, return_mask=True)
+    assert_alone(out, images, lambda a, i: ap.apply_opacity(a, drawn[i], masks[i, 0].numpy()))
+    free = batch.apply_opacity(images, drawn)
+    assert_alone(free, images, lambda a, i: ap.apply_opacity(a, drawn[i]))
+    alpha = batch.opacity_alpha(drawn, masks)
+    for i in range(6):
+        np.testing.assert_array_equal(alpha[i, 0], ap.opacity_alpha(drawn[i], masks[i, 0].numpy()))
+    assert torch.equal(changed, alpha > 0)
+    assert torch.equal(images, before)
+    working = tensors.working
+    assert (working(out) >= working(images)).all()
+
+
+@settings(max_examples=60)
+@given(data=st.data(), height=st.integers(16, 300), width=st.integers(16, 300))
+def test_opacities_of_any_size_and_parameters(data, height, width):
+    # The whole grid against the window of it that the functional form works in.
+    singles = [data.draw(any_params(height, width)) for _ in range(4)]
+    masks = np.stack([any_mask(data.draw(st.integers(0, 99)), height, width) for _ in range(4)])
+    drawn = batch.OpacityParams.stack(singles)
+    assert drawn.unstack() == singles
+    alpha = opacity.draw_alpha(drawn, torch.from_numpy(masks))
+    for i, single in enumerate(singles):
+        np.testing.assert_array_equal(alpha[i], ap.opacity_alpha(single, masks[i]))
+
+
+def test_distributions_of_opacities():
+    torch.manual_seed(0)
+    count = 20000
+    lungs = torch.zeros(1, 64, 100, dtype=torch.bool)
+    lungs[0, 10:50, 5:30] = lungs[0, 15:60, 50:90] = True
+    lungs = lungs.expand(count, -1, -1)
+    drawn = batch.sample_opacity(lungs)
+    for kind in range(4):
+        some = drawn.kind == kind
+        assert abs(some.double().mean() - 0.25) < 0.02
+        low, high = DENSITY[KINDS[kind]]
+        assert (drawn.density[some].min(), drawn.density[some].max()) == (low, high)
+        assert abs(drawn.density[some].double().mean() - (low + high) / 2) < 1
+    lesion, fluid = drawn.kind < 3, drawn.kind == 3
+    assert lungs[0][drawn.center_y[lesion], drawn.center_x[lesion]].all()
+    assert drawn.angle[lesion].unique().tolist() == list(range(-90, 90))
+    assert drawn.level.unique().tolist() == list(range(90, 201))
+    assert abs(drawn.seed.double().mean() / 2**30 - 1) < 0.02
+    for middle, base, sign in ((17, 49, 1), (69, 59, -1)):
+        some = fluid & (drawn.center_x == middle)
+        assert abs(some.sum() / fluid.sum() - (1000 if sign > 0 else 1800) / 2800) < 0.03
+        heights = base - drawn.center_y[some]
+        assert (heights.min(), heights.max()) in ((2, 15), (2, 17))
+        assert (drawn.angle[some] * sign).unique().tolist() == list(range(16))
+        draws = batch.TorchDraws(lungs[:2], None)
+        box = [part[0].item() for part in draws.half(lungs[:2], torch.tensor([middle] * 2))]
+        assert box == ([10, 50, 5, 30, 1] if sign > 0 else [15, 60, 50, 90, -1])
+    one = batch.sample_opacity(lungs[:99], kinds="nodule")
+    assert one.kind.unique().tolist() == [2]
+
+
+def test_params_that_are_no_params_stay_inside_the_tensors():
+    # A GPU does not look at values: whatever they are, nothing is read from outside.
+    images = random_images((3, 1, 64, 80), torch.uint8)
+    fields = [torch.tensor([-(10**6), 0, 10**9]) for _ in batch.OpacityParams.names]
+    everyone = tensors.everyone(images)
+    for masks in (random_masks(3, 64, 80)[:, 0], torch.ones(3, 64, 80, dtype=torch.bool)):
+        out, alpha = opacity.opacity_plain(images, fields, masks, everyone)
+        assert out.shape == images.shape
+        assert alpha.shape == images.shape
+
+
 def test_apply_gives_what_the_functions_give(form):
     images = random_images((3, 1, 64, 80), torch.uint8)
     masks = random_masks(3, 64, 80)
@@ -626,6 +717,7 @@ def test_every_element_draws_for_itself():
         batch.sample_paste(masks),
         batch.sample_cutpaste(images),
         batch.sample_scar(images),
+        batch.sample_opacity(masks),
     ):
         assert len(drawn) == 64
         for name in drawn.names:
@@ -697,6 +789,9 @@ WRONG = {
     "clear_small_boxes": (lungs, flip_corner),
     "box_blur": (anatpaste, lambda rows: (rows + (rows > 0)).clamp(max=255)),
     "color_jitter": (anatpaste, lambda images: images ^ 1),
+    "texture": (opacity, lambda noise: noise.roll(1, 2)),
+    "enlarge": (opacity, lambda alpha: alpha.roll(1, 2)),
+    "bright_level": (opacity, lambda level: level + 1),
 }
 
 
@@ -710,6 +805,10 @@ def replay():
     nowhere = torch.zeros_like(masks)
     out = anatpaste.paste_plain(images, drawn.tensors(), nowhere, tensors.everyone(images))[0]
     assert_alone(out, images, lambda a, i: ap.apply_paste(a, single))
+    lesion = ap.OpacityParams("consolidation", 48, 48, 30, 40, 20, 200, 150, 7)
+    drawn = batch.OpacityParams.stack([lesion])
+    out = opacity.opacity_plain(images, drawn.tensors(), nowhere, tensors.everyone(images))[0]
+    assert_alone(out, images, lambda a, i: ap.apply_opacity(a, lesion))
 
 
 @pytest.mark.parametrize("stage", [None, *WRONG])
@@ -789,7 +888,9 @@ def everything(images, min_area=100):
     drawn = batch.sample_paste(masks)
     results = [masks, *anatpaste.paste_plain(checked, drawn.tensors(), masks, chosen)]
     cut = batch.TorchDraws(images, None).sample(operations.CutPasteUnion(), images.shape[2:], None)
-    return [*results, *cutpaste.cutpaste_plain(checked, cut.tensors(), chosen)]
+    results += cutpaste.cutpaste_plain(checked, cut.tensors(), chosen)
+    lesions = batch.sample_opacity(masks)
+    return [*results, *opacity.opacity_plain(checked, lesions.tensors(), masks, chosen)]
 
 
 @pytest.mark.parametrize("dtype", INTEGERS + FLOATS)
@@ -984,7 +1085,7 @@ def test_without_torch_the_error_names_the_extra():
     assert "pip install 'anatpaste-aug[torch]'" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["lungs", "params", "anatpaste", "modules"])
+@pytest.mark.parametrize("name", ["lungs", "params", "anatpaste", "opacity", "modules"])
 def test_docstring_examples(name):
     import doctest
     import importlib

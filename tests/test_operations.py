@@ -25,6 +25,7 @@ FUNCTIONS = {
     operations.CutPaste: (ap.cutpaste, ap.sample_cutpaste),
     operations.CutPasteScar: (ap.cutpaste_scar, ap.sample_scar),
     operations.CutPasteUnion: (ap.cutpaste_union,),
+    operations.Opacity: (ap.opacity, ap.sample_opacity),
 }
 SHARED = {"p", "segment", "return_mask", "shared", "mask"}
 
@@ -49,6 +50,7 @@ def test_every_form_has_the_same_options(operation):
             "AnatPaste": batch.sample_paste,
             "CutPaste": batch.sample_cutpaste,
             "CutPasteScar": batch.sample_scar,
+            "Opacity": batch.sample_opacity,
         }
         name = operation.__name__
         forms += [getattr(module, name) for module in (transforms, batch)]
@@ -260,7 +262,7 @@ def check_operation(kind, image, transform=None, module=None):
     assert labels.tolist() == [1] * 4
 
 
-@pytest.mark.parametrize("name", ["AnatPaste", "CutPaste", "CutPasteScar", "CutPasteUnion"])
+@pytest.mark.parametrize("name", [kind.__name__ for kind in FUNCTIONS])
 def test_own_promises_are_kept(name, phantom):
     forms = ()
     if pytest.importorskip("torchvision", reason="needs torchvision"):

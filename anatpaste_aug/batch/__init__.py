@@ -1,4 +1,4 @@
-"""AnatPaste and CutPaste on a batch of images, on the device where the batch lies.
+"""AnatPaste, CutPaste and Opacity on a batch of images, on the device where the batch lies.
 
 Element *i* of every result is what the functional form gives for image *i* with the same
 parameters. Nothing here waits for the device: no value is ever read back to steer the work.
@@ -21,9 +21,11 @@ from anatpaste_aug.batch.modules import (
     CutPaste,
     CutPasteScar,
     CutPasteUnion,
+    Opacity,
     OperationModule,
 )
-from anatpaste_aug.batch.params import CutPasteParams, PasteParams, StackedParams
+from anatpaste_aug.batch.opacity import apply_opacity, opacity_alpha, sample_opacity
+from anatpaste_aug.batch.params import CutPasteParams, OpacityParams, PasteParams, StackedParams
 
 __all__ = [
     "AnatPaste",
@@ -32,15 +34,20 @@ __all__ = [
     "CutPasteParams",
     "CutPasteScar",
     "CutPasteUnion",
+    "Opacity",
+    "OpacityParams",
     "OperationModule",
     "PasteParams",
     "StackedParams",
     "TorchDraws",
     "apply_cutpaste",
+    "apply_opacity",
     "apply_paste",
     "lung_mask",
+    "opacity_alpha",
     "paste_alpha",
     "sample_cutpaste",
+    "sample_opacity",
     "sample_paste",
     "sample_scar",
 ]

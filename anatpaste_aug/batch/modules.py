@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from anatpaste_aug import operations
-from anatpaste_aug.batch import anatpaste, cutpaste
+from anatpaste_aug.batch import anatpaste, cutpaste, opacity
 from anatpaste_aug.batch.draws import TorchDraws
 from anatpaste_aug.batch.lungs import Segment, find_lungs
 from anatpaste_aug.batch.tensors import as_images, copy_of, to_numpy
@@ -18,6 +18,7 @@ from anatpaste_aug.lungs import check_segment
 from anatpaste_aug.operations.anatpaste import BLUR, JITTER, MARGIN, OPACITY, RATIO, SCALE
 from anatpaste_aug.operations.base import LENGTHS_FOR, Operation, describe
 from anatpaste_aug.operations.cutpaste import ANGLE, HEIGHT, WIDTH
+from anatpaste_aug.operations.opacity import KINDS
 
 
 class Augmented(NamedTuple):
@@ -190,6 +191,46 @@ class AnatPaste(OperationModule):
     ) -> tuple[Tensor, Tensor]:
         """Paste with the operator, which works on any device."""
         return anatpaste.paste_chosen(images, params, lungs, chosen)
+
+
+class Opacity(OperationModule):
+    """Brighten a part of the lungs of each image of a batch, as disease does, with a probability.
+
+    Parameters
+    ----------
+    p : float, optional
+        Probability of the opacity for each image, 0..1.
+    kinds, size, density, lengths_for
+        As for `anatpaste_aug.sample_opacity`.
+    segment
+        As for `OperationModule`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an option has another type or leaves its limits.
+    """
+
+    operation = operations.Opacity
+
+    def __init__(
+        self,
+        p: float = 0.5,
+        *,
+        kinds: Any = KINDS,
+        size: float = 1,
+        density: float = 1,
+        lengths_for: float | None = LENGTHS_FOR,
+        segment: Segment | None = None,
+    ):
+        own = operations.Opacity(kinds, size, density, lengths_for).options()
+        super().__init__(p, segment=segment, **own)
+
+    def paste_chosen(
+        self, images: Tensor, params: Any, lungs: Any, chosen: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Paste with the operator, which works on any device."""
+        return opacity.paste_chosen(images, params, lungs, chosen)
 
 
 class _CutPaste(OperationModule):
