@@ -5,6 +5,7 @@ need torch too, and are imported on their own.
 """
 
 from anatpaste_aug._version import __version__
+from anatpaste_aug.crop import lung_crop
 from anatpaste_aug.lungs import lung_mask
 from anatpaste_aug.operations.anatpaste import (
     PasteParams,
@@ -43,6 +44,7 @@ __all__ = [
     "cutpaste",
     "cutpaste_scar",
     "cutpaste_union",
+    "lung_crop",
     "lung_mask",
     "lung_mask_robust",
     "opacity",

@@ -12,6 +12,7 @@ except ImportError as error:
     ) from error
 
 from anatpaste_aug.batch.anatpaste import apply_paste, paste_alpha, sample_paste
+from anatpaste_aug.batch.crop import Cropped, LungCrop, lung_crop
 from anatpaste_aug.batch.cutpaste import apply_cutpaste, sample_cutpaste, sample_scar
 from anatpaste_aug.batch.draws import TorchDraws
 from anatpaste_aug.batch.lungs import lung_mask
@@ -30,10 +31,12 @@ from anatpaste_aug.batch.params import CutPasteParams, OpacityParams, PasteParam
 __all__ = [
     "AnatPaste",
     "Augmented",
+    "Cropped",
     "CutPaste",
     "CutPasteParams",
     "CutPasteScar",
     "CutPasteUnion",
+    "LungCrop",
     "Opacity",
     "OpacityParams",
     "OperationModule",
@@ -43,6 +46,7 @@ __all__ = [
     "apply_cutpaste",
     "apply_opacity",
     "apply_paste",
+    "lung_crop",
     "lung_mask",
     "opacity_alpha",
     "paste_alpha",
