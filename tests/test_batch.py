@@ -701,6 +701,56 @@ def test_anatpaste_takes_masks_and_segmenters(form):
         assert not (changed & ~masks).any()
 
 
+def test_one_of_several(form):
+    images = random_images((60, 1, 64, 64), torch.uint8)
+    masks = random_masks(60, 64, 64)
+    choices = [batch.AnatPaste(1, margin=2), batch.Opacity(1), batch.CutPaste(1)]
+    for p in (0, 0.5, 1):
+        module = batch.OneOf(choices, p)
+        out, regions, labels = module(images, masks=masks, generator=torch.Generator())
+        again = module(images, masks=masks, generator=torch.Generator())
+        assert torch.equal(again.images, out)
+        assert labels.sum() == {0: 0, 1: 60}.get(p, labels.sum())
+        assert torch.equal(out[labels == 0], images[labels == 0])
+        assert torch.equal(out[~regions], images[~regions])
+        # Replayed by hand: the same draws in the same order.
+        draws = batch.TorchDraws(images, torch.Generator())
+        chosen, which = draws.unit() < p, draws.integer((0, 2))
+        assert torch.equal(labels, chosen.long())
+        expected = images.clone()
+        for i, one in enumerate(choices):
+            own = masks[:, 0] if one.paste.needs_lungs else None
+            drawn = draws.sample(one.paste, (64, 64), own)
+            mine = chosen & (which == i)
+            assert p == 0 or mine.any()
+            for k in mine.nonzero()[:, 0].tolist():
+                array = one.paste.apply(alone(images[k]), drawn[k], masks[k, 0].numpy())[0]
+                expected[k, 0] = torch.from_numpy(array)
+        assert torch.equal(out, expected)
+
+
+def test_one_of_several_segments_once_and_compiles():
+    images, calls = random_images((4, 1, 64, 64), torch.uint8), []
+
+    def segment(images):
+        calls.append(1)
+        return images > 99
+
+    batch.OneOf([batch.AnatPaste(1), batch.Opacity(1)], segment=segment)(images)
+    assert len(calls) == 1
+    module = batch.OneOf([batch.AnatPaste(1), batch.Opacity(1)], 1.0)
+    assert "OneOf(" in repr(module)
+    assert "Opacity(p=1" in repr(module)
+    torch.manual_seed(0)
+    expected = module(images)
+    torch.manual_seed(0)
+    got = torch.compile(module, fullgraph=True, backend="aot_eager")(images)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    with FakeTensorMode():
+        fakes = torch.empty(2, 1, 32, 32, device="cuda")
+        assert module(fakes).images.device.type == "cuda"
+
+
 def test_masks_of_any_integer_dtype():
     images = random_images((2, 1, 200, 200), torch.uint8)
     drawn, expected = shapes(opacity=[254] * 2), None
@@ -1052,6 +1102,17 @@ PARAMS = batch.sample_paste(torch.zeros(2, 32, 32, dtype=torch.bool))
             "the masks returned by segment must be",
         ),
         (lambda: batch.AnatPaste(blur=(5, 2)), ValueError, "blur"),
+        (lambda: batch.Opacity(kinds="mass"), ValueError, "kinds must be out of .* got 'mass'"),
+        (lambda: batch.sample_opacity(IMAGES), TypeError, "masks must be a bool or integer"),
+        (lambda: batch.apply_opacity(IMAGES, PARAMS), TypeError, "batch.OpacityParams, got Paste"),
+        (lambda: batch.OneOf([]), ValueError, "modules must be at least one, got none"),
+        (lambda: batch.OneOf([torch.nn.Identity()]), TypeError, "OperationModules, got Identity"),
+        (lambda: batch.OneOf([batch.Opacity()]), ValueError, "p=1 and no segment, got Opacity"),
+        (
+            lambda: batch.OneOf([batch.CutPaste(1)], segment=batch.lung_mask),
+            ValueError,
+            "segment must be None where no lungs are needed",
+        ),
     ],
 )
 def test_errors_name_argument_rule_and_value(call, error, message):
@@ -1069,7 +1130,7 @@ def test_devices_must_agree():
 def test_everything_exported_is_documented():
     assert sorted(batch.__all__) == batch.__all__
     for name in batch.__all__:
-        if name != "Augmented":
+        if name not in ("Augmented", "Cropped"):
             assert "Raises" in getattr(batch, name).__doc__, name
 
 

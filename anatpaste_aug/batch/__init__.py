@@ -22,6 +22,7 @@ from anatpaste_aug.batch.modules import (
     CutPaste,
     CutPasteScar,
     CutPasteUnion,
+    OneOf,
     Opacity,
     OperationModule,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "CutPasteScar",
     "CutPasteUnion",
     "LungCrop",
+    "OneOf",
     "Opacity",
     "OpacityParams",
     "OperationModule",
