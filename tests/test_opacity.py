@@ -142,6 +142,8 @@ def test_kinds_look_as_they_should():
     assert fluid[210, 34:116].min() == 200  # down to the base, as dense as it gets
     assert not fluid[:130].any()
     assert not fluid[:, 128:].any()  # in one lung
+    narrow = ap.OpacityParams("effusion", 75, 100, 20, 5, **usual)
+    assert ap.opacity_alpha(narrow, mask)[215, 75] == 200  # far below its axes
     top = (fluid > 100).argmax(0)
     assert top[38] + 8 < top[75]  # the meniscus
     assert top[112] + 8 < top[75]
@@ -225,6 +227,7 @@ def test_distributions():
             continue
         assert mask[column(some, "center_y"), column(some, "center_x")].all()
         assert stats.chisquare(np.bincount(column(some, "angle") + 90)).pvalue > 0.001
+        assert (column(some, "angle").min(), column(some, "angle").max()) == (-90, 89)
         rx, ry = column(some, "radius_x") + 0.0, column(some, "radius_y") + 0.0
         radius, stretch = np.log(rx * ry) / 2, np.log(rx / ry) / 2
         ends = np.log(RADIUS[kind])

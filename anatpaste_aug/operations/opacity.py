@@ -546,8 +546,8 @@ def texture(seed: int, shape: tuple[int, ...], cell: int, rows: slice, columns: 
     white = white_noise(seed, y, x).astype(np.float64)
     left, right, start = [], [], 0
     for weight, (ny, nx) in zip(WEIGHTS, counts, strict=True):
-        down = spline_table(-(-height // cell), height, cell, ny)[rows] * weight
-        left.append(down @ white[: ny + 2, start : start + nx + 2])
+        down = spline_table(-(-height // cell), height, cell, ny)[rows]
+        left.append(down @ (white[: ny + 2, start : start + nx + 2] * weight))
         right.append(spline_table(-(-width // cell), width, cell, nx)[columns])
         start += nx + 2
     total = np.concatenate(left, 1) @ np.concatenate(right, 1).T
