@@ -33,7 +33,7 @@ from anatpaste_aug.operations.anatpaste import (
 )
 from anatpaste_aug.operations.base import LENGTHS_FOR, Operation, describe
 from anatpaste_aug.operations.cutpaste import ANGLE, HEIGHT, WIDTH
-from anatpaste_aug.operations.opacity import KINDS
+from anatpaste_aug.operations.opacity import KINDS, Kinds
 from anatpaste_aug.robust import lung_mask_robust
 
 __all__ = [
@@ -581,7 +581,7 @@ class Opacity(OperationTransform):
         self,
         p: float = 0.5,
         *,
-        kinds: Any = KINDS,
+        kinds: Kinds = KINDS,
         size: float = 1,
         density: float = 1,
         lengths_for: float | None = LENGTHS_FOR,

@@ -154,7 +154,7 @@ def test_a_channel_axis_of_one_is_kept(shape):
     mask = image > 99
     for function, (out, region) in {
         name: getattr(ap, name)(image.reshape(shape), 3, return_mask=True)
-        for name in ("anatpaste", "cutpaste", "cutpaste_scar", "cutpaste_union")
+        for name in ("anatpaste", "cutpaste", "cutpaste_scar", "cutpaste_union", "opacity")
     }.items():
         expected, where = getattr(ap, function)(image, 3, return_mask=True)
         assert out.shape == shape
@@ -175,7 +175,7 @@ def test_float16_is_computed_in_float32():
     image = (phantom_radiograph(96, rng=0) / 255).astype(np.float16)
     wide = image.astype(np.float32)
     np.testing.assert_array_equal(ap.lung_mask(image), ap.lung_mask(wide))
-    for name in ("anatpaste", "cutpaste", "cutpaste_scar", "cutpaste_union"):
+    for name in ("anatpaste", "cutpaste", "cutpaste_scar", "cutpaste_union", "opacity"):
         out = getattr(ap, name)(image, 3)
         assert out.dtype == np.float16
         np.testing.assert_array_equal(out, getattr(ap, name)(wide, 3).astype(np.float16))
@@ -370,6 +370,10 @@ assert_type(ap.cutpaste_scar(array, return_mask=True), tuple[Array, Mask])
 assert_type(ap.cutpaste_union(picture, return_mask=True), tuple[Image.Image, Mask])
 assert_type(ap.apply_cutpaste(picture, cut, return_mask=True), tuple[Image.Image, Mask])
 assert_type(ap.lung_mask(picture), Mask)
+assert_type(ap.opacity(picture, kinds="haze"), Image.Image)
+assert_type(ap.opacity(array, return_mask=True), tuple[Array, Mask])
+assert_type(ap.apply_opacity(array, ap.sample_opacity(array > 0)), Array)
+assert_type(ap.lung_crop(picture, return_mask=True), tuple[Image.Image, Mask])
 ap.anatpaste(array, opacity="high")  # an error
 """
 
@@ -382,7 +386,7 @@ def test_types_say_what_comes_back(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     errors = [line for line in done.stdout.splitlines() if "error:" in line]
     assert len(errors) == 1, done.stdout
-    assert 'typed.py:25: error: No overload variant of "anatpaste"' in errors[0]
+    assert 'typed.py:29: error: No overload variant of "anatpaste"' in errors[0]
 
 
 @pytest.mark.slow

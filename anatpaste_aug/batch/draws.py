@@ -75,8 +75,8 @@ class TorchDraws(Draws):
         chosen = self.integer((0, len(functions) - 1))
         fields = functions[0]()
         for i, function in enumerate(functions[1:], 1):
-            other = function()
-            fields = {n: torch.where(chosen == i, other[n], old) for n, old in fields.items()}
+            mine, other = chosen == i, function()
+            fields = {name: torch.where(mine, other[name], old) for name, old in fields.items()}
         return fields
 
     def half(self, lungs: Tensor, x: Tensor) -> tuple[Tensor, ...]:

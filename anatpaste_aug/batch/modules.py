@@ -19,7 +19,7 @@ from anatpaste_aug.lungs import check_segment
 from anatpaste_aug.operations.anatpaste import BLUR, JITTER, MARGIN, OPACITY, RATIO, SCALE
 from anatpaste_aug.operations.base import LENGTHS_FOR, Operation, describe
 from anatpaste_aug.operations.cutpaste import ANGLE, HEIGHT, WIDTH
-from anatpaste_aug.operations.opacity import KINDS
+from anatpaste_aug.operations.opacity import KINDS, Kinds
 
 
 class Augmented(NamedTuple):
@@ -218,7 +218,7 @@ class Opacity(OperationModule):
         self,
         p: float = 0.5,
         *,
-        kinds: Any = KINDS,
+        kinds: Kinds = KINDS,
         size: float = 1,
         density: float = 1,
         lengths_for: float | None = LENGTHS_FOR,

@@ -32,14 +32,14 @@ from anatpaste_aug.batch.tensors import (
 )
 from anatpaste_aug.operations import opacity as functional
 from anatpaste_aug.operations.base import LENGTHS_FOR
-from anatpaste_aug.operations.opacity import KINDS
+from anatpaste_aug.operations.opacity import KINDS, Kinds
 
 
 def sample_opacity(
     masks: Tensor,
     generator: torch.Generator | None = None,
     *,
-    kinds: Any = KINDS,
+    kinds: Kinds = KINDS,
     size: float = 1,
     density: float = 1,
     lengths_for: float | None = LENGTHS_FOR,

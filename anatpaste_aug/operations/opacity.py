@@ -8,6 +8,7 @@ What only adds, multiplies and shifts serves NumPy arrays and torch tensors alik
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Literal, TypeAlias, overload
@@ -23,6 +24,7 @@ from anatpaste_aug.operations.draws import Drawn, Draws, Fields
 from anatpaste_aug.operations.patch import blend, check_center
 
 Kind: TypeAlias = Literal["consolidation", "haze", "nodule", "effusion"]
+Kinds: TypeAlias = "str | Sequence[str]"
 KINDS: tuple[Kind, ...] = ("consolidation", "haze", "nodule", "effusion")
 
 # What is drawn: half axes in pixels of a 256 x 256 image, how much they differ, alpha, brightness.
@@ -108,7 +110,7 @@ class OpacityParams:
 class Opacity(Operation[OpacityParams]):
     """The options of Opacity, and what is done with them; see `opacity` and `sample_opacity`."""
 
-    kinds: Any = option(KINDS, words=KINDS)
+    kinds: Kinds = option(KINDS, words=KINDS)
     size: float = option(1, 0.01, 100, single=True)
     density: float = option(1, 0, 255, single=True)
     lengths_for: float | None = lengths_for_option()
@@ -118,7 +120,7 @@ class Opacity(Operation[OpacityParams]):
     def draw(self, draws: Draws, shape: tuple[int, int], lungs: Any) -> Fields:
         """Draw a kind, a pixel of the lungs to put it on, and its size, density and brightness."""
         y, x = draws.pixel(lungs)
-        forms = {kind: partial(self.lesion, draws, shape, kind, y, x) for kind in KINDS}
+        forms: dict[str, Any] = {k: partial(self.lesion, draws, shape, k, y, x) for k in RADIUS}
         forms["effusion"] = partial(self.fluid, draws, shape, lungs, x)
         return {
             **draws.either(*(partial(self.form, draws, kind, forms[kind]) for kind in self.kinds)),
@@ -126,14 +128,12 @@ class Opacity(Operation[OpacityParams]):
             "seed": draws.integer((0, LOW31)),
         }
 
-    def form(self, draws: Draws, kind: Kind, shape: Any) -> Fields:
+    def form(self, draws: Draws, kind: str, shape: Any) -> Fields:
         """Draw what depends on the kind."""
         ends = tuple(min(round(end * self.density), 255) for end in DENSITY[kind])
         return {"kind": draws.word(kind, KINDS), "density": draws.integer(ends), **shape()}
 
-    def lesion(
-        self, draws: Draws, shape: tuple[int, int], kind: Kind, y: Drawn, x: Drawn
-    ) -> Fields:
+    def lesion(self, draws: Draws, shape: tuple[int, int], kind: str, y: Drawn, x: Drawn) -> Fields:
         """Draw an ellipse about a pixel."""
         low, high = RADIUS[kind]
         radius = draws.log_uniform(self.scaled((low * self.size, high * self.size), shape, 1))
@@ -178,7 +178,7 @@ def opacity(
     mask: MaskLike | None = None,
     segment: Segment | None = None,
     return_mask: Literal[False] = False,
-    kinds: Any = KINDS,
+    kinds: Kinds = KINDS,
     size: float = 1,
     density: float = 1,
     lengths_for: float | None = LENGTHS_FOR,
@@ -191,7 +191,7 @@ def opacity(
     mask: MaskLike | None = None,
     segment: Segment | None = None,
     return_mask: Literal[True],
-    kinds: Any = KINDS,
+    kinds: Kinds = KINDS,
     size: float = 1,
     density: float = 1,
     lengths_for: float | None = LENGTHS_FOR,
@@ -203,7 +203,7 @@ def opacity(
     mask: MaskLike | None = None,
     segment: Segment | None = None,
     return_mask: bool = False,
-    kinds: Any = KINDS,
+    kinds: Kinds = KINDS,
     size: float = 1,
     density: float = 1,
     lengths_for: float | None = LENGTHS_FOR,
@@ -258,7 +258,7 @@ def sample_opacity(
     mask: MaskLike,
     rng: Rng = None,
     *,
-    kinds: Any = KINDS,
+    kinds: Kinds = KINDS,
     size: float = 1,
     density: float = 1,
     lengths_for: float | None = LENGTHS_FOR,
@@ -482,7 +482,7 @@ def smooth(values: Any) -> Any:
     return (values * values >> 10) * (3 * ONE - 2 * values) >> 10
 
 
-def profile(kind: Kind, u: Any, v: Any, noise: Any) -> tuple[Any, Any]:
+def profile(kind: str, u: Any, v: Any, noise: Any) -> tuple[Any, Any]:
     """Return how dense a lesion is and its mottling, both to be cut to 0..1, in 1024ths.
 
     The lesion is the smoothstep of the one times the other. Nothing is left from two axes on, but
