@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -55,6 +56,25 @@ def check_range(
     if above and first == low:
         raise ValueError(f"{name} must be above {low}, got {value!r}")
     return first, last
+
+
+def check_words(name: str, value: Any, words: Sequence[str]) -> tuple[str, ...]:
+    """Check that a value is one of some words, or several of them; return a tuple."""
+    given = (value,) if isinstance(value, str) else value
+    if not isinstance(given, (tuple, list)):
+        raise TypeError(f"{name} must be a word or several, got {value!r}")
+    if not given or any(word not in words for word in given) or len(set(given)) < len(given):
+        raise ValueError(f"{name} must be out of {tuple(words)}, each once, got {value!r}")
+    return tuple(given)
+
+
+def check_size(value: Any) -> tuple[int, int]:
+    """Check the height and width of an image, or one number for both."""
+    pair = value if isinstance(value, (tuple, list)) else (value, value)
+    if len(pair) != 2:
+        raise TypeError(f"size must be a pair (height, width), got {value!r}")
+    height, width = (check_integer("size", side, MIN_SIDE, LARGEST) for side in pair)
+    return height, width
 
 
 def check_flag(name: str, value: Any) -> bool:

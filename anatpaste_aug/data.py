@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from anatpaste_aug.checks import LARGEST, MIN_SIDE, as_generator, check_integer
+from anatpaste_aug.checks import as_generator, check_size
 
 __all__ = ["phantom_radiograph"]
 
@@ -70,10 +70,7 @@ def phantom_radiograph(
     >>> bool(np.all(abnormal >= normal)), bool(np.any(abnormal > normal))
     (True, True)
     """
-    pair = size if isinstance(size, (tuple, list)) else (size, size)
-    if len(pair) != 2:
-        raise TypeError(f"size must be a pair (height, width), got {pair!r}")
-    height, width = (check_integer("size", side, MIN_SIDE, LARGEST) for side in pair)
+    height, width = check_size(size)
     # One child per concern, so that an opacity or another size leaves the anatomy's draws alone.
     body, lesion, grain = (
         np.random.default_rng(seed) for seed in as_generator(rng).integers(2**63, size=3)

@@ -15,6 +15,7 @@ Array: TypeAlias = npt.NDArray[Any]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 ImageLike: TypeAlias = "Array | Image.Image"
 MaskLike: TypeAlias = Any  # what `as_mask` takes: an array, a Pillow image, or a torch tensor
+Window: TypeAlias = tuple[slice, slice]  # rows and columns
 ImageT = TypeVar("ImageT", Array, Image.Image)  # the same kind in and out
 
 NAMES = ("uint8", "uint16", "int16", "int32", "float16", "float32", "float64")
@@ -111,6 +112,17 @@ def black_level(array: Array) -> float:
 def white_level(array: Array) -> float:
     """Return the value that jitter is clipped to: 255 for uint8, else the image's own maximum."""
     return 255 if array.dtype == np.uint8 else array.max().item()
+
+
+def span(flags: Any) -> slice:
+    """Return the part of a row of flags from the first to the last True; all, if there is none."""
+    places = np.flatnonzero(flags)
+    return slice(int(places[0]), int(places[-1]) + 1) if places.size else slice(0, flags.size)
+
+
+def box(mask: Mask) -> Window:
+    """Return the bounding box of a mask, rows and columns; all, if it is empty."""
+    return span(mask.any(1)), span(mask.any(0))
 
 
 def as_mask(mask: Any, shape: tuple[int, ...] | None = None, name: str = "mask") -> Mask:

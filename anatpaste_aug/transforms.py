@@ -19,20 +19,25 @@ except ImportError as error:
     ) from error
 
 from anatpaste_aug.checks import Range, check_flag, check_number
-from anatpaste_aug.images import Array, as_array, as_kind_of, as_mask
+from anatpaste_aug.crop import CROP_MARGIN, check_crop, crop_window, cut
+from anatpaste_aug.images import Array, Mask, as_array, as_kind_of, as_mask
 from anatpaste_aug.lungs import Segment, check_segment, find_lungs
-from anatpaste_aug.operations import anatpaste, cutpaste
+from anatpaste_aug.operations import anatpaste, cutpaste, opacity
 from anatpaste_aug.operations.anatpaste import BLUR, JITTER, MARGIN, OPACITY, RATIO, SCALE
 from anatpaste_aug.operations.base import LENGTHS_FOR, Operation, describe
 from anatpaste_aug.operations.cutpaste import ANGLE, HEIGHT, WIDTH
+from anatpaste_aug.operations.opacity import KINDS, Kinds
+from anatpaste_aug.robust import lung_mask_robust
 
 __all__ = [
     "AnatPaste",
     "CutPaste",
     "CutPasteScar",
     "CutPasteUnion",
+    "LungCrop",
     "LungField",
     "LungMask",
+    "Opacity",
     "OperationTransform",
 ]
 
@@ -113,6 +118,114 @@ class LungMask(v2.Transform):  # type: ignore[misc]
     def extra_repr(self) -> str:
         """Return the settings for ``repr``."""
         return describe({"segment": self.segment})
+
+
+class LungCrop(v2.Transform):  # type: ignore[misc]
+    """Cut the image of a sample to the box around its lungs, and a margin.
+
+    Boxes, masks, the `LungField` and all else that is a `tv_tensors` kind are cut along, as
+    torchvision's own crops do. Where no lungs are found, the sample stays whole.
+
+    Of several images, each is cut to its own lungs, with the `LungField` of its own if there are as
+    many; results may differ in size. To which of them a box or a mask belongs is not guessed: such
+    a sample is refused, unless `shared`.
+
+    Parameters
+    ----------
+    segment : callable, optional
+        Makes the (H, W) mask from the image's (H, W) or (H, W, 3) array instead of
+        `anatpaste_aug.lung_mask_robust`, where the sample has no `LungField`.
+    margin, square
+        As for `anatpaste_aug.lung_crop`.
+    shared : bool, optional
+        Whether all images of a sample are cut to the box of the first; they must then have the same
+        size.
+
+    Raises
+    ------
+    TypeError, ValueError
+        At construction, if an argument has another type or leaves its limits; when called, if the
+        sample holds no image, one that `anatpaste_aug.anatpaste` does not take, or boxes or masks
+        beside several images.
+
+    Examples
+    --------
+    >>> from torchvision.transforms import v2
+    >>> from anatpaste_aug.data import phantom_radiograph
+    >>> from anatpaste_aug.transforms import LungCrop, Opacity
+    >>> augment = v2.Compose([v2.ToImage(), LungCrop(), v2.Resize((256, 256)), Opacity(p=0.5)])
+    >>> augment(phantom_radiograph(512, rng=0)).shape
+    torch.Size([1, 256, 256])
+    """
+
+    def __init__(
+        self,
+        segment: Segment | None = None,
+        *,
+        margin: float = CROP_MARGIN,
+        square: bool = False,
+        shared: bool = False,
+    ):
+        super().__init__()
+        self.segment = check_segment(segment)
+        self.margin, self.square = check_crop(margin, square)
+        self.shared = check_flag("shared", shared)
+
+    def extra_repr(self) -> str:
+        """Return the settings for ``repr``, so that it can be pasted back."""
+        names = ("segment", "margin", "square", "shared")
+        return describe({name: getattr(self, name) for name in names})
+
+    def forward(self, *inputs: Any) -> Any:
+        """Find the lungs of each image, and cut what belongs to it."""
+        flat, structure = tree_flatten(inputs if len(inputs) > 1 else inputs[0])
+        images = find_images(flat)
+        fields = [i for i, part in enumerate(flat) if isinstance(part, LungField)]
+        moved = [i for i, part in enumerate(flat) if isinstance(part, tv_tensors.TVTensor)]
+        others = sorted({*moved} - {*images, *fields})
+        if len(images) == 1 or self.shared:
+            check_same_size([flat[i] for i in images])
+            groups = [[*images, *fields, *others]]
+        elif others or len(fields) not in (0, len(images)):
+            raise ValueError(
+                "a sample of several images must hold a LungField for each or none, and no boxes "
+                f"or masks unless shared=True, got {len(images)} images, {len(fields)} fields, "
+                f"{len(others)} others"
+            )
+        else:
+            groups = [[*images[i : i + 1], *fields[i : i + 1]] for i in range(len(images))]
+        for group in groups:
+            params = self.make_params([flat[i] for i in group])
+            for i in group:
+                flat[i] = self.transform(flat[i], params)
+        return tree_unflatten(flat, structure)
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Find the box: its ``top``, ``left``, ``height`` and ``width``.
+
+        Parameters
+        ----------
+        flat_inputs : list
+            An image, and perhaps its `LungField`.
+        """
+        array = to_array(flat_inputs[find_images(flat_inputs)[0]])
+        lungs = field_or_lungs(flat_inputs, array, self.segment or lung_mask_robust)
+        rows, columns = crop_window(lungs, self.margin, self.square)
+        return {
+            "top": rows.start,
+            "left": columns.start,
+            "height": rows.stop - rows.start,
+            "width": columns.stop - columns.start,
+        }
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Cut an image, or what torchvision can cut; anything else is passed through."""
+        if isinstance(inpt, np.ndarray):
+            top, left = params["top"], params["left"]
+            return cut(
+                inpt, (slice(top, top + params["height"]), slice(left, left + params["width"]))
+            )
+        return self._call_kernel(v2.functional.crop, inpt, **params)
 
 
 class OperationTransform(v2.Transform):  # type: ignore[misc]
@@ -199,9 +312,8 @@ class OperationTransform(v2.Transform):  # type: ignore[misc]
                 "the sample must hold a LungField for each image, or none, "
                 f"got {len(fields)} for {len(images)} images"
             )
-        sizes = {to_array(flat[index]).shape[:2] for index in images} if self.shared else ()
-        if len(sizes) > 1:
-            raise ValueError(f"images that share a paste must have one size, got {sorted(sizes)}")
+        if self.shared:
+            check_same_size([flat[index] for index in images])
         params: dict[str, Any] = {}
         for number, index in enumerate(images):
             if not (params and self.shared):
@@ -230,12 +342,7 @@ class OperationTransform(v2.Transform):  # type: ignore[misc]
         rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
         array, lungs = to_array(image), None
         if self.paste.needs_lungs:
-            fields = [part for part in flat_inputs if isinstance(part, LungField)]
-            lungs = (
-                as_mask(fields[0], array.shape, "the sample's LungField").copy()
-                if fields
-                else find_lungs(array, None, self.segment)
-            )
+            lungs = field_or_lungs(flat_inputs, array, self.segment)
         return {"params": self.paste.sample(array.shape[:2], lungs, rng), "lungs": lungs}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
@@ -433,6 +540,55 @@ class CutPasteUnion(OperationTransform):
         super().__init__(p, return_mask=return_mask, shared=shared, **vars(paste))
 
 
+class Opacity(OperationTransform):
+    """Brighten a part of the lungs as disease does, with probability `p`.
+
+    Samples, images and randomness: see `OperationTransform`.
+
+    Parameters
+    ----------
+    p : float, optional
+        Probability of an opacity, 0..1.
+    kinds, size, density, lengths_for
+        As for `anatpaste_aug.sample_opacity`.
+    segment, return_mask, shared
+        As for `OperationTransform`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `OperationTransform`.
+
+    Examples
+    --------
+    An opacity or an AnatPaste, each half of the time:
+
+    >>> from torchvision.transforms import v2
+    >>> from anatpaste_aug.data import phantom_radiograph
+    >>> from anatpaste_aug.transforms import AnatPaste, Opacity
+    >>> augment = v2.RandomChoice([AnatPaste(p=1), Opacity(p=1)])
+    >>> augment(phantom_radiograph(256, rng=0)).shape
+    (256, 256)
+    """
+
+    operation = opacity.Opacity
+
+    def __init__(
+        self,
+        p: float = 0.5,
+        *,
+        kinds: Kinds = KINDS,
+        size: float = 1,
+        density: float = 1,
+        lengths_for: float | None = LENGTHS_FOR,
+        segment: Segment | None = None,
+        return_mask: bool = False,
+        shared: bool = False,
+    ):
+        own = opacity.Opacity(kinds, size, density, lengths_for)
+        super().__init__(p, segment=segment, return_mask=return_mask, shared=shared, **vars(own))
+
+
 def is_image(part: Any) -> bool:
     """Tell whether a part of a sample is, or may be, an image."""
     if isinstance(part, tv_tensors.TVTensor):
@@ -457,6 +613,22 @@ def find_images(flat: list[Any]) -> list[int]:
             f"tv_tensors.Image, and masks in tv_tensors.Mask; got {shapes}"
         )
     return typed or images
+
+
+def check_same_size(images: list[Any]) -> None:
+    """Check that images which share a paste or a box are of one size."""
+    sizes = {to_array(image).shape[:2] for image in images}
+    if len(sizes) > 1:
+        raise ValueError(f"images that share a paste must have one size, got {sorted(sizes)}")
+
+
+def field_or_lungs(parts: list[Any], array: Array, segment: Segment | None) -> Mask:
+    """Return the `LungField` among some parts of a sample, or segment the image."""
+    fields = [part for part in parts if isinstance(part, LungField)]
+    if fields:
+        lungs: Mask = as_mask(fields[0], array.shape, "the sample's LungField").copy()
+        return lungs
+    return find_lungs(array, None, segment)
 
 
 def to_array(image: Any) -> Array:

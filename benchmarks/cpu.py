@@ -114,6 +114,7 @@ def given_calls(images: list[np.ndarray], skipped: dict[str, str]) -> Calls:
         "whole recipe": over(lambda image: recipe(image, rng), images),
         "recipe": over(lambda image, mask: recipe_paste(image, mask, rng), images, masks),
         "anatpaste": over(lambda image, mask: ap.anatpaste(image, rng, mask=mask), images, masks),
+        "opacity": over(lambda image, mask: ap.opacity(image, rng, mask=mask), images, masks),
     }
     transforms, why = load("anatpaste_aug.transforms")
     if transforms is None:

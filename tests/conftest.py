@@ -9,7 +9,9 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from anatpaste_aug import OpacityParams
 from anatpaste_aug.data import phantom_radiograph
+from anatpaste_aug.operations.opacity import KINDS
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 DTYPES = ("uint8", "uint16", "int16", "int32", "float32", "float64")
@@ -72,3 +74,28 @@ def images(draw, dtypes=DTYPES, channels=(1, 3), max_side=80):
     image = (low + unit * (high - low)).astype(dtype)
     image.flags.writeable = False
     return image
+
+
+@st.composite
+def any_params(draw, height, width):
+    """Draw legal params of an opacity."""
+    return OpacityParams(
+        draw(st.sampled_from(KINDS)),
+        draw(st.integers(0, width - 1)),
+        draw(st.integers(0, height - 1)),
+        draw(st.integers(1, 2 * width)),
+        draw(st.sampled_from([1, 3, height // 3, height, 2**20])),
+        draw(st.integers(-90, 90)),
+        draw(st.integers(0, 255)),
+        draw(st.sampled_from([0, 120, 255])),
+        draw(st.integers(0, 2**31 - 1)),
+    )
+
+
+def any_mask(seed, height, width):
+    """Make an empty, a full, a scattered or a compact mask."""
+    rng = np.random.default_rng(seed)
+    mask = rng.random((height, width)) < rng.choice([0, 0.01, 0.5, 1])
+    if seed % 2:
+        mask[height // 4 : height // 2, width // 5 : width // 3] = True
+    return mask

@@ -9,8 +9,8 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import any_mask, any_params, real_data
 from conftest import images as numpy_images
-from conftest import real_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter
@@ -28,11 +28,26 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from anatpaste_aug import batch, operations  # noqa: E402
 from anatpaste_aug import clahe as functional_clahe  # noqa: E402
 from anatpaste_aug import regions as functional_regions  # noqa: E402
-from anatpaste_aug.batch import anatpaste, clahe, cutpaste, lungs, regions, tensors  # noqa: E402
+from anatpaste_aug.batch import (  # noqa: E402
+    anatpaste,
+    clahe,
+    cutpaste,
+    lungs,
+    opacity,
+    regions,
+    tensors,
+)
 from anatpaste_aug.operations.cutpaste import bounding_box  # noqa: E402
+from anatpaste_aug.operations.opacity import DENSITY, KINDS  # noqa: E402
 
 FORMS = ("plain", "functional")
-MODULES = (batch.AnatPaste, batch.CutPaste, batch.CutPasteScar, batch.CutPasteUnion)
+MODULES = (
+    batch.AnatPaste,
+    batch.CutPaste,
+    batch.CutPasteScar,
+    batch.CutPasteUnion,
+    batch.Opacity,
+)
 SIGNED = (torch.int16, torch.int32)
 INTEGERS = (torch.uint8, torch.uint16, *SIGNED)
 FLOATS = (torch.float16, torch.float32, torch.float64)
@@ -50,6 +65,7 @@ def use_plain(monkeypatch):
     monkeypatch.setattr(lungs, "_lung_mask", lungs.mask_plain)
     monkeypatch.setattr(anatpaste, "_paste", anatpaste.paste_plain)
     monkeypatch.setattr(cutpaste, "_cutpaste", cutpaste.cutpaste_plain)
+    monkeypatch.setattr(opacity, "_opacity", opacity.opacity_plain)
 
 
 def random_images(shape, dtype, seed=0):
@@ -527,6 +543,81 @@ def test_words_are_checked_when_params_are_used(shape):
             use()
 
 
+@pytest.mark.parametrize("dtype", INTEGERS + FLOATS)
+@pytest.mark.parametrize("shape", [(6, 1, 40, 61), (6, 1, 200, 300), (6, 3, 33, 47)])
+def test_opacity_alone(form, shape, dtype):
+    images = random_images(shape, dtype)
+    before = images.clone()
+    masks = random_masks(6, *shape[-2:])
+    drawn = batch.sample_opacity(masks, torch.Generator().manual_seed(1), size=0.6)
+    out, changed = batch.apply_opacity(images, drawn, masks, return_mask=True)
+    assert_alone(out, images, lambda a, i: ap.apply_opacity(a, drawn[i], masks[i, 0].numpy()))
+    free = batch.apply_opacity(images, drawn)
+    assert_alone(free, images, lambda a, i: ap.apply_opacity(a, drawn[i]))
+    alpha = batch.opacity_alpha(drawn, masks)
+    for i in range(6):
+        np.testing.assert_array_equal(alpha[i, 0], ap.opacity_alpha(drawn[i], masks[i, 0].numpy()))
+    assert torch.equal(changed, alpha > 0)
+    assert torch.equal(images, before)
+    working = tensors.working
+    assert (working(out) >= working(images)).all()
+
+
+@settings(max_examples=60)
+@given(data=st.data(), height=st.integers(16, 300), width=st.integers(16, 300))
+def test_opacities_of_any_size_and_parameters(data, height, width):
+    # The whole grid against the window of it that the functional form works in.
+    singles = [data.draw(any_params(height, width)) for _ in range(4)]
+    masks = np.stack([any_mask(data.draw(st.integers(0, 99)), height, width) for _ in range(4)])
+    drawn = batch.OpacityParams.stack(singles)
+    assert drawn.unstack() == singles
+    alpha = opacity.draw_alpha(drawn, torch.from_numpy(masks))
+    for i, single in enumerate(singles):
+        np.testing.assert_array_equal(alpha[i], ap.opacity_alpha(single, masks[i]))
+
+
+def test_distributions_of_opacities():
+    torch.manual_seed(0)
+    count = 20000
+    lungs = torch.zeros(1, 64, 100, dtype=torch.bool)
+    lungs[0, 10:50, 5:30] = lungs[0, 15:60, 50:90] = True
+    lungs = lungs.expand(count, -1, -1)
+    drawn = batch.sample_opacity(lungs)
+    for kind in range(4):
+        some = drawn.kind == kind
+        assert abs(some.double().mean() - 0.25) < 0.02
+        low, high = DENSITY[KINDS[kind]]
+        assert (drawn.density[some].min(), drawn.density[some].max()) == (low, high)
+        assert abs(drawn.density[some].double().mean() - (low + high) / 2) < 1
+    lesion, fluid = drawn.kind < 3, drawn.kind == 3
+    assert lungs[0][drawn.center_y[lesion], drawn.center_x[lesion]].all()
+    assert drawn.angle[lesion].unique().tolist() == list(range(-90, 90))
+    assert drawn.level.unique().tolist() == list(range(90, 201))
+    assert abs(drawn.seed.double().mean() / 2**30 - 1) < 0.02
+    for middle, base, sign in ((17, 49, 1), (69, 59, -1)):
+        some = fluid & (drawn.center_x == middle)
+        assert abs(some.sum() / fluid.sum() - (1000 if sign > 0 else 1800) / 2800) < 0.03
+        heights = base - drawn.center_y[some]
+        assert (heights.min(), heights.max()) in ((2, 15), (2, 17))
+        assert (drawn.angle[some] * sign).unique().tolist() == list(range(16))
+        draws = batch.TorchDraws(lungs[:2], None)
+        box = [part[0].item() for part in draws.half(lungs[:2], torch.tensor([middle] * 2))]
+        assert box == ([10, 50, 5, 30, 1] if sign > 0 else [15, 60, 50, 90, -1])
+    one = batch.sample_opacity(lungs[:99], kinds="nodule")
+    assert one.kind.unique().tolist() == [2]
+
+
+def test_params_that_are_no_params_stay_inside_the_tensors():
+    # A GPU does not look at values: whatever they are, nothing is read from outside.
+    images = random_images((3, 1, 64, 80), torch.uint8)
+    fields = [torch.tensor([-(10**6), 0, 10**9]) for _ in batch.OpacityParams.kinds]
+    everyone = tensors.everyone(images)
+    for masks in (random_masks(3, 64, 80)[:, 0], torch.ones(3, 64, 80, dtype=torch.bool)):
+        out, alpha = opacity.opacity_plain(images, fields, masks, everyone)
+        assert out.shape == images.shape
+        assert alpha.shape == images.shape
+
+
 def test_apply_gives_what_the_functions_give(form):
     images = random_images((3, 1, 64, 80), torch.uint8)
     masks = random_masks(3, 64, 80)
@@ -586,7 +677,7 @@ def test_modules(form, kind, p):
     assert torch.equal(out[~changed], images[~changed])
     assert repr(eval(repr(module), {kind.__name__: kind})) == repr(module)
     assert repr(module).startswith(f"{kind.__name__}(p={p}, ")
-    assert ("segment=None" in repr(module)) == (kind is batch.AnatPaste)
+    assert ("segment=None" in repr(module)) == kind.operation.needs_lungs
 
 
 def test_both_forms_draw_the_same(monkeypatch):
@@ -612,6 +703,56 @@ def test_anatpaste_takes_masks_and_segmenters(form):
         assert not (changed & ~masks).any()
 
 
+def test_one_of_several(form):
+    images = random_images((60, 1, 64, 64), torch.uint8)
+    masks = random_masks(60, 64, 64)
+    choices = [batch.AnatPaste(1, margin=2), batch.Opacity(1), batch.CutPaste(1)]
+    for p in (0, 0.5, 1):
+        module = batch.OneOf(choices, p)
+        out, regions, labels = module(images, masks=masks, generator=torch.Generator())
+        again = module(images, masks=masks, generator=torch.Generator())
+        assert torch.equal(again.images, out)
+        assert labels.sum() == {0: 0, 1: 60}.get(p, labels.sum())
+        assert torch.equal(out[labels == 0], images[labels == 0])
+        assert torch.equal(out[~regions], images[~regions])
+        # Replayed by hand: the same draws in the same order.
+        draws = batch.TorchDraws(images, torch.Generator())
+        chosen, which = draws.unit() < p, draws.integer((0, 2))
+        assert torch.equal(labels, chosen.long())
+        expected = images.clone()
+        for i, one in enumerate(choices):
+            own = masks[:, 0] if one.paste.needs_lungs else None
+            drawn = draws.sample(one.paste, (64, 64), own)
+            mine = chosen & (which == i)
+            assert p == 0 or mine.any()
+            for k in mine.nonzero()[:, 0].tolist():
+                array = one.paste.apply(alone(images[k]), drawn[k], masks[k, 0].numpy())[0]
+                expected[k, 0] = torch.from_numpy(array)
+        assert torch.equal(out, expected)
+
+
+def test_one_of_several_segments_once_and_compiles():
+    images, calls = random_images((4, 1, 64, 64), torch.uint8), []
+
+    def segment(images):
+        calls.append(1)
+        return images > 99
+
+    batch.OneOf([batch.AnatPaste(1), batch.Opacity(1)], segment=segment)(images)
+    assert len(calls) == 1
+    module = batch.OneOf([batch.AnatPaste(1), batch.Opacity(1)], 1.0)
+    assert "OneOf(" in repr(module)
+    assert "Opacity(p=1" in repr(module)
+    torch.manual_seed(0)
+    expected = module(images)
+    torch.manual_seed(0)
+    got = torch.compile(module, fullgraph=True, backend="aot_eager")(images)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    with FakeTensorMode():
+        fakes = torch.empty(2, 1, 32, 32, device="cuda")
+        assert module(fakes).images.device.type == "cuda"
+
+
 def test_masks_of_any_integer_dtype():
     images = random_images((2, 1, 200, 200), torch.uint8)
     drawn, expected = shapes(opacity=[254] * 2), None
@@ -628,6 +769,7 @@ def test_every_element_draws_for_itself():
         batch.sample_paste(masks),
         batch.sample_cutpaste(images),
         batch.sample_scar(images),
+        batch.sample_opacity(masks),
     ):
         assert len(drawn) == 64
         for name in drawn.kinds:
@@ -699,6 +841,9 @@ WRONG = {
     "clear_small_boxes": (lungs, flip_corner),
     "box_blur": (anatpaste, lambda rows: (rows + (rows > 0)).clamp(max=255)),
     "color_jitter": (anatpaste, lambda images: images ^ 1),
+    "texture": (opacity, lambda noise: noise.roll(1, 2)),
+    "enlarge": (opacity, lambda alpha: alpha.roll(1, 2)),
+    "bright_level": (opacity, lambda level: level + 1),
 }
 
 
@@ -712,6 +857,10 @@ def replay():
     nowhere = torch.zeros_like(masks)
     out = anatpaste.paste_plain(images, drawn.tensors(), nowhere, tensors.everyone(images))[0]
     assert_alone(out, images, lambda a, i: ap.apply_paste(a, single))
+    lesion = ap.OpacityParams("consolidation", 48, 48, 30, 40, 20, 200, 150, 7)
+    drawn = batch.OpacityParams.stack([lesion])
+    out = opacity.opacity_plain(images, drawn.tensors(), nowhere, tensors.everyone(images))[0]
+    assert_alone(out, images, lambda a, i: ap.apply_opacity(a, lesion))
 
 
 @pytest.mark.parametrize("stage", [None, *WRONG])
@@ -791,7 +940,9 @@ def everything(images, min_area=100):
     drawn = batch.sample_paste(masks)
     results = [masks, *anatpaste.paste_plain(checked, drawn.tensors(), masks, chosen)]
     cut = batch.TorchDraws(images, None).sample(operations.CutPasteUnion(), images.shape[2:], None)
-    return [*results, *cutpaste.cutpaste_plain(checked, cut.tensors(), chosen)]
+    results += cutpaste.cutpaste_plain(checked, cut.tensors(), chosen)
+    lesions = batch.sample_opacity(masks)
+    return [*results, *opacity.opacity_plain(checked, lesions.tensors(), masks, chosen)]
 
 
 @pytest.mark.parametrize("dtype", INTEGERS + FLOATS)
@@ -980,6 +1131,17 @@ PARAMS = batch.sample_paste(torch.zeros(2, 32, 32, dtype=torch.bool))
             "the masks returned by segment must be",
         ),
         (lambda: batch.AnatPaste(blur=(5, 2)), ValueError, "blur"),
+        (lambda: batch.Opacity(kinds="mass"), ValueError, "kinds must be out of .* got 'mass'"),
+        (lambda: batch.sample_opacity(IMAGES), TypeError, "masks must be a bool or integer"),
+        (lambda: batch.apply_opacity(IMAGES, PARAMS), TypeError, "batch.OpacityParams, got Paste"),
+        (lambda: batch.OneOf([]), ValueError, "modules must be at least one, got none"),
+        (lambda: batch.OneOf([torch.nn.Identity()]), TypeError, "OperationModules, got Identity"),
+        (lambda: batch.OneOf([batch.Opacity()]), ValueError, "p=1 and no segment, got Opacity"),
+        (
+            lambda: batch.OneOf([batch.CutPaste(1)], segment=batch.lung_mask),
+            ValueError,
+            "segment must be None where no lungs are needed",
+        ),
     ],
 )
 def test_errors_name_argument_rule_and_value(call, error, message):
@@ -997,7 +1159,7 @@ def test_devices_must_agree():
 def test_everything_exported_is_documented():
     assert sorted(batch.__all__) == batch.__all__
     for name in batch.__all__:
-        if name != "Augmented":
+        if name not in ("Augmented", "Cropped"):
             assert "Raises" in getattr(batch, name).__doc__, name
 
 
@@ -1013,7 +1175,7 @@ def test_without_torch_the_error_names_the_extra():
     assert "pip install 'anatpaste-aug[torch]'" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["lungs", "params", "anatpaste", "modules"])
+@pytest.mark.parametrize("name", ["lungs", "params", "anatpaste", "opacity", "modules"])
 def test_docstring_examples(name):
     import doctest
     import importlib

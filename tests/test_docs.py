@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 
 README = Path(__file__).resolve().parents[1] / "README.md"
-MODULES = ("lungs", "operations.anatpaste", "operations.cutpaste", "data", "files", "robust")
+MODULES = (
+    "lungs",
+    "operations.anatpaste",
+    "operations.cutpaste",
+    "operations.opacity",
+    "data",
+    "files",
+    "robust",
+)
 TORCH_MODULES = (
     "transforms",
     "pretext",
@@ -21,6 +29,7 @@ TORCH_MODULES = (
     "batch.modules",
     "batch.params",
     "batch.anatpaste",
+    "batch.opacity",
 )
 
 

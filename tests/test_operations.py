@@ -20,7 +20,7 @@ from scipy import stats
 import anatpaste_aug as ap
 from anatpaste_aug import operations
 from anatpaste_aug.data import phantom_radiograph
-from anatpaste_aug.operations import Draws, Operation, anatpaste, cutpaste, option
+from anatpaste_aug.operations import Draws, Operation, anatpaste, cutpaste, opacity, option
 
 ROOT = Path(__file__).resolve().parents[1]
 FUNCTIONS = {
@@ -28,6 +28,7 @@ FUNCTIONS = {
     operations.CutPaste: (ap.cutpaste, ap.sample_cutpaste),
     operations.CutPasteScar: (ap.cutpaste_scar, ap.sample_scar),
     operations.CutPasteUnion: (ap.cutpaste_union,),
+    operations.Opacity: (ap.opacity, ap.sample_opacity),
 }
 SHARED = {"p", "segment", "return_mask", "shared", "mask"}
 
@@ -52,6 +53,7 @@ def test_every_form_has_the_same_options(operation):
             "AnatPaste": batch.sample_paste,
             "CutPaste": batch.sample_cutpaste,
             "CutPasteScar": batch.sample_scar,
+            "Opacity": batch.sample_opacity,
         }
         name = operation.__name__
         forms += [getattr(module, name) for module in (transforms, batch)]
@@ -63,6 +65,7 @@ def test_every_form_has_the_same_options(operation):
         operations.CutPaste: cutpaste.CutArgs,
         operations.CutPasteScar: cutpaste.ScarArgs,
         operations.CutPasteUnion: cutpaste.UnionArgs,
+        operations.Opacity: opacity.OpacityArgs,
     }[operation]
     assert described.__annotations__.keys() - SHARED == dict(expected).keys()
 
@@ -178,7 +181,7 @@ def test_a_channel_axis_of_one_is_kept(shape):
     mask = image > 99
     for function, (out, region) in {
         name: getattr(ap, name)(image.reshape(shape), 3, return_mask=True)
-        for name in ("anatpaste", "cutpaste", "cutpaste_scar", "cutpaste_union")
+        for name in ("anatpaste", "cutpaste", "cutpaste_scar", "cutpaste_union", "opacity")
     }.items():
         expected, where = getattr(ap, function)(image, 3, return_mask=True)
         assert out.shape == shape
@@ -199,7 +202,7 @@ def test_float16_is_computed_in_float32():
     image = (phantom_radiograph(96, rng=0) / 255).astype(np.float16)
     wide = image.astype(np.float32)
     np.testing.assert_array_equal(ap.lung_mask(image), ap.lung_mask(wide))
-    for name in ("anatpaste", "cutpaste", "cutpaste_scar", "cutpaste_union"):
+    for name in ("anatpaste", "cutpaste", "cutpaste_scar", "cutpaste_union", "opacity"):
         out = getattr(ap, name)(image, 3)
         assert out.dtype == np.float16
         np.testing.assert_array_equal(out, getattr(ap, name)(wide, 3).astype(np.float16))
@@ -286,7 +289,7 @@ def check_operation(kind, image, transform=None, module=None):
     assert labels.tolist() == [1] * 4
 
 
-@pytest.mark.parametrize("name", ["AnatPaste", "CutPaste", "CutPasteScar", "CutPasteUnion"])
+@pytest.mark.parametrize("name", [kind.__name__ for kind in FUNCTIONS])
 def test_own_promises_are_kept(name, phantom):
     forms = ()
     if pytest.importorskip("torchvision", reason="needs torchvision"):
@@ -500,6 +503,10 @@ assert_type(ap.cutpaste_scar(array, return_mask=True), tuple[Array, Mask])
 assert_type(ap.cutpaste_union(picture, return_mask=True), tuple[Image.Image, Mask])
 assert_type(ap.apply_cutpaste(picture, cut, return_mask=True), tuple[Image.Image, Mask])
 assert_type(ap.lung_mask(picture), Mask)
+assert_type(ap.opacity(picture, kinds="haze"), Image.Image)
+assert_type(ap.opacity(array, return_mask=True), tuple[Array, Mask])
+assert_type(ap.apply_opacity(array, ap.sample_opacity(array > 0)), Array)
+assert_type(ap.lung_crop(picture, return_mask=True), tuple[Image.Image, Mask])
 ap.anatpaste(array, opacity="high")  # an error
 """
 
@@ -512,7 +519,7 @@ def test_types_say_what_comes_back(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     errors = [line for line in done.stdout.splitlines() if "error:" in line]
     assert len(errors) == 1, done.stdout
-    assert 'typed.py:25: error: No overload variant of "anatpaste"' in errors[0]
+    assert 'typed.py:29: error: No overload variant of "anatpaste"' in errors[0]
 
 
 @pytest.mark.slow

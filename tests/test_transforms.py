@@ -21,9 +21,11 @@ from torchvision.transforms import v2  # noqa: E402
 
 from anatpaste_aug import (  # noqa: E402
     apply_cutpaste,
+    apply_opacity,
     apply_paste,
     lung_mask,
     sample_cutpaste,
+    sample_opacity,
     sample_paste,
     sample_scar,
 )
@@ -35,9 +37,10 @@ from anatpaste_aug.transforms import (  # noqa: E402
     CutPasteUnion,
     LungField,
     LungMask,
+    Opacity,
 )
 
-PASTES = [AnatPaste, CutPaste, CutPasteScar, CutPasteUnion]
+PASTES = [AnatPaste, CutPaste, CutPasteScar, CutPasteUnion, Opacity]
 
 
 def drawn_generator():
@@ -56,6 +59,7 @@ def test_equal_the_functions(phantom, tensor, seed):
     mask = lung_mask(phantom)
     for transform, function in (
         (AnatPaste, lambda rng: apply_paste(phantom, sample_paste(mask, rng), mask)),
+        (Opacity, lambda rng: apply_opacity(phantom, sample_opacity(mask, rng), mask)),
         (CutPaste, lambda rng: apply_cutpaste(phantom, sample_cutpaste(phantom, rng))),
         (CutPasteScar, lambda rng: apply_cutpaste(phantom, sample_scar(phantom, rng))),
     ):
@@ -244,6 +248,9 @@ def test_what_was_drawn_can_be_seen_and_repeated(phantom, tensor, transform):
         if transform is AnatPaste:
             np.testing.assert_array_equal(drawn["lungs"], lung_mask(phantom))
             function = apply_paste(phantom, drawn["params"], drawn["lungs"])
+        elif transform is Opacity:
+            np.testing.assert_array_equal(drawn["lungs"], lung_mask(phantom))
+            function = apply_opacity(phantom, drawn["params"], drawn["lungs"])
         else:
             assert drawn["lungs"] is None
             function = apply_cutpaste(phantom, drawn["params"])

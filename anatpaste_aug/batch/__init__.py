@@ -1,4 +1,4 @@
-"""AnatPaste and CutPaste on a batch of images, on the device where the batch lies.
+"""AnatPaste, CutPaste and Opacity on a batch of images, on the device where the batch lies.
 
 Element *i* of every result is what the functional form gives for image *i* with the same
 parameters. Nothing here waits for the device: no value is ever read back to steer the work.
@@ -12,6 +12,7 @@ except ImportError as error:
     ) from error
 
 from anatpaste_aug.batch.anatpaste import apply_paste, paste_alpha, sample_paste
+from anatpaste_aug.batch.crop import Cropped, LungCrop, lung_crop
 from anatpaste_aug.batch.cutpaste import apply_cutpaste, sample_cutpaste, sample_scar
 from anatpaste_aug.batch.draws import TorchDraws
 from anatpaste_aug.batch.lungs import lung_mask
@@ -21,26 +22,38 @@ from anatpaste_aug.batch.modules import (
     CutPaste,
     CutPasteScar,
     CutPasteUnion,
+    OneOf,
+    Opacity,
     OperationModule,
 )
-from anatpaste_aug.batch.params import CutPasteParams, PasteParams, StackedParams
+from anatpaste_aug.batch.opacity import apply_opacity, opacity_alpha, sample_opacity
+from anatpaste_aug.batch.params import CutPasteParams, OpacityParams, PasteParams, StackedParams
 
 __all__ = [
     "AnatPaste",
     "Augmented",
+    "Cropped",
     "CutPaste",
     "CutPasteParams",
     "CutPasteScar",
     "CutPasteUnion",
+    "LungCrop",
+    "OneOf",
+    "Opacity",
+    "OpacityParams",
     "OperationModule",
     "PasteParams",
     "StackedParams",
     "TorchDraws",
     "apply_cutpaste",
+    "apply_opacity",
     "apply_paste",
+    "lung_crop",
     "lung_mask",
+    "opacity_alpha",
     "paste_alpha",
     "sample_cutpaste",
+    "sample_opacity",
     "sample_paste",
     "sample_scar",
 ]

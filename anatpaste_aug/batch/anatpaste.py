@@ -12,7 +12,7 @@ from anatpaste_aug import operations
 from anatpaste_aug.batch import tensors
 from anatpaste_aug.batch.draws import TorchDraws
 from anatpaste_aug.batch.params import PasteParams, check_params
-from anatpaste_aug.batch.patch import apply_each, color_jitter, levels, take, within
+from anatpaste_aug.batch.patch import apply_each, blend, color_jitter, levels, take, within
 from anatpaste_aug.checks import Range
 from anatpaste_aug.images import Array, Mask
 from anatpaste_aug.operations import anatpaste as functional
@@ -311,12 +311,7 @@ def blend_patch(images: Tensor, params: PasteParams, alpha: Tensor) -> Tensor:
     source_x = (x + params.crop_x[:, None]).clamp(0, width - 1)
     patch = take(color_jitter(work, params, black, white), source_y[:, :, None], source_x[:, None])
     canvas = torch.where(inside[:, None], patch, black)
+    out = blend(work, canvas, alpha, images.dtype)
     if work.is_floating_point():
-        weight = tensors.divide(alpha.to(work.dtype), 255)
-        out = work * (1 - weight) + canvas * weight
         out = out.clamp(black, white)  # a weighted mean may leave them by a last bit
-    else:
-        wide = torch.int64 if images.dtype == torch.int32 else torch.int32
-        total = work.to(wide) * (255 - alpha.to(wide)) + canvas.to(wide) * alpha.to(wide)
-        out = torch.div(total + 127, 255, rounding_mode="floor")
     return out.to(images.dtype)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from anatpaste_aug.batch.params import stacked
-from anatpaste_aug.batch.tensors import check_device
+from anatpaste_aug.batch.tensors import check_device, span
 from anatpaste_aug.operations import Draws, Operation
 from anatpaste_aug.operations.draws import Fields
 
-BLOCK = 20  # as many as any operation here draws
+BLOCK = 20  # enough for one paste of a patch
 
 
 class TorchDraws(Draws):
@@ -74,10 +74,25 @@ class TorchDraws(Draws):
             index = torch.where(chosen == i, known.index(word), index)
         return index
 
-    def either(self, first: Callable[[], Fields], second: Callable[[], Fields]) -> Fields:
-        """Call both functions, and choose for each element."""
-        chosen, one, other = self.unit() < 0.5, self.tensors(first()), self.tensors(second())
-        return {name: torch.where(chosen, value, other[name]) for name, value in one.items()}
+    def either(self, *functions: Callable[[], Fields]) -> Fields:
+        """Call all functions, and choose for each element."""
+        chosen = self.integer((0, len(functions) - 1))
+        fields = self.tensors(functions[0]())
+        for i, function in enumerate(functions[1:], 1):
+            mine, other = chosen == i, self.tensors(function())
+            fields = {name: torch.where(mine, other[name], old) for name, old in fields.items()}
+        return fields
+
+    def half(self, lungs: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        """Return four tensors of (B,), and the sides."""
+        start, stop = span(lungs.any(1))
+        middle = (start + stop) // 2
+        left = x < middle
+        columns = torch.arange(lungs.shape[2], device=lungs.device)
+        inside = (columns < middle[:, None]) == left[:, None]
+        found = lungs.flatten(1).any(1)[:, None, None]
+        half = (lungs | ~found) & inside[:, None]
+        return (*span(half.any(2)), *span(half.any(1)), 2 * left.long() - 1)
 
     def floor(self, value: Tensor) -> Tensor:
         """Round down to int64."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from anatpaste_aug import operations
-from anatpaste_aug.batch import anatpaste, cutpaste
+from anatpaste_aug.batch import anatpaste, cutpaste, opacity
 from anatpaste_aug.batch.draws import TorchDraws
 from anatpaste_aug.batch.lungs import find_lungs
 from anatpaste_aug.batch.patch import apply_each
@@ -18,6 +19,7 @@ from anatpaste_aug.lungs import Segment, check_segment
 from anatpaste_aug.operations.anatpaste import BLUR, JITTER, MARGIN, OPACITY, RATIO, SCALE
 from anatpaste_aug.operations.base import LENGTHS_FOR, Operation, describe
 from anatpaste_aug.operations.cutpaste import ANGLE, HEIGHT, WIDTH
+from anatpaste_aug.operations.opacity import KINDS, Kinds
 
 
 class Augmented(NamedTuple):
@@ -180,6 +182,120 @@ class AnatPaste(OperationModule):
     ):
         paste = operations.AnatPaste(scale, ratio, blur, opacity, margin, jitter, lengths_for)
         super().__init__(p, segment=segment, **vars(paste))
+
+
+class Opacity(OperationModule):
+    """Brighten a part of the lungs of each image of a batch, as disease does, with a probability.
+
+    Parameters
+    ----------
+    p : float, optional
+        Probability of the opacity for each image, 0..1.
+    kinds, size, density, lengths_for
+        As for `anatpaste_aug.sample_opacity`.
+    segment
+        As for `OperationModule`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an option has another type or leaves its limits.
+    """
+
+    operation = operations.Opacity
+    paste_chosen = staticmethod(opacity.paste_chosen)
+
+    def __init__(
+        self,
+        p: float = 0.5,
+        *,
+        kinds: Kinds = KINDS,
+        size: float = 1,
+        density: float = 1,
+        lengths_for: float | None = LENGTHS_FOR,
+        segment: Segment | None = None,
+    ):
+        own = operations.Opacity(kinds, size, density, lengths_for)
+        super().__init__(p, segment=segment, **vars(own))
+
+
+class OneOf(nn.Module):
+    """Apply one of several modules to each image of a batch, with probability `p`.
+
+    Each is as likely as the others, and draws for itself. Lung masks are made once for all.
+
+    Parameters
+    ----------
+    modules : sequence of OperationModule
+        With ``p=1`` and without `segment`, which are matters of this module.
+    p : float, optional
+        Probability of a paste for each image, 0..1.
+    segment
+        As for `OperationModule`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has another type or leaves its limits.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from anatpaste_aug import batch
+    >>> augment = batch.OneOf([batch.AnatPaste(p=1), batch.Opacity(p=1)], p=0.5)
+    >>> augment(torch.randint(256, (8, 1, 64, 64), dtype=torch.uint8)).labels.shape
+    torch.Size([8])
+    """
+
+    choices: Any  # nn.ModuleList, whose items have no type of their own
+
+    def __init__(
+        self,
+        modules: Sequence[OperationModule],
+        p: float = 0.5,
+        *,
+        segment: Segment | None = None,
+    ):
+        super().__init__()
+        modules = list(modules)
+        if not modules:
+            raise ValueError("modules must be at least one, got none")
+        for one in modules:
+            if not isinstance(one, OperationModule):
+                raise TypeError(f"modules must be OperationModules, got {type(one).__name__}")
+            if one.p != 1 or one.segment is not None:
+                raise ValueError(f"modules must have p=1 and no segment, got {one}")
+        self.choices = nn.ModuleList(modules)
+        self.p = check_number("p", p, 0, 1)
+        needed = any(one.paste.needs_lungs for one in modules)
+        self.needs_lungs, self.segment = needed, check_segment(segment, needed)
+
+    def extra_repr(self) -> str:
+        """Return the settings for ``repr``."""
+        return describe({"p": self.p, "segment": self.segment})
+
+    def forward(
+        self,
+        images: Tensor,
+        *,
+        masks: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Augmented:
+        """Augment a batch; parameters, results and errors are those of `OperationModule`."""
+        images = as_images(images)
+        draws = TorchDraws(images, generator)
+        chosen = draws.uniform((0, 1)) < self.p
+        which = draws.integer((0, len(self.choices) - 1))
+        lungs = None
+        if self.needs_lungs:
+            lungs = find_lungs(images, masks, self.segment, chosen)
+        regions = torch.zeros_like(images[:, :1], dtype=torch.bool)
+        for i, one in enumerate(self.choices):
+            own = lungs if one.paste.needs_lungs else None
+            params = draws.sample(one.paste, images.shape[2:], own)
+            images, pasted = one.paste_chosen(images, params, own, chosen & (which == i))
+            regions = regions | pasted
+        return Augmented(images, regions, chosen.long())
 
 
 class CutPaste(OperationModule):

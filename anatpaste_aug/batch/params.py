@@ -158,6 +158,25 @@ class PasteParams(StackedParams):
     single = operations.anatpaste.PasteParams
 
 
+class OpacityParams(StackedParams):
+    """One opacity for each image of a batch; fields as in `anatpaste_aug.OpacityParams`.
+
+    Of the kinds, 0 is "consolidation", 1 "haze", 2 "nodule" and 3 "effusion".
+
+    Parameters
+    ----------
+    **tensors : (B,) Tensor
+        The fields, see `StackedParams`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a field is missing, or has another dtype or shape.
+    """
+
+    single = operations.opacity.OpacityParams
+
+
 class CutPasteParams(StackedParams):
     """One CutPaste for each image of a batch; fields as in `anatpaste_aug.CutPasteParams`.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from anatpaste_aug.batch.params import StackedParams
-from anatpaste_aug.batch.tensors import copy_of, to_grey, to_numpy
+from anatpaste_aug.batch.tensors import copy_of, divide, to_grey, to_numpy
 from anatpaste_aug.images import Array
 
 
@@ -34,6 +34,16 @@ def take(images: Tensor, y: Tensor, x: Tensor) -> Tensor:
     index = y * images.shape[3] + x
     taken = images.flatten(2).gather(2, index.flatten(1)[:, None].expand(-1, images.shape[1], -1))
     return taken.reshape(*images.shape[:2], *index.shape[1:])
+
+
+def blend(work: Tensor, canvas: Tensor, alpha: Tensor, dtype: torch.dtype) -> Tensor:
+    """Blend images of this dtype, in their working one, with a canvas; alpha is (B, 1, H, W)."""
+    if work.is_floating_point():
+        weight = divide(alpha.to(work.dtype), 255)
+        return work * (1 - weight) + canvas * weight
+    wide = torch.int64 if dtype == torch.int32 else torch.int32
+    total = work.to(wide) * (255 - alpha.to(wide)) + canvas.to(wide) * alpha.to(wide)
+    return torch.div(total + 127, 255, rounding_mode="floor")
 
 
 def color_jitter(images: Tensor, params: StackedParams, black: Tensor, white: Tensor) -> Tensor:

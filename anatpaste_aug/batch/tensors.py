@@ -78,6 +78,14 @@ def working(images: Tensor) -> Tensor:
     return images.float() if images.dtype == torch.float16 else images
 
 
+def span(flags: Tensor) -> tuple[Tensor, Tensor]:
+    """Return first and one past the last True of rows of flags, (B, n); all, if there is none."""
+    places = torch.arange(flags.shape[1], device=flags.device)
+    flags = flags | ~flags.any(1, keepdim=True)
+    first = torch.where(flags, places, flags.shape[1]).amin(1)
+    return first, torch.where(flags, places, -1).amax(1) + 1
+
+
 def to_grey(images: Tensor) -> Tensor:
     """Reduce (B, C, H, W) in a working dtype to (B, H, W) luma, as `anatpaste_aug.images.to_grey`.
 

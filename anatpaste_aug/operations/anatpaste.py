@@ -10,18 +10,17 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
 from anatpaste_aug.checks import LARGEST, Range, Rng, check_integer
-from anatpaste_aug.images import Array, ImageT, Mask, MaskLike, as_mask, black_level
+from anatpaste_aug.images import Array, ImageT, Mask, MaskLike, Window, as_mask, black_level
 from anatpaste_aug.lungs import Segment
 from anatpaste_aug.operations.base import LENGTHS_FOR, Operation, lengths_for_option, option
 from anatpaste_aug.operations.draws import Draws, Fields
-from anatpaste_aug.operations.patch import blend, check_fields, cut_patch
+from anatpaste_aug.operations.patch import blend, check_center, check_fields, cut_patch
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 Shape: TypeAlias = Literal["ellipse", "rectangle"]
 SHAPES: tuple[Shape, Shape] = ("ellipse", "rectangle")
-Window: TypeAlias = tuple[slice, slice]
 
 # The published ranges.
 SCALE = (0.02, 0.15)
@@ -359,11 +358,7 @@ def alpha_window(
 ) -> tuple[Window, npt.NDArray[np.uint8]]:
     """Return the part of the image that alpha may reach, and alpha there."""
     height, width = shape
-    if not (params.center_x < width and params.center_y < height):
-        raise ValueError(
-            f"center must lie inside the image of height {height} and width {width}, "
-            f"got center_x={params.center_x}, center_y={params.center_y}"
-        )
+    check_center(params, shape)
     half_w, half_h = params.width // 2, params.height // 2
     inner_w = half_w - min(params.margin, half_w)
     inner_h = half_h - min(params.margin, half_h)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import field, fields
 from typing import Any, Generic, TypeVar
 
@@ -27,6 +28,7 @@ def option(
     above: bool = False,
     single: bool = False,
     optional: bool = False,
+    words: Sequence[str] = (),
 ) -> Any:
     """Declare an option of an operation, as a dataclass field with a default and legal values.
 
@@ -45,10 +47,14 @@ def option(
         a fixed value, and kept as a pair.
     optional : bool, optional
         Whether None is legal.
+    words : sequence of str, optional
+        Legal words, for an option that is no number but one or several of them; kept as a tuple.
     """
     limits: dict[str, Any] = {"low": low, "high": high}
     check: Any = checks.check_integer if integer else checks.check_number
-    if not single:
+    if words:
+        check, limits = checks.check_words, {"words": words}
+    elif not single:
         check, limits = checks.check_range, {**limits, "integer": integer, "above": above}
     return field(default=default, metadata={"check": check, "limits": limits, "none": optional})
 

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from anatpaste_aug.images import Mask
+from anatpaste_aug.images import Mask, box, span
 
 Drawn: TypeAlias = Any  # a number (NumPy), or one for each image of a batch: a (B,) tensor (torch)
 Ends: TypeAlias = Any  # a pair (low, high), of plain numbers or of what was drawn
@@ -20,7 +20,7 @@ class Draws:
 
     An operation draws from here alone, and so serves single images and batches: for one image a
     draw is a number; for a batch (`anatpaste_aug.batch.TorchDraws`, which gives `math` and the
-    first seven methods anew) it is a (B,) tensor. The rest follows from them.
+    first eight methods anew) it is a (B,) tensor. The rest follows from them.
 
     Attributes
     ----------
@@ -48,9 +48,23 @@ class Draws:
         """Draw one of some words, each equally likely."""
         return words[self.integer((0, len(words) - 1))]
 
-    def either(self, first: Callable[[], Fields], second: Callable[[], Fields]) -> Fields:
-        """Draw what one of two functions draws, each equally likely; both give the same names."""
-        return first() if self.unit() < 0.5 else second()
+    def either(self, *functions: Callable[[], Fields]) -> Fields:
+        """Draw what one of some functions draws, each equally likely; all give the same names."""
+        return functions[self.integer((0, len(functions) - 1))]()
+
+    def half(self, lungs: Any, x: Drawn) -> tuple[Drawn, ...]:
+        """Return the box of the lungs in that half, left or right, which holds column `x`.
+
+        The halves are those of the box of both lungs; without lungs, of the image. Returns top,
+        bottom, left, right, the two ends not included, and 1 for the left half, -1 for the right.
+        """
+        columns = span(lungs.any(0))
+        middle = (columns.start + columns.stop) // 2
+        left = x < middle
+        rows, columns = box(lungs[:, :middle] if left else lungs[:, middle:])
+        before = 0 if left else middle
+        ends = (before + columns.start, before + columns.stop)
+        return rows.start, rows.stop, *ends, 1 if left else -1
 
     def floor(self, value: Drawn) -> Drawn:
         """Round down to a whole number."""

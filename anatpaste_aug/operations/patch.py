@@ -22,6 +22,16 @@ def check_fields(params: Any, places: Sequence[str]) -> None:
         object.__setattr__(params, name, check_number(name, getattr(params, name), 0, LARGEST))
 
 
+def check_center(params: Any, shape: tuple[int, int]) -> None:
+    """Check that the centre of a paste lies inside the image."""
+    height, width = shape
+    if not (params.center_x < width and params.center_y < height):
+        raise ValueError(
+            f"center must lie inside the image of height {height} and width {width}, "
+            f"got center_x={params.center_x}, center_y={params.center_y}"
+        )
+
+
 def cut_patch(image: Array, params: Any) -> Array:
     """Cut the patch out of an image and jitter it.
 
