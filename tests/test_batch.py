@@ -1017,6 +1017,27 @@ def test_autocast_changes_nothing(form, dtype):
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
+class Copies(TorchDispatchMode):
+    """Fail where torch copies or fills: its threads fight for the cores of a shared machine."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name().removeprefix("aten::")
+        assert not name.startswith(("clone", "copy", "_to_copy", "zero", "fill", "index_put")), name
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_operators_of_the_cpu_copy_in_one_thread():
+    images, masks = random_images((2, 3, 64, 80), torch.uint8), random_masks(2, 64, 80)[:, 0]
+    paste = batch.sample_paste(masks).tensors()
+    cut, blob = batch.sample_cutpaste(images).tensors(), batch.sample_opacity(masks).tensors()
+    everyone = tensors.everyone(images)
+    with Copies():
+        lungs.mask_cpu(images, 400, everyone)
+        anatpaste.paste_cpu(images, paste, masks, everyone)
+        cutpaste.cutpaste_cpu(images, cut, everyone)
+        opacity.opacity_cpu(images, blob, masks, everyone)
+
+
 def test_last_in_a_sequence_and_moved():
     images = torch.rand(4, 1, 64, 64, requires_grad=True)
     steps = torch.nn.Sequential(torch.nn.Identity(), batch.AnatPaste(1.0)).to("cpu").eval()

@@ -155,6 +155,10 @@ def load_images(
 ) -> StoredImages:
     """Decode files to `size` x `size` pixels, or take them from a cache; the first is written to.
 
+    Without a cache and without bad files that is::
+
+        np.stack([decode(folder / entry.path, size) for entry in entries])
+
     Raises
     ------
     BadFilesError
