@@ -7,8 +7,7 @@ computed on the whole grid: what a window leaves out there is 0 here.
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
-from typing import Any, Literal, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -213,15 +212,28 @@ _opacity = make_op(
 )
 
 
+class Lesion(NamedTuple):
+    """The fields of `OpacityParams` as (B, 1, 1), for pictures of a batch."""
+
+    kind: Tensor
+    center_x: Tensor
+    center_y: Tensor
+    radius_x: Tensor
+    radius_y: Tensor
+    angle: Tensor
+    density: Tensor
+    level: Tensor
+    seed: Tensor
+
+
 def draw_alpha(params: OpacityParams, masks: Tensor) -> Tensor:
     """Draw alpha, (B, H, W) uint8, as `anatpaste_aug.operations.opacity.alpha_window`."""
     height, width = masks.shape[1:]
     cell = functional.cell_size(height, width)
     rows, columns = (torch.arange(-(-n // cell), device=masks.device) for n in (height, width))
-    # As (B, 1, 1). Illegal half axes, which a GPU does not refuse, divide by something at least.
-    flat = {name: getattr(params, name)[:, None, None] for name in params.kinds}
-    flat |= {name: flat[name].clamp(min=1) for name in ("radius_x", "radius_y")}
-    one = SimpleNamespace(**flat)
+    one = Lesion(*(value[:, None, None] for value in params.tensors()))
+    # Illegal half axes, which a GPU does not refuse, divide by something at least.
+    one = one._replace(radius_x=one.radius_x.clamp(min=1), radius_y=one.radius_y.clamp(min=1))
     level = one.angle * (one.kind != KINDS.index("effusion"))
     x, y = (part * (2 * cell) + (cell - 1) for part in (columns, rows[:, None]))
     u, v = functional.axes(one, level, x, y, Tensor.int)
