@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import numpy as np
 from PIL import Image
@@ -12,28 +12,28 @@ from anatpaste_aug.images import Array, ImageLike, ImageT, Mask, MaskLike, Windo
 from anatpaste_aug.lungs import Segment, find_lungs
 from anatpaste_aug.robust import lung_mask_robust
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 CROP_MARGIN = 0.08
 
 
+class CropArgs(TypedDict, total=False):
+    """What `lung_crop` takes besides `return_mask`, for its overloads."""
+
+    mask: MaskLike | None
+    segment: Segment | None
+    margin: float
+    square: bool
+
+
 @overload
 def lung_crop(
-    image: ImageT,
-    *,
-    mask: MaskLike | None = None,
-    segment: Segment | None = None,
-    return_mask: Literal[False] = False,
-    margin: float = CROP_MARGIN,
-    square: bool = False,
+    image: ImageT, *, return_mask: Literal[False] = False, **own: Unpack[CropArgs]
 ) -> ImageT: ...
 @overload
 def lung_crop(
-    image: ImageT,
-    *,
-    mask: MaskLike | None = None,
-    segment: Segment | None = None,
-    return_mask: Literal[True],
-    margin: float = CROP_MARGIN,
-    square: bool = False,
+    image: ImageT, *, return_mask: Literal[True], **own: Unpack[CropArgs]
 ) -> tuple[ImageT, Mask]: ...
 def lung_crop(
     image: ImageT,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import anatpaste_aug as ap
+from anatpaste_aug import crop as crop_module
 from anatpaste_aug.crop import crop_window
 from anatpaste_aug.data import phantom_radiograph
 
@@ -299,3 +301,8 @@ def test_the_batch_never_synchronises_and_compiles_whole(torchvision):
     for size in (8, (32, 9), "big", 32.0):
         with pytest.raises((TypeError, ValueError), match="size must"):
             batch.LungCrop(size)
+
+
+def test_the_overloads_take_every_option():
+    options = inspect.signature(ap.lung_crop).parameters.keys() - {"image", "return_mask"}
+    assert crop_module.CropArgs.__annotations__.keys() == options

@@ -272,8 +272,9 @@ def test_repeating_a_paste_is_checked(phantom, tensor):
     drawn = paste.make_params([tensor, field])
     field[:] = False
     assert drawn["lungs"].all()  # what was drawn does not change with the sample
-    torch.equal(
-        paste.transform(tensor, {**drawn, "lungs": torch.from_numpy(drawn["lungs"])}), tensor
+    lungs = torch.from_numpy(drawn["lungs"])
+    assert torch.equal(
+        paste.transform(tensor, {**drawn, "lungs": lungs}), paste.transform(tensor, drawn)
     )
 
 

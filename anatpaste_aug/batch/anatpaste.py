@@ -127,7 +127,6 @@ def apply_paste(
         because that would wait for the device.
     masks : (B, 1, H, W) or (B, H, W) Tensor of bool or integer, optional
         Lung masks. Without them, and where one is empty, the paste goes anywhere.
-
     return_mask : bool, optional
         Whether to return the changed regions too.
 
@@ -154,11 +153,7 @@ def apply_paste(
     """
     images = tensors.as_images(images)
     check_params(params, PasteParams, images)
-    if masks is None:
-        masks = torch.zeros(
-            (len(images), *images.shape[2:]), dtype=torch.bool, device=images.device
-        )
-    lungs = tensors.as_masks(masks, images)
+    lungs = tensors.masks_or_none(masks, images)
     out, regions = paste_chosen(images, params, lungs, tensors.everyone(images))
     return (out, regions) if return_mask else out
 

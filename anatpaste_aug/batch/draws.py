@@ -70,6 +70,8 @@ class TorchDraws(Draws):
         known = next((every for every in self.words.values() if {*words} <= {*every}), words)
         chosen: Tensor = self.integer((0, len(words) - 1))
         index = chosen
+        if tuple(words) == tuple(known):
+            return index
         for i, word in enumerate(words):
             index = torch.where(chosen == i, known.index(word), index)
         return index

@@ -17,18 +17,18 @@ from anatpaste_aug import operations
 from anatpaste_aug.batch.anatpaste import paste_fake
 from anatpaste_aug.batch.draws import TorchDraws
 from anatpaste_aug.batch.params import OpacityParams, check_params
-from anatpaste_aug.batch.patch import blend, within
+from anatpaste_aug.batch.patch import apply_each, blend, within
 from anatpaste_aug.batch.tensors import (
     as_images,
     as_masks,
     chunks,
-    copy_of,
     everyone,
     make_op,
+    masks_or_none,
     span,
-    to_numpy,
     working,
 )
+from anatpaste_aug.images import Array, Mask
 from anatpaste_aug.operations import opacity as functional
 from anatpaste_aug.operations.base import LENGTHS_FOR
 from anatpaste_aug.operations.opacity import KINDS, Kinds
@@ -152,11 +152,7 @@ def apply_opacity(
     """
     images = as_images(images)
     check_params(params, OpacityParams, images)
-    if masks is None:
-        masks = torch.zeros(
-            (len(images), *images.shape[2:]), dtype=torch.bool, device=images.device
-        )
-    lungs = as_masks(masks, images)
+    lungs = masks_or_none(masks, images)
     out, regions = paste_chosen(images, params, lungs, everyone(images))
     return (out, regions) if return_mask else out
 
@@ -191,16 +187,14 @@ def opacity_cpu(
     images: Tensor, fields: list[Tensor], masks: Tensor, chosen: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Paste into the chosen images one by one in the functional form; return images and alpha."""
-    params = OpacityParams(*fields).unstack()
-    out, pixels = copy_of(images)
-    alphas = np.zeros((images.shape[0], 1, *images.shape[2:]), np.uint8)
-    lungs = masks.numpy()
-    for i in np.flatnonzero(chosen.numpy()).tolist():
-        window, alpha = functional.alpha_window(params[i], lungs[i])
-        pasted = functional.blend_level(to_numpy(images[i]), params[i], window, alpha, lungs[i])
-        pixels[i] = pasted if pasted.ndim == 3 else pasted[..., None]
-        alphas[i, 0][window] = alpha
-    return out, torch.from_numpy(alphas)
+
+    def paste(image: Array, params: functional.OpacityParams, lungs: Mask) -> tuple[Array, Array]:
+        alpha = np.zeros(lungs.shape, np.uint8)
+        window, part = functional.alpha_window(params, lungs)
+        alpha[window] = part
+        return functional.blend_level(image, params, window, part, lungs), alpha
+
+    return apply_each(paste, images, OpacityParams(*fields), masks, chosen, np.uint8)
 
 
 _opacity = make_op(

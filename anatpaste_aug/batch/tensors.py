@@ -63,6 +63,14 @@ def as_masks(masks: Any, images: Tensor | None = None, name: str = "masks") -> T
     return flat
 
 
+def masks_or_none(masks: Tensor | None, images: Tensor) -> Tensor:
+    """Check masks as `as_masks` does; without any, return empty ones, which confine nothing."""
+    if masks is not None:
+        return as_masks(masks, images)
+    shape = (images.shape[0], *images.shape[2:])
+    return torch.zeros(shape, dtype=torch.bool, device=images.device)
+
+
 def check_device(name: str, value: Any, device: torch.device) -> None:
     """Check that a tensor or a generator lies on the device of the batch."""
     there = value.device
