@@ -2,7 +2,7 @@
 
 A reader lists; it opens no image. Every reader gives the same thing, a `Split`: the plain layout
 takes it from the folders, the three published data sets draw it by seed, by patient where patients
-are named.
+are named. Normal images alone are enough: what is to be set aside of them is drawn.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ from examples.pretrain_gde.storage import read_csv
 PARTS = ("train", "valid", "test")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm", ".dicom")
 MIN_TRAIN = 4  # images: fewer make no density
+MIN_VALID = 2
+MOST_HELD_OUT = 100  # normals for validation, where the folders set none aside, and at most ...
+SHARE_HELD_OUT = 0.2  # ... this share of them
 HELD_OUT = {"zhanglab": (100, 0), "chexpert": (250, 250), "rsna": (250, 250)}
 PUBLISHED_AUC = {"zhanglab": 0.921, "chexpert": 0.787, "rsna": 0.819}
 
 _ENTRIES = [{"path": str, "abnormal": bool, "patient?": str}]
 SHARED_FORM = {"patients": COUNT, "images": dict.fromkeys(PARTS, COUNT)}
 SPLIT_FORM: dict[str, Any] = {
-    "layout": ("plain", *HELD_OUT),
+    "layout": ("plain", "normals", *HELD_OUT),
     **dict.fromkeys(PARTS, _ENTRIES),
     "seed?": (0, 2**63 - 1),
     "folder?": str,
@@ -103,7 +106,8 @@ def read_split(
     ----------
     folder : Path
         The data set as distributed, or the plain layout
-        ``{train,valid,test}/{normal,abnormal}``.
+        ``{train,valid,test}/{normal,abnormal}``, of which ``train/normal`` alone must be there, or
+        a folder of normal images.
     layout : str, optional
         A name out of `READERS`, or "auto" to tell by the files.
     seed : int, optional
@@ -115,15 +119,17 @@ def read_split(
     Raises
     ------
     PipelineError
-        If no layout fits, a part is missing or empty, or one that is scored has one class only.
+        If no layout fits, there are too few images, or a part that is scored has one class only.
     """
     if not folder.is_dir():
         raise PipelineError(f"{folder} is not a folder")
     name = find_layout(folder) if layout == "auto" else layout
     if name not in READERS:
         raise PipelineError(f"layout must be auto or one of {', '.join(READERS)}, got {layout!r}")
-    if name == "plain" and held_out is not None:
-        raise PipelineError("held-out numbers cannot be given for plain: its folders are the split")
+    if name in ("plain", "normals") and held_out is not None:
+        raise PipelineError(
+            f"held-out numbers cannot be given for {name}: its folders are the split"
+        )
     if held_out is not None and min(held_out) < 0:
         raise PipelineError(f"held-out numbers must be at least 0, got {held_out}")
     if name == "zhanglab" and held_out is not None and held_out[1] != 0:
@@ -148,8 +154,10 @@ def find_layout(folder: Path) -> str:
         return "zhanglab"
     if "normal" in _names(folder / "train"):
         return "plain"
+    if any(Path(name).suffix.lower() in SUFFIXES for name in names):
+        return "normals"
     raise PipelineError(
-        f"{folder} has no known layout: expected train/normal (plain), train/NORMAL (Zhanglab), "
+        f"{folder} has no known layout: expected train/normal (plain), images (normals), train/NORMAL (Zhanglab), "
         "train.csv (CheXpert) or stage_2_detailed_class_info.csv (RSNA)"
     )
 
@@ -162,15 +170,17 @@ def check_split(split: Split, folder: Path) -> None:
         )
     if any(entry.abnormal for entry in split.train):
         raise PipelineError("the training part holds abnormal images")
-    for part in ("valid", "test"):
-        kinds = {entry.abnormal for entry in split[part]}
-        if not kinds:
-            raise PipelineError(f"{folder} has no {part} images")
-        if len(kinds) == 1:
-            kind = "abnormal" if kinds == {True} else "normal"
-            raise PipelineError(
-                f"the {part} part of {folder} holds {kind} images only: an AUC needs both classes"
-            )
+    if sum(not entry.abnormal for entry in split.valid) < MIN_VALID:
+        raise PipelineError(
+            f"validation needs at least {MIN_VALID} normal images, {folder} has "
+            f"{sum(not entry.abnormal for entry in split.valid)}"
+        )
+    kinds = {entry.abnormal for entry in split.test}
+    if len(kinds) == 1:
+        kind = "abnormal" if kinds == {True} else "normal"
+        raise PipelineError(
+            f"the test part of {folder} holds {kind} images only: an AUC needs both classes"
+        )
     owner: dict[str, str] = {}
     paths: set[str] = set()
     for part in PARTS:
@@ -207,16 +217,47 @@ def shared_patients(split: Split) -> dict[str, Any]:
 
 
 def read_plain(folder: Path, rng: np.random.Generator, held_out: tuple[int, int]) -> Split:
-    """Read ``{train,valid,test}/{normal,abnormal}``; nothing is drawn."""
+    """Read ``{train,valid,test}/{normal,abnormal}``; abnormal images, and the test, may be missing.
+
+    Without ``valid`` the training part is split by `set_aside`.
+    """
     parts = {}
     for part in PARTS:
         kinds = ("normal",) if part == "train" else ("normal", "abnormal")
         entries: list[Entry] = []
         for kind in kinds:
-            found = _images(folder / part / kind)
-            entries += [Entry(_below(folder, path), kind == "abnormal") for path in found]
+            where = folder / part / kind
+            if part == "train" or where.is_dir():
+                entries += [
+                    Entry(_below(folder, path), kind == "abnormal") for path in _images(where)
+                ]
         parts[part] = tuple(entries)
+    if not (folder / "valid").is_dir():
+        parts["valid"], parts["train"] = set_aside(parts["train"], rng)
     return Split("plain", **parts)
+
+
+def read_normals(folder: Path, rng: np.random.Generator, held_out: tuple[int, int]) -> Split:
+    """Read a folder of normal images, split by `set_aside`; nothing is tested."""
+    entries = [Entry(_below(folder, path), False) for path in _images(folder)]
+    valid, train = set_aside(entries, rng)
+    return Split("normals", train, valid, ())
+
+
+def set_aside(
+    entries: Sequence[Entry], rng: np.random.Generator
+) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
+    """Draw normals to validate with: `SHARE_HELD_OUT` of them, at most `MOST_HELD_OUT`.
+
+    Of patients who are named nothing is known: images of one may come to lie on both sides.
+    """
+    order = rng.permutation(len(entries))
+    count = min(round(SHARE_HELD_OUT * len(entries)), MOST_HELD_OUT)
+    drawn = {int(index) for index in order[:count]}
+    return (
+        tuple(entry for index, entry in enumerate(entries) if index in drawn),
+        tuple(entry for index, entry in enumerate(entries) if index not in drawn),
+    )
 
 
 def read_zhanglab(folder: Path, rng: np.random.Generator, held_out: tuple[int, int]) -> Split:
@@ -340,6 +381,7 @@ def read_rsna(folder: Path, rng: np.random.Generator, held_out: tuple[int, int])
 
 READERS: dict[str, Callable[[Path, np.random.Generator, tuple[int, int]], Split]] = {
     "plain": read_plain,
+    "normals": read_normals,
     "zhanglab": read_zhanglab,
     "chexpert": read_chexpert,
     "rsna": read_rsna,
