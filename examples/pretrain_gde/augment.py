@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,11 @@ MOST = 3  # opacities on one image
 OTHER_FRAME = 0.1  # zoom and shift of the normals' second view, as a share of the side
 OTHER_GAMMA = 0.3  # of the logarithm
 OTHER_JITTER = 0.15
+
+
+Paste = Callable[
+    [torch.Tensor, "torch.Tensor | None", torch.Generator], tuple[torch.Tensor, torch.Tensor]
+]
 
 
 class Classes(NamedTuple):
@@ -104,8 +110,12 @@ class Augmenter:
         return pasted
 
 
-def _module(operation):
-    def paste(images, masks, generator):
+def _module(operation: batch.OperationModule) -> Paste:
+    """Let a module of the library give images and alpha."""
+
+    def paste(
+        images: torch.Tensor, masks: torch.Tensor | None, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         result = operation(images, masks=masks, generator=generator)
         return result.images, 255 * result.regions.to(torch.uint8)
 
@@ -135,9 +145,9 @@ def paste_mixed(
     """Paste opacities into half of the images, and AnatPaste into the others."""
     shape = (len(images), 1, 1, 1)
     soft = torch.rand(shape, generator=generator, device=images.device) < 0.5
-    opacities = paste_opacities(images, masks, generator)
-    patches = _module(batch.AnatPaste(p=1.0))(images, masks, generator)
-    return tuple(torch.where(soft, a, b) for a, b in zip(opacities, patches))
+    opacities, alpha = paste_opacities(images, masks, generator)
+    patched, opaque = _module(batch.AnatPaste(p=1.0))(images, masks, generator)
+    return torch.where(soft, opacities, patched), torch.where(soft, alpha, opaque)
 
 
 def jitter(images: torch.Tensor, amount: float, generator: torch.Generator) -> torch.Tensor:

@@ -48,7 +48,8 @@ from examples.pretrain_gde.settings import (
     Settings,
     default_precision,
 )
-from examples.pretrain_gde.storage import locked, printable, read_json
+from examples.pretrain_gde.storage import locked, printable, read_json, write_json
+from examples.pretrain_gde.transfer import transfer
 from examples.pretrain_gde.view import TONES
 
 DEMO_PIXELS = 128  # of the phantoms' files
@@ -238,6 +239,31 @@ def predict_command(options: argparse.Namespace, runtime: Runtime) -> int:
     return 0 if not failed else 3 if scored else 1
 
 
+def transfer_command(options: argparse.Namespace, runtime: Runtime) -> None:
+    """Test a finished run's networks on images of another source, and print the table."""
+    detector = Detector.load(options.run / DETECTOR, runtime.device)
+    result = transfer(
+        detector,
+        find_images(options.normal),
+        find_images(options.abnormal),
+        options.folds,
+        progress=runtime.progress,
+    )
+    if options.output is not None:
+        write_json(options.output, result)
+    aucs, chosen = result["auc"], result["chosen"]
+    print(f"{'AUC, mean of the folds':28}" + "".join(f"{network:>12}" for network in aucs))
+    for name, words in NAMES.items():
+        cells = [f"{found[name]['mean']:.3f}" if name in found else "" for found in aucs.values()]
+        if any(cells):
+            print(f"{words:28}" + "".join(f"{cell:>12}" for cell in cells))
+    best = aucs[chosen["network"]][chosen["score"]]
+    print(
+        f"chosen when trained: {chosen['network']}, {NAMES[chosen['score']]}: {best['mean']:.3f}, "
+        f"standard deviation {best['sd']:.3f} over {result['folds']} folds"
+    )
+
+
 def benchmark_command(options: argparse.Namespace, runtime: Runtime) -> None:
     """Measure the rate of training and the share of the augmentation."""
     settings = make_settings(options, runtime, options.variant)
@@ -329,6 +355,19 @@ def make_parser() -> argparse.ArgumentParser:
     scoring.add_argument("--output", type=Path, help="file to write (standard output)")
     scoring.add_argument("--heat-maps", type=Path, metavar="DIR", help="where to write heat maps")
     scoring.set_defaults(command=predict_command)
+
+    elsewhere = commands.add_parser(
+        "transfer", help="test a finished run on another hospital's images, fitted to its normals"
+    )
+    _add_common(elsewhere)
+    elsewhere.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+    for kind in ("normal", "abnormal"):
+        elsewhere.add_argument(
+            f"--{kind}", type=Path, nargs="+", required=True, help="files or folders"
+        )
+    elsewhere.add_argument("--folds", type=int, default=5, help="of the normals (5)")
+    elsewhere.add_argument("--output", type=Path, help="JSON file to write")
+    elsewhere.set_defaults(command=transfer_command)
 
     speed = commands.add_parser("benchmark", help="time the training step and the augmentation")
     _add_run_options(speed)

@@ -167,7 +167,7 @@ def load_images(
     skip_bad: bool = False,
     progress: bool = True,
 ) -> StoredImages:
-    """Decode files to what the network sees of them, or take them from a cache; the first is written to.
+    """Decode files to what the network sees, or take them from a cache; the first is written to.
 
     Without a cache and without bad files that is::
 

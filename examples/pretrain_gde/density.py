@@ -52,7 +52,7 @@ def needed_features(names: Collection[str]) -> set[str]:
 
 
 class Gaussians(nn.Module):
-    """A Gaussian for each place: (K, D) means, (K, D, D) inverse covariances, in double precision."""
+    """A Gaussian for each place: (K, D) means and (K, D, D) inverse covariances, as doubles."""
 
     mean: torch.Tensor
     precision: torch.Tensor

@@ -1,4 +1,4 @@
-"""From networks to a detector: fitting the scores, choosing among them, and keeping all in a file."""
+"""From networks to a detector: fitting the scores, choosing among them, keeping all in a file."""
 
 from __future__ import annotations
 

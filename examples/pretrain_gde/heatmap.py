@@ -25,10 +25,9 @@ def heat_maps(
 ) -> npt.NDArray[np.float32]:
     """Compute where the score of each image comes from.
 
-    The finest head that was trained to say where something was pasted, if the detector has such
-    heads. Else Grad-CAM (Selvaraju et al., ICCV 2017) of the chosen score, at the deepest stage that
-    it depends on whose map is at least `MIN_MAP` pixels wide; of the trained network if there are
-    two.
+    What the finest head says that was trained to tell where something was pasted, if there is one.
+    Else Grad-CAM (Selvaraju et al., ICCV 2017) of the chosen score, at the deepest stage that it
+    depends on whose map is at least `MIN_MAP` pixels wide. Of two networks, the trained one's.
 
     Parameters
     ----------

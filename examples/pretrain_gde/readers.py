@@ -157,7 +157,8 @@ def find_layout(folder: Path) -> str:
     if any(Path(name).suffix.lower() in SUFFIXES for name in names):
         return "normals"
     raise PipelineError(
-        f"{folder} has no known layout: expected train/normal (plain), images (normals), train/NORMAL (Zhanglab), "
+        f"{folder} has no known layout: expected train/normal (plain), images (normals), "
+        "train/NORMAL (Zhanglab), "
         "train.csv (CheXpert) or stage_2_detailed_class_info.csv (RSNA)"
     )
 

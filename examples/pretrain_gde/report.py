@@ -182,8 +182,8 @@ def _explain_maps(detector: Detector) -> str:
     else:
         what = "Grad-CAM of its score"
     return (
-        f"Below each image, as the network sees it: {what}, scaled to its own maximum. The share is "
-        "that of the training normals that score lower."
+        f"Below each image, as the network sees it: {what}, scaled to its own maximum. The share "
+        "is that of the training normals that score lower."
     )
 
 
