@@ -88,7 +88,7 @@ class Gaussians(nn.Module):
         cells = values.reshape(len(values), -1, values.shape[-1]).to(self.mean.dtype)
         offset = (cells - self.mean).transpose(0, 1)
         squares = ((offset @ self.precision) * offset).sum(-1)
-        return squares.clamp(min=0).sqrt().mean(0)
+        return squares.sqrt().mean(0)
 
 
 class Scorer(nn.Module):

@@ -285,7 +285,7 @@ def _draw_histogram(
         xlabel=f"score ({chosen['network']} {chosen['score']})",
         ylabel="images",
     )
-    axes.legend(fontsize=8)
+    axes.legend(loc="upper right", fontsize=8)
 
 
 def _draw_losses(axes: Axes, epochs: list[dict[str, Any]]) -> None:
@@ -307,7 +307,7 @@ def _draw_validation(axes: Axes, epochs: list[dict[str, Any]]) -> None:
             label=NAMES[name],
         )
     axes.set(title="Validation", xlabel="epoch", ylabel="AUC")
-    axes.legend(fontsize=8)
+    axes.legend(loc="lower right", fontsize=8)
     _whole_ticks(axes)
 
 

@@ -185,7 +185,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "laptop": _LAPTOP,
     "paper": {},
     "quick": {"size": 64, "batch": 24, "epochs": 30, "updates": 100, "validate_every": 3},
-    "demo": {"size": 64, "batch": 24, "epochs": 8, "updates": 50, "validate_every": 1},
+    "demo": {**_LAPTOP, "updates": 50},
 }
 
 
