@@ -17,6 +17,7 @@ from examples.pretrain_gde.detector import Detector
 from examples.pretrain_gde.model import MAPPED, STRIDES, Network, prepare
 
 Explain = Callable[[Network, torch.Tensor], torch.Tensor]
+SURE = 0.5  # of a map head, where a heat map is brightest
 MIN_MAP = 8  # pixels: coarser maps point at nothing
 
 
@@ -25,7 +26,8 @@ def heat_maps(
 ) -> npt.NDArray[np.float32]:
     """Compute where the score of each image comes from.
 
-    What the finest head says that was trained to tell where something was pasted, if there is one.
+    What the finest head says that was trained to tell where something was pasted, if there is one:
+    how sure it is, from 0 to `SURE`.
     Else Grad-CAM (Selvaraju et al., ICCV 2017) of the chosen score, at the deepest stage that it
     depends on whose map is at least `MIN_MAP` pixels wide. Of two networks, the trained one's.
 
@@ -41,7 +43,8 @@ def heat_maps(
     Returns
     -------
     maps : (N, S, S) float32 array
-        0..1 within each image; all 0 where nothing raises the score.
+        0..1. Grad-CAM is scaled to its maximum within each image, and all 0 where nothing raises
+        the score.
     """
     name = detector.choice.networks[0]
     network = detector.networks[name].eval()
@@ -62,6 +65,8 @@ def heat_maps(
         full = LayerAttribution.interpolate(found, part.shape[-2:], "bilinear")
         maps.append(full.detach().cpu()[:, 0])
     stack = torch.cat(maps)
+    if has_map(detector):
+        return (stack / SURE).clamp(max=1).numpy()
     peak = stack.amax((1, 2), keepdim=True)
     return (stack / peak.clamp(min=torch.finfo(torch.float32).tiny)).numpy()
 

@@ -51,7 +51,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem 1.2rem .25rem 0; border-bottom: 1px solid #e2e8f0;
          vertical-align: top; }
 .wide { overflow-x: auto; } .wide table { font-size: .85rem; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1rem; }
 .plots img { width: 100%; }
 .row { display: grid; grid-template-columns: repeat(6, 1fr); gap: .5rem; margin: .5rem 0; }
 figure { margin: 0; } figure img { width: 100%; display: block; background: #000; }
@@ -88,7 +88,8 @@ def write_report(folder: Path, dataset: Dataset, published: str | None = None) -
     plots.append(_plot(lambda axes: _draw_histogram(axes, truth, chosen, metrics, part)))
     if metrics["epochs"]:
         plots.append(_plot(lambda axes: _draw_losses(axes, metrics["epochs"])))
-        plots.append(_plot(lambda axes: _draw_validation(axes, metrics["epochs"])))
+        if sum("valid" in record for record in metrics["epochs"]) > 1:
+            plots.append(_plot(lambda axes: _draw_validation(axes, metrics["epochs"])))
     title = f"{settings.variant}, seed {settings.seed}: {_headline(metrics)}"
     sections = [
         f"<h1>{html.escape(title)}</h1>",
@@ -178,13 +179,13 @@ def _reason(metrics: dict[str, Any]) -> str:
 
 def _explain_maps(detector: Detector) -> str:
     if has_map(detector):
-        what = "where the network sees something pasted, by the head that was trained to say so"
+        what = (
+            "how sure the network is that something was pasted there, by the head that was trained "
+            "to say so, from 0 (dark) to one half"
+        )
     else:
-        what = "Grad-CAM of its score"
-    return (
-        f"Below each image, as the network sees it: {what}, scaled to its own maximum. The share "
-        "is that of the training normals that score lower."
-    )
+        what = "Grad-CAM of its score, scaled to its own maximum"
+    return f"Below each image, as the network sees it: {what}. The share is that of the training normals that score lower."
 
 
 def _results_table(metrics: dict[str, Any]) -> str:
@@ -260,7 +261,8 @@ def _draw_roc(
         title="ROC on the test part", xlabel="false positive rate", ylabel="true positive rate"
     )
     axes.set_aspect("equal")
-    axes.legend(loc="lower right", fontsize=8, title="area under the curve", title_fontsize=8)
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18)}
+    axes.legend(**below, fontsize=8, title="area under the curve", title_fontsize=8)
 
 
 def _draw_histogram(
