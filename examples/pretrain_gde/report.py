@@ -51,7 +51,8 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem 1.2rem .25rem 0; border-bottom: 1px solid #e2e8f0;
          vertical-align: top; }
 .wide { overflow-x: auto; } .wide table { font-size: .85rem; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1rem; }
+.plots { display: grid; gap: 1rem;
+         grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); }
 .plots img { width: 100%; }
 .row { display: grid; grid-template-columns: repeat(6, 1fr); gap: .5rem; margin: .5rem 0; }
 figure { margin: 0; } figure img { width: 100%; display: block; background: #000; }
