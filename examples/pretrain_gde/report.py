@@ -186,7 +186,8 @@ def _explain_maps(detector: Detector) -> str:
         )
     else:
         what = "Grad-CAM of its score, scaled to its own maximum"
-    return f"Below each image, as the network sees it: {what}. The share is that of the training normals that score lower."
+    share = "The share is that of the training normals that score lower."
+    return f"Below each image, as the network sees it: {what}. {share}"
 
 
 def _results_table(metrics: dict[str, Any]) -> str:
