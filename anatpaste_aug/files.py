@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import zlib
 from pathlib import Path
@@ -132,8 +133,7 @@ def _read_dicom(file: BinaryIO) -> Array:
         ) from error
     try:
         _check_size(os.fstat(file.fileno()).st_size, BYTES_PER_PIXEL)  # it may be full of holes
-        _check_deflated(file)
-        data = pydicom.dcmread(file)
+        data = pydicom.dcmread(_Inflating(file))
         photometric = str(data.PhotometricInterpretation)
         frames, samples = int(data.get("NumberOfFrames") or 1), int(data.SamplesPerPixel)
         if (frames, samples) != (1, 1) or not photometric.startswith("MONOCHROME"):
@@ -168,21 +168,32 @@ def _read_dicom(file: BinaryIO) -> Array:
 TRANSFORM = ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTFunction")
 
 
-def _check_deflated(file: BinaryIO) -> None:
-    """Check what a deflated DICOM unpacks to, before pydicom unpacks it without a limit."""
-    from pydicom.filereader import _read_file_meta_info, read_preamble
-    from pydicom.uid import DeflatedExplicitVRLittleEndian
+class _Inflating:
+    """A file that pydicom inflates, if it is deflated, only after a look at how much it becomes.
 
-    read_preamble(file, force=False)
-    meta = _read_file_meta_info(file)
-    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-        inflate, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
-        while packed := file.read(2**16):
-            while packed:
-                size += len(inflate.decompress(packed, 2**20))
+    pydicom, which has no limit, reads all that is left of a file for this alone.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, size: int = -1, /) -> bytes:
+        packed = self.file.read(size)
+        if size < 0:
+            _check_inflated(packed)
+        return packed
+
+
+def _check_inflated(packed: bytes) -> None:
+    """Check the size of deflated data; that they are none is left to whoever inflates them."""
+    inflate, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    with contextlib.suppress(zlib.error):
+        for start in range(0, len(packed), 2**16):
+            part = packed[start : start + 2**16]
+            while part:
+                size += len(inflate.decompress(part, 2**20))
                 _check_size(size, BYTES_PER_PIXEL)
-                packed = inflate.unconsumed_tail
-    file.seek(0)
+                part = inflate.unconsumed_tail
 
 
 def _check_size(size: int, per_pixel: int) -> None:

@@ -312,6 +312,17 @@ def test_a_deflated_dicom_is_not_unpacked_beyond_the_limit(tmp_path, monkeypatch
         read_image(path)
 
 
+def test_a_deflated_dicom_is_found_behind_command_elements(tmp_path, monkeypatch):
+    # Read as deflated data, this element is two stored blocks, empty and the last: no bomb at all.
+    command = struct.pack("<HHI", 0, 0xFF00, 0xFF) + b"\xff\xff\1\0\0\xff\xff" + bytes(248)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2**20)
+    whole = hostile.dicom(syntax=hostile.DEFLATED, data=bytes(2**26))
+    meta = 144 + struct.unpack("<I", whole[140:144])[0]
+    path = write(tmp_path, "bomb.dcm", whole[:meta] + command + whole[meta:])
+    with pytest.raises(ValueError, match="decompression bomb"):
+        read_image(path)
+
+
 def test_a_tiff_of_very_many_frames_is_refused_at_once(small, tmp_path):
     one = hostile.picture(small, "TIFF")
     (start,) = struct.unpack("<I", one[4:8])
