@@ -18,6 +18,7 @@ GREY_MODES = {"1": "L", "LA": "L"}  # what is not grey becomes RGB
 
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # Pillow knows more: that of EPS starts a program
+BAND = 64  # rows of a DICOM that are transformed at a time
 BYTES_PER_PIXEL = 4  # of the limit, that a DICOM may hold, packed and unpacked
 
 
@@ -140,15 +141,18 @@ def _read_dicom(file: BinaryIO) -> Array:
             raise ValueError(f"not one grey frame but {photometric}, {frames} x {samples} channels")
         _check_size(int(data.Rows) * int(data.Columns), 1)
         # Room for what follows: pydicom's decoders turn a lack of memory into other errors.
-        np.empty((4, int(data.Rows), int(data.Columns)))
+        np.empty((2, int(data.Rows), int(data.Columns)))
         pixels = data.pixel_array
         if pixels.ndim != 2:
             raise ValueError(f"not one grey frame but {photometric} of shape {pixels.shape}")
+        image = np.empty(pixels.shape, np.float32)
         with np.errstate(over="ignore"):  # what is infinite then is refused by `as_array`
-            image = apply_voi_lut(apply_modality_lut(pixels, data), data).astype(np.float32)
+            for at in range(0, len(pixels), BAND):  # pydicom makes several copies in float64
+                rows = slice(at, at + BAND)
+                image[rows] = apply_voi_lut(apply_modality_lut(pixels[rows], data), data)
         if photometric == "MONOCHROME1":
-            image = image.max() - image
-        padding = np.asarray(pixels == data.get("PixelPaddingValue"))
+            np.subtract(image.max(), image, out=image)
+        padding = _find_padding(pixels, *(data.get(name) for name in PADDING))
         shown = pixels
         if padding.any() and not padding.all():
             shown = pixels[~padding]
@@ -165,6 +169,14 @@ def _read_dicom(file: BinaryIO) -> Array:
     return image
 
 
+def _find_padding(pixels: Array, first: object, last: object) -> Array:
+    """Tell which pixels hold the padding's value, or one of its range of values."""
+    if isinstance(first, int) and isinstance(last, int):
+        return (min(first, last) <= pixels) & (pixels <= max(first, last))
+    return np.asarray(pixels == first)
+
+
+PADDING = ("PixelPaddingValue", "PixelPaddingRangeLimit")
 TRANSFORM = ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTFunction")
 
 
