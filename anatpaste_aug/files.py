@@ -18,6 +18,7 @@ GREY_MODES = {"1": "L", "LA": "L"}  # what is not grey becomes RGB
 
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # Pillow knows more: that of EPS starts a program
+MAX_SCANS = 100  # of a JPEG, as in libtiff
 BAND = 64  # rows of a DICOM that are transformed at a time
 BYTES_PER_PIXEL = 4  # of the limit, that a DICOM may hold, packed and unpacked
 
@@ -48,8 +49,9 @@ def read_image(path: str | os.PathLike[str]) -> Array:
         If there is not enough memory, which says nothing about the file.
     ValueError
         If it is not a picture that can be used: damaged, several frames, 16-bit colour, under 16
-        pixels, more pixels than Pillow's limit against decompression bombs, or a DICOM file whose
-        transforms leave a single grey value. All messages name the file.
+        pixels, more pixels than Pillow's limit against decompression bombs
+        (``PIL.Image.MAX_IMAGE_PIXELS``), a run-length encoded BMP, a JPEG of more than 100 scans,
+        or a DICOM file whose transforms leave a single grey value. All messages name the file.
 
     Examples
     --------
@@ -71,6 +73,7 @@ def read_image(path: str | os.PathLike[str]) -> Array:
             if start[128:] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom"):
                 return as_array(_read_dicom(file))
             with Image.open(file, formats=FORMATS) as opened:
+                _check_cost(opened, file)
                 return as_array(_read_pillow(opened))
     except ImportError as error:
         raise ImportError(f"{path}: {error}") from error
@@ -112,6 +115,23 @@ def _read_pillow(opened: Image.Image) -> Array:
     return image.max() - image if tags.get(262) == 0 and image.dtype != np.uint8 else image
 
 
+def _check_cost(opened: Image.Image, file: BinaryIO) -> None:
+    """Refuse small files that take Pillow long: it looks at their pixels alone, and not at once."""
+    _check_size(opened.width * opened.height, 1)
+    if any(tile[0] == "bmp_rle" for tile in getattr(opened, "tile", [])):
+        raise ValueError("run-length encoded BMP cannot be read")  # row by row, in Python
+    tags = getattr(opened, "tag_v2", {})
+    _check_size(int(tags.get(322, 1)) * int(tags.get(323, 1)), 1)  # a TIFF's tiles
+    if opened.format in ("JPEG", "MPO"):
+        _check_scans(file.read())  # Pillow seeks what it needs
+
+
+def _check_scans(data: bytes) -> None:
+    """Check in how many passes over all its pixels a JPEG is coded; ten are usual."""
+    if (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+        raise ValueError(f"JPEG must have at most {MAX_SCANS} scans, got {scans}")
+
+
 def _count_frames(opened: Image.Image) -> int:
     """Count up to ten frames: Pillow takes minutes for all of a TIFF that is made for it."""
     for frame in range(1, 10):
@@ -128,6 +148,7 @@ def _read_dicom(file: BinaryIO) -> Array:
     try:
         import pydicom
         from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
+        from pydicom.uid import JPEGTransferSyntaxes
     except ImportError as error:
         raise ImportError(
             "reading DICOM needs pydicom: pip install 'anatpaste-aug[dicom]'"
@@ -142,6 +163,8 @@ def _read_dicom(file: BinaryIO) -> Array:
         _check_size(int(data.Rows) * int(data.Columns), 1)
         # Room for what follows: pydicom's decoders turn a lack of memory into other errors.
         np.empty((2, int(data.Rows), int(data.Columns)))
+        if data.file_meta.get("TransferSyntaxUID") in JPEGTransferSyntaxes:
+            _check_scans(data.PixelData)
         pixels = data.pixel_array
         if pixels.ndim != 2:
             raise ValueError(f"not one grey frame but {photometric} of shape {pixels.shape}")

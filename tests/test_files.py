@@ -119,6 +119,12 @@ def test_images_too_large_to_open(tmp_path, phantom, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ValueError, match=r"image\.png: .*decompression bomb"):
         read_image(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", phantom.size - 1)  # Pillow warns, up to twice it
+    with (
+        pytest.warns(Image.DecompressionBombWarning),
+        pytest.raises(ValueError, match="decompression bomb"),
+    ):
+        read_image(path)
 
 
 def test_files_that_are_no_images(tmp_path, phantom):
