@@ -299,7 +299,12 @@ def evaluate(
     `metrics` is what is known from training: what `METRICS` holds, less the measured parts. Its
     record of the data is kept; where others are scored now, theirs comes beside it.
     """
-    if (detector.size, detector.estimator) != (settings.size, metrics["selected"]["estimator"]):
+    thresholds = metrics.get("thresholds", detector.thresholds)  # floats, as good as a name
+    if (detector.size, detector.estimator, detector.thresholds) != (
+        settings.size,
+        metrics["selected"]["estimator"],
+        thresholds,
+    ):
         raise PipelineError(f"{folder / DETECTOR} and {METRICS} are not of one run")
     scores, test = measure_part(detector, dataset, "test")
     _, valid = measure_part(detector, dataset, "valid")
