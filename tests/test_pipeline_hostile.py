@@ -294,6 +294,15 @@ def test_a_detector_of_another_run_is_refused(copy, capsys):
     assert "are not of one run" in capsys.readouterr().err
 
 
+def test_a_detector_of_another_seed_is_refused(copy, capsys):
+    assert train(copy, "--seeds", "1") == 0
+    name = "detector.safetensors"
+    os.replace(copy / "out" / "cutpaste" / "seed1" / name, run_of(copy) / name)
+    capsys.readouterr()
+    assert main("evaluate", run_of(copy)) == 1
+    assert "are not of one run" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -513,7 +522,7 @@ def test_the_report_says_that_images_changed(copy):
     )
 
 
-@pytest.mark.parametrize("change", ["pixels", "digest", "deep", "index"])
+@pytest.mark.parametrize("change", ["pixels", "digest", "deep", "index", "archive"])
 def test_a_cache_that_was_changed_is_made_again(change, made, tmp_path):
     entries = read_split(made / "data").train
 
@@ -526,6 +535,12 @@ def test_a_cache_that_was_changed_is_made_again(change, made, tmp_path):
     if change == "pixels":
         path.unlink()  # not in place: the array is mapped
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 255]))
+    elif change == "archive":
+        path.unlink()
+        with path.open("wb") as file:
+            np.savez(file, before)
+        with changed_json(sidecar) as told:
+            told["sha256"] = data._digest(path)
     elif change == "deep":
         sidecar.write_text('{"bad":' * 10_000 + "1" + "}" * 10_000)
     else:

@@ -349,10 +349,10 @@ def _cached(key: str, shape: tuple[int, ...], caches: Iterable[Path]) -> Stored 
             if _digest(path) != sidecar["sha256"] or not reasons.keys() <= set(range(shape[0])):
                 continue
             stored = np.load(path, mmap_mode="c")
+            if stored.shape == shape and stored.dtype == np.uint8:
+                return stored, reasons
         except Exception:  # whatever is wrong with it, it is made again
             continue
-        if stored.shape == shape and stored.dtype == np.uint8:
-            return stored, reasons
     return None
 
 
