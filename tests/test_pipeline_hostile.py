@@ -565,7 +565,30 @@ def test_two_runs_cannot_work_in_one_folder(copy, capsys):
     assert train(copy, "--resume") == 0
 
 
+@pytest.mark.usefixtures("_no_report")
+def test_what_is_left_out_for_its_name_is_told(copy, capsys):
+    folder = copy / "data" / "train" / "normal"
+    (folder / "patient").mkdir()
+    for name in ("IM0001", "scan.webp", ".hidden"):
+        shutil.copy(folder / "phantom0000.png", folder / name)
+    assert train(copy, "--seeds", "1") == 0
+    told = "3 left out, by their names no images: train/normal/IM0001, train/normal/patient, "
+    assert told in capsys.readouterr().err
+    assert main("predict", run_of(copy), folder) == 0
+    assert f"{folder}: 3 left out" in capsys.readouterr().err
+
+
 # Lost work.
+
+
+def test_the_demonstration_replaces_no_other_run(copy, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "write_phantoms", None)  # not reached
+    run = copy / "out" / "anatpaste" / "seed0"
+    shutil.move(run_of(copy).parent, run.parent)
+    before = all_files(run)
+    assert main("demo", "--out", copy / "out") == 1
+    assert "holds a run on other images" in only_line(capsys)
+    assert all_files(run) == before
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs names that are no text")

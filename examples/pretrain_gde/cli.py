@@ -110,10 +110,14 @@ def demo_command(options: argparse.Namespace, runtime: Runtime) -> None:
         **PRESETS["demo"], seed=options.seed, precision=default_precision(runtime.device)
     )
     data = options.out / "phantoms"
+    folder = run_folder(options.out, settings.variant, settings.seed)
+    if (folder / SPLIT).exists():
+        made_from = read_json(folder / SPLIT, SPLIT_FORM).get("folder")
+        if made_from != str(data.resolve()):  # the demonstration replaces its own runs alone
+            raise PipelineError(f"{folder} holds a run on other images: give another --out")
     if runtime.leads:
         write_phantoms(data, DEMO_PIXELS, progress=runtime.progress)
     runtime.wait()
-    folder = run_folder(options.out, settings.variant, settings.seed)
     source = Source(data, options.out / "cache")
     metrics = run(settings, source, folder, runtime, overwrite=True)
     if not runtime.leads:

@@ -206,6 +206,22 @@ def shared_patients(split: Split) -> dict[str, Any]:
     return {"patients": len(shared), "images": images}
 
 
+def unread(folder: Path, split: Split) -> list[str]:
+    """List what lies among the images of a split and by its name is none, where folders decide."""
+    if split.layout not in ("plain", "zhanglab"):
+        return []
+    inside = {(folder / entry.path).parent for part in PARTS for entry in split[part]}
+    return [_below(folder, path) for each in sorted(inside) for path in other_files(each)]
+
+
+def other_files(folder: Path) -> list[Path]:
+    """List what a folder holds, hidden files apart, that by its name is no image."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(
+        path for path in found if path.suffix.lower() not in SUFFIXES and path.name[0] != "."
+    )
+
+
 def read_plain(folder: Path, rng: np.random.Generator, held_out: tuple[int, int]) -> Split:
     """Read ``{train,valid,test}/{normal,abnormal}``; nothing is drawn."""
     parts = {}
