@@ -650,6 +650,15 @@ def test_results_obey_the_umask(tmp_path):
     assert (tmp_path / "file.json").stat().st_mode & 0o777 == 0o600
 
 
+def test_no_file_that_is_read_is_written_over(copy, capsys):
+    image = copy / "data" / "test" / "normal" / "phantom0000.png"
+    for output in (image, run_of(copy) / "detector.safetensors"):
+        before = output.read_bytes()
+        assert main("predict", run_of(copy), image.parent, "--output", output) == 1
+        assert "--output must be none of the files read" in only_line(capsys)
+        assert output.read_bytes() == before
+
+
 @pytest.mark.parametrize("target", ["folder", "file/inside.csv"])
 def test_an_output_that_cannot_be_written_comes_out_before_the_work(
     target, made, tmp_path, monkeypatch, capsys

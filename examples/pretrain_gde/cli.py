@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from anatpaste_aug.disk import is_among
 from examples.pretrain_gde.benchmark import benchmark
 from examples.pretrain_gde.compare import compare
 from examples.pretrain_gde.data import load_dataset
@@ -217,9 +218,12 @@ def evaluate_run(folder: Path, options: argparse.Namespace, runtime: Runtime) ->
 def predict_command(options: argparse.Namespace, runtime: Runtime) -> int:
     """Score new images; 3 if some could not be read, 1 if none could."""
     detector = Detector.load(options.run / DETECTOR, runtime.device)
+    paths = find_images(options.images)
+    if options.output and is_among(options.output, [*paths, options.run / DETECTOR]):
+        raise PipelineError(f"--output must be none of the files read, got {options.output}")
     rows = predict(
         detector,
-        find_images(options.images),
+        paths,
         heat_map_folder=options.heat_maps,
         progress=runtime.progress,
     )
