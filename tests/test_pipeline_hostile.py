@@ -462,6 +462,8 @@ def test_the_hostile_corpus_is_named_and_skipped(copy, tmp_path, capsys):
     bad = hostile.bad(pixels)
     for name, (content, _) in bad.items():
         (folder / name).write_bytes(content)
+    bad["words.dcm"] = hostile.dicom(photometric="X" * 60_000), ""
+    (folder / "words.dcm").write_bytes(bad["words.dcm"][0])
     (folder / "good.png").write_bytes(hostile.valid(pixels)["grey.png"])
     assert main("predict", run_of(copy), folder) == 3
     captured = capsys.readouterr()
@@ -472,6 +474,14 @@ def test_the_hostile_corpus_is_named_and_skipped(copy, tmp_path, capsys):
         f"skipped {folder / name}" for name in sorted(bad)
     ]
     assert all(line.count(str(folder)) == 1 for line in lines[:-1])
+    assert max(map(len, lines)) < 800
+
+
+def test_all_runs_are_looked_at_before_the_first_is_evaluated(copy, capsys):
+    before = all_files(run_of(copy))
+    assert main("evaluate", run_of(copy), copy / "none") == 1
+    assert "none holds no finished run" in only_line(capsys)
+    assert all_files(run_of(copy)) == before
 
 
 # Silently wrong.

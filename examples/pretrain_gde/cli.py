@@ -19,7 +19,6 @@ from examples.pretrain_gde.density import ESTIMATORS
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.evaluate import (
     DETECTOR,
-    METRICS,
     SPLIT,
     Detector,
     changed_parts,
@@ -50,6 +49,7 @@ from examples.pretrain_gde.settings import (
 )
 from examples.pretrain_gde.storage import locked, printable, read_json
 
+RESULTS = "results, by one process at a time, which is not seen to on Windows (runs/gde)"
 DEMO_PIXELS = 128  # of the phantoms' files
 
 # Settings that have an option of their own name: their type and their help.
@@ -170,8 +170,8 @@ def compare_command(options: argparse.Namespace, runtime: Runtime) -> None:
 def evaluate_command(options: argparse.Namespace, runtime: Runtime) -> None:
     """Score the test part of finished runs anew."""
     for folder in options.runs:
-        if not (folder / METRICS).exists():
-            raise PipelineError(f"{folder} holds no finished run: no {METRICS}")
+        load_metrics(folder)  # before the first takes its time
+    for folder in options.runs:
         with locked(folder):
             metrics = evaluate_run(folder, options, runtime)
         print(f"{folder}: {describe_result(metrics)}")
@@ -355,7 +355,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave out missing and damaged files"
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/gde"), help="results (runs/gde)")
+    parser.add_argument("--out", type=Path, default=Path("runs/gde"), help=RESULTS)
     parser.add_argument("--preset", choices=tuple(PRESETS), default="quick", help="(quick)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run per seed (0)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoints")

@@ -32,6 +32,7 @@ from examples.pretrain_gde.storage import read_json, replacing, write_json
 
 Images = npt.NDArray[np.uint8]
 MISSING = "no such file"
+LONGEST = 500  # characters of a reason: a file may hold what it is quoted with
 CACHE_VERSION = 3  # to be raised when decoding changes
 
 
@@ -252,10 +253,14 @@ def decode(path: Path, size: int) -> Images:
 
 
 def _stretched(values: npt.NDArray[np.float64]) -> Images:
+    """Stretch values, which are worked on in place, from 0 to 255."""
     low, high = values.min(), values.max()
     if low == high:
         return np.zeros(values.shape, np.uint8)
-    return ((values - low) / (high - low) * 255).round().astype(np.uint8)
+    values -= low
+    values /= high - low
+    values *= 255
+    return values.round(out=values).astype(np.uint8)
 
 
 def attempt(path: Path, size: int) -> Images | str:
@@ -272,7 +277,7 @@ def attempt(path: Path, size: int) -> Images | str:
         told = getattr(error, "strerror", None) or str(error).removeprefix(f"{path}: ")
         if isinstance(error, (ImportError, MemoryError)) or _lacks(error):
             raise PipelineError(f"{path} was not read: {told or type(error).__name__}") from error
-        return f"{type(error).__name__}: {told}"
+        return f"{type(error).__name__}: {told[:LONGEST]}{'...' if len(told) > LONGEST else ''}"
 
 
 def _lacks(error: Exception) -> bool:
