@@ -570,9 +570,8 @@ def test_the_module_is_a_program(tmp_path):
 # Several processes.
 
 
-@pytest.mark.slow
-def test_two_processes_do_what_one_does(phantoms, cache, tmp_path):
-    options = ["--data", phantoms, "--cache", cache, "--out", tmp_path, *TINY, "--threads", "1"]
+def run_two(options):
+    """Train in two processes; give the exit statuses and what was printed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -600,7 +599,27 @@ def test_two_processes_do_what_one_does(phantoms, cache, tmp_path):
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    return [process.returncode for process in processes], outputs
+
+
+@pytest.mark.slow
+def test_the_other_process_says_in_one_line_that_the_first_has_ended(phantoms, tmp_path):
+    folder = tmp_path / "anatpaste" / "seed0"
+    folder.mkdir(parents=True)
+    options = ["--data", phantoms, "--out", tmp_path, *TINY, "--threads", "1"]
+    with storage.locked(folder):
+        statuses, (first, other) = run_two(options)
+    assert statuses == [1, 1]
+    assert "another process is at work here" in first
+    assert "error: another of the processes has ended; it says why" in other
+    assert "Traceback" not in first + other
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(phantoms, cache, tmp_path):
+    options = ["--data", phantoms, "--cache", cache, "--out", tmp_path, *TINY, "--threads", "1"]
+    statuses, outputs = run_two(options)
+    assert statuses == [0, 0], outputs
     together = evaluate.load_metrics(tmp_path / "anatpaste" / "seed0")
     assert together["environment"]["processes"] == 2
 

@@ -332,6 +332,15 @@ def test_a_detector_of_another_run_is_refused(copy, capsys):
     assert "are not of one run" in capsys.readouterr().err
 
 
+def test_a_detector_of_another_seed_is_refused(copy, capsys):
+    assert train(copy, "--seeds", "1") == 0
+    name = "detector.safetensors"
+    os.replace(copy / "out" / "cutpaste" / "seed1" / name, run_of(copy) / name)
+    capsys.readouterr()
+    assert main("evaluate", run_of(copy)) == 1
+    assert "are not of one run" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -491,6 +500,8 @@ def test_the_hostile_corpus_is_named_and_skipped(copy, tmp_path, capsys):
     bad = hostile.bad(pixels)
     for name, (content, _) in bad.items():
         (folder / name).write_bytes(content)
+    bad["words.dcm"] = hostile.dicom(photometric="X" * 60_000), ""
+    (folder / "words.dcm").write_bytes(bad["words.dcm"][0])
     (folder / "good.png").write_bytes(hostile.valid(pixels)["grey.png"])
     assert main("predict", run_of(copy), folder) == 3
     captured = capsys.readouterr()
@@ -501,6 +512,14 @@ def test_the_hostile_corpus_is_named_and_skipped(copy, tmp_path, capsys):
         f"skipped {folder / name}" for name in sorted(bad)
     ]
     assert all(line.count(str(folder)) == 1 for line in lines[:-1])
+    assert max(map(len, lines)) < 800
+
+
+def test_all_runs_are_looked_at_before_the_first_is_evaluated(copy, capsys):
+    before = all_files(run_of(copy))
+    assert main("evaluate", run_of(copy), copy / "none") == 1
+    assert "none holds no finished run" in only_line(capsys)
+    assert all_files(run_of(copy)) == before
 
 
 # Silently wrong.
@@ -551,7 +570,7 @@ def test_the_report_says_that_images_changed(copy):
     )
 
 
-@pytest.mark.parametrize("change", ["pixels", "digest", "deep", "index"])
+@pytest.mark.parametrize("change", ["pixels", "digest", "deep", "index", "archive"])
 def test_a_cache_that_was_changed_is_made_again(change, made, tmp_path):
     entries = read_split(made / "data").train
 
@@ -564,6 +583,12 @@ def test_a_cache_that_was_changed_is_made_again(change, made, tmp_path):
     if change == "pixels":
         path.unlink()  # not in place: the array is mapped
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 255]))
+    elif change == "archive":
+        path.unlink()
+        with path.open("wb") as file:
+            np.savez(file, before)
+        with changed_json(sidecar) as told:
+            told["sha256"] = data._digest(path)
     elif change == "deep":
         sidecar.write_text('{"bad":' * 10_000 + "1" + "}" * 10_000)
     else:
@@ -588,7 +613,30 @@ def test_two_runs_cannot_work_in_one_folder(copy, capsys):
     assert train(copy, "--resume") == 0
 
 
+@pytest.mark.usefixtures("_no_report")
+def test_what_is_left_out_for_its_name_is_told(copy, capsys):
+    folder = copy / "data" / "train" / "normal"
+    (folder / "patient").mkdir()
+    for name in ("IM0001", "scan.webp", ".hidden"):
+        shutil.copy(folder / "phantom0000.png", folder / name)
+    assert train(copy, "--seeds", "1") == 0
+    told = "3 left out, by their names no images: train/normal/IM0001, train/normal/patient, "
+    assert told in capsys.readouterr().err
+    assert main("predict", run_of(copy), folder) == 0
+    assert f"{folder}: 3 left out" in capsys.readouterr().err
+
+
 # Lost work.
+
+
+def test_the_demonstration_replaces_no_other_run(copy, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "write_phantoms", None)  # not reached
+    run = copy / "out" / "mix" / "seed0"
+    shutil.move(run_of(copy).parent, run.parent)
+    before = all_files(run)
+    assert main("demo", "--out", copy / "out") == 1
+    assert "holds a run on other images" in only_line(capsys)
+    assert all_files(run) == before
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs names that are no text")
@@ -648,6 +696,15 @@ def test_results_obey_the_umask(tmp_path):
     finally:
         os.umask(before)
     assert (tmp_path / "file.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_no_file_that_is_read_is_written_over(copy, capsys):
+    image = copy / "data" / "test" / "normal" / "phantom0000.png"
+    for output in (image, run_of(copy) / "detector.safetensors"):
+        before = output.read_bytes()
+        assert main("predict", run_of(copy), image.parent, "--output", output) == 1
+        assert "--output must be none of the files read" in only_line(capsys)
+        assert output.read_bytes() == before
 
 
 @pytest.mark.parametrize("target", ["folder", "file/inside.csv"])

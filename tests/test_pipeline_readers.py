@@ -25,6 +25,7 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage  # 
 from examples.pretrain_gde.data import decode, load_dataset, load_images  # noqa: E402
 from examples.pretrain_gde.errors import PipelineError  # noqa: E402
 from examples.pretrain_gde.readers import (  # noqa: E402
+    CHEXPERT_FINDINGS,
     PARTS,
     Entry,
     Split,
@@ -131,6 +132,7 @@ def chexpert(tmp_path):
                     "Frontal/Lateral": direction,
                     "AP/PA": "AP" if view == 1 else "",
                     "No Finding": "1.0" if patient < 24 else "",
+                    **dict.fromkeys(CHEXPERT_FINDINGS, ""),
                     "Edema": "1.0" if 24 <= patient < 36 else "",
                     # The last ones have an uncertain finding, or a device only: neither class.
                     "Pneumonia": "-1.0" if patient in (36, 37) else "",
@@ -245,6 +247,10 @@ def edit_table(path, change):
         (1, "Frontal/Lateral", "frontal", "line 2: Frontal/Lateral must be one of them"),
         (1, "No Finding", "yes", "line 2: could not convert string to float: 'yes'"),
         (1, "Edema", "1,0", "line 2: could not convert string to float: '1,0'"),
+        (1, "Edema", "nan", "line 2: a finding must be 1, 0, -1 or empty, got 'nan'"),
+        (1, "Edema", "2", "line 2: a finding must be 1, 0, -1 or empty, got '2'"),
+        (0, "Edema", "Oedema", "has no column Edema"),
+        (0, "Sex", "Path", "has the column Path twice"),
     ],
 )
 def test_chexpert_rows_that_cannot_be_read_are_named(chexpert, row, column, cell, message):
@@ -253,6 +259,13 @@ def test_chexpert_rows_that_cannot_be_read_are_named(chexpert, row, column, cell
 
     edit_table(chexpert / "CheXpert-v1.0-small" / "train.csv", change)
     with pytest.raises(PipelineError, match=message):
+        read_split(chexpert, held_out=(3, 5))
+
+
+def test_rows_of_too_many_cells_are_named(chexpert):
+    table = chexpert / "CheXpert-v1.0-small" / "train.csv"
+    edit_table(table, lambda rows: rows[2].append("1.0"))
+    with pytest.raises(PipelineError, match="line 3: more cells than columns"):
         read_split(chexpert, held_out=(3, 5))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from anatpaste_aug.disk import is_among
 from examples.pretrain_gde.benchmark import benchmark
 from examples.pretrain_gde.compare import compare
 from examples.pretrain_gde.data import load_dataset
@@ -19,7 +20,6 @@ from examples.pretrain_gde.detector import Detector
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.evaluate import (
     DETECTOR,
-    METRICS,
     SPLIT,
     auc_of,
     changed_parts,
@@ -52,6 +52,7 @@ from examples.pretrain_gde.storage import locked, printable, read_json, write_js
 from examples.pretrain_gde.transfer import transfer
 from examples.pretrain_gde.view import TONES
 
+RESULTS = "results, by one process at a time, which is not seen to on Windows (runs/gde)"
 DEMO_PIXELS = 128  # of the phantoms' files
 
 # Settings that have an option of their own name: their type and their help.
@@ -119,10 +120,14 @@ def demo_command(options: argparse.Namespace, runtime: Runtime) -> None:
         **PRESETS["demo"], seed=options.seed, precision=default_precision(runtime.device)
     )
     data = options.out / "phantoms"
+    folder = run_folder(options.out, settings.variant, settings.seed)
+    if (folder / SPLIT).exists():
+        made_from = read_json(folder / SPLIT, SPLIT_FORM).get("folder")
+        if made_from != str(data.resolve()):  # the demonstration replaces its own runs alone
+            raise PipelineError(f"{folder} holds a run on other images: give another --out")
     if runtime.leads:
         write_phantoms(data, DEMO_PIXELS, progress=runtime.progress)
     runtime.wait()
-    folder = run_folder(options.out, settings.variant, settings.seed)
     source = Source(data, options.out / "cache")
     metrics = run(settings, source, folder, runtime, overwrite=True)
     if not runtime.leads:
@@ -179,8 +184,8 @@ def compare_command(options: argparse.Namespace, runtime: Runtime) -> None:
 def evaluate_command(options: argparse.Namespace, runtime: Runtime) -> None:
     """Score the test part of finished runs anew."""
     for folder in options.runs:
-        if not (folder / METRICS).exists():
-            raise PipelineError(f"{folder} holds no finished run: no {METRICS}")
+        load_metrics(folder)  # before the first takes its time
+    for folder in options.runs:
         with locked(folder):
             metrics = evaluate_run(folder, options, runtime)
         print(f"{folder}: {describe_result(metrics)}")
@@ -227,9 +232,11 @@ def evaluate_run(folder: Path, options: argparse.Namespace, runtime: Runtime) ->
 def predict_command(options: argparse.Namespace, runtime: Runtime) -> int:
     """Score new images; 3 if some could not be read, 1 if none could."""
     detector = Detector.load(options.run / DETECTOR, runtime.device)
+    paths = find_images(options.images)
+    _check_output(options.output, [*paths, options.run / DETECTOR])
     rows = predict(
         detector,
-        find_images(options.images),
+        paths,
         heat_map_folder=options.heat_maps,
         progress=runtime.progress,
     )
@@ -239,13 +246,21 @@ def predict_command(options: argparse.Namespace, runtime: Runtime) -> int:
     return 0 if not failed else 3 if scored else 1
 
 
+def _check_output(output: Path | None, read: Sequence[Path]) -> None:
+    """Check that no file that is read will be written over."""
+    if output is not None and is_among(output, read):
+        raise PipelineError(f"--output must be none of the files read, got {output}")
+
+
 def transfer_command(options: argparse.Namespace, runtime: Runtime) -> None:
     """Test a finished run's networks on images of another source, and print the table."""
     detector = Detector.load(options.run / DETECTOR, runtime.device)
+    normal, abnormal = find_images(options.normal), find_images(options.abnormal)
+    _check_output(options.output, [*normal, *abnormal, options.run / DETECTOR])
     result = transfer(
         detector,
-        find_images(options.normal),
-        find_images(options.abnormal),
+        normal,
+        abnormal,
         options.folds,
         progress=runtime.progress,
     )
@@ -399,7 +414,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave out missing and damaged files"
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/gde"), help="results (runs/gde)")
+    parser.add_argument("--out", type=Path, default=Path("runs/gde"), help=RESULTS)
     parser.add_argument("--preset", choices=tuple(PRESETS), default="laptop", help="(laptop)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run per seed (0)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoints")

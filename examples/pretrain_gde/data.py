@@ -32,6 +32,7 @@ from examples.pretrain_gde.view import NATIVE_SIZE, View
 
 Images = npt.NDArray[np.uint8]
 MISSING = "no such file"
+LONGEST = 500  # characters of a reason: a file may hold what it is quoted with
 CACHE_VERSION = 3  # to be raised when decoding changes
 
 
@@ -269,10 +270,14 @@ def decode(path: Path, view: View) -> Images:
 
 
 def _stretched(values: npt.NDArray[np.float64]) -> Images:
+    """Stretch values, which are worked on in place, from 0 to 255."""
     low, high = values.min(), values.max()
     if low == high:
         return np.zeros(values.shape, np.uint8)
-    return ((values - low) / (high - low) * 255).round().astype(np.uint8)
+    values -= low
+    values /= high - low
+    values *= 255
+    return values.round(out=values).astype(np.uint8)
 
 
 def attempt(path: Path, view: View) -> Images | str:
@@ -289,7 +294,7 @@ def attempt(path: Path, view: View) -> Images | str:
         told = getattr(error, "strerror", None) or str(error).removeprefix(f"{path}: ")
         if isinstance(error, (ImportError, MemoryError)) or _lacks(error):
             raise PipelineError(f"{path} was not read: {told or type(error).__name__}") from error
-        return f"{type(error).__name__}: {told}"
+        return f"{type(error).__name__}: {told[:LONGEST]}{'...' if len(told) > LONGEST else ''}"
 
 
 def _lacks(error: Exception) -> bool:
@@ -368,10 +373,10 @@ def _cached(key: str, shape: tuple[int, ...], caches: Iterable[Path]) -> Stored 
             if _digest(path) != sidecar["sha256"] or not reasons.keys() <= set(range(shape[0])):
                 continue
             stored = np.load(path, mmap_mode="c")
+            if stored.shape == shape and stored.dtype == np.uint8:
+                return stored, reasons
         except Exception:  # whatever is wrong with it, it is made again
             continue
-        if stored.shape == shape and stored.dtype == np.uint8:
-            return stored, reasons
     return None
 
 

@@ -155,9 +155,11 @@ def evaluate(
     record of the data is kept; where others are scored now, theirs comes beside it.
     """
     chosen = asdict(detector.choice)
-    if (detector.settings.as_dict(), chosen) != (
+    selected = {name: metrics["selected"][name] for name in chosen}
+    if (detector.settings.as_dict(), chosen, detector.threshold) != (
         metrics["settings"],
-        {name: metrics["selected"][name] for name in chosen},
+        selected,
+        metrics["threshold"],  # a float, as good as a name
     ):
         raise PipelineError(f"{folder / DETECTOR} and {METRICS} are not of one run")
     changed = changed_parts(metrics["data"], dataset)

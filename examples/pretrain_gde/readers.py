@@ -217,6 +217,22 @@ def shared_patients(split: Split) -> dict[str, Any]:
     return {"patients": len(shared), "images": images}
 
 
+def unread(folder: Path, split: Split) -> list[str]:
+    """List what lies among the images of a split and by its name is none, where folders decide."""
+    if split.layout not in ("plain", "normals", "zhanglab"):
+        return []
+    inside = {(folder / entry.path).parent for part in PARTS for entry in split[part]}
+    return [_below(folder, path) for each in sorted(inside) for path in other_files(each)]
+
+
+def other_files(folder: Path) -> list[Path]:
+    """List what a folder holds, hidden files apart, that by its name is no image."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(
+        path for path in found if path.suffix.lower() not in SUFFIXES and path.name[0] != "."
+    )
+
+
 def read_plain(folder: Path, rng: np.random.Generator, held_out: tuple[int, int]) -> Split:
     """Read ``{train,valid,test}/{normal,abnormal}``; abnormal images, and the test, may be missing.
 
@@ -304,7 +320,8 @@ def read_chexpert(folder: Path, rng: np.random.Generator, held_out: tuple[int, i
     root = folder / "CheXpert-v1.0-small" if (folder / "CheXpert-v1.0-small").is_dir() else folder
     entries = []
     table = root / "train.csv"
-    for line, row in read_csv(table, ("Path", "Frontal/Lateral", "No Finding")):
+    columns = ("Path", "Frontal/Lateral", "No Finding", *CHEXPERT_FINDINGS)
+    for line, row in read_csv(table, columns):
         # Paths in the CSV begin with the data set's own folder, whatever it is called here.
         named = Path(row["Path"])
         patient = next((part for part in named.parts if re.fullmatch(r"patient\d+", part)), None)
@@ -322,7 +339,7 @@ def read_chexpert(folder: Path, rng: np.random.Generator, held_out: tuple[int, i
         path = _below(folder, root.joinpath(*named.parts[1:]))
         try:
             normal = _is_one(row["No Finding"])
-            ill = any([_is_one(row.get(finding)) for finding in CHEXPERT_FINDINGS])
+            ill = any([_is_one(row[finding]) for finding in CHEXPERT_FINDINGS])
         except ValueError as error:
             raise PipelineError(f"{table}, line {line}: {error}") from error
         if normal or ill:
@@ -346,9 +363,12 @@ CHEXPERT_FINDINGS = (
 )
 
 
-def _is_one(cell: str | None) -> bool:
+def _is_one(cell: str) -> bool:
     """Tell whether a finding is certain: 1, not 0 (absent), -1 (uncertain) or empty (untold)."""
-    return float(cell or 0) == 1
+    value = float(cell or 0)
+    if value not in (1, 0, -1):  # nor is NaN
+        raise ValueError(f"a finding must be 1, 0, -1 or empty, got {cell!r}")
+    return value == 1
 
 
 RSNA_CLASSES = ("Normal", "Lung Opacity", "No Lung Opacity / Not Normal")

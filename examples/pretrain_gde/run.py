@@ -20,7 +20,7 @@ from examples.pretrain_gde.evaluate import (
     finish,
     load_metrics,
 )
-from examples.pretrain_gde.readers import SPLIT_FORM, Split, read_split, shared_patients
+from examples.pretrain_gde.readers import SPLIT_FORM, Split, read_split, shared_patients, unread
 from examples.pretrain_gde.report import REPORT, write_report
 from examples.pretrain_gde.runtime import Runtime
 from examples.pretrain_gde.settings import Settings
@@ -245,6 +245,11 @@ def load(
                 f"(images: {counts}): the test is not of new patients only",
                 file=sys.stderr,
             )
+        others = unread(source.folder, dataset.split)
+        if others:
+            named = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+            told = f"warning: {len(others)} left out, by their names no images: {named}"
+            print(printable(told), file=sys.stderr)
         if dataset.skipped:
             lines = map(printable, dataset.skipped)
             print(f"{len(dataset.skipped)} files skipped:", *lines, sep="\n  ")
