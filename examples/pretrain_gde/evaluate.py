@@ -98,7 +98,7 @@ def finish(
     detector, selection = fit_detector(networks, settings, dataset)
     detector.save(folder / DETECTOR)
     selected = asdict(selection.choice)
-    if progress.best is not None:
+    if progress.best is not None and selection.choice.network != "untrained":
         selected["epoch"] = progress.best["epoch"]
     metrics = {
         "settings": settings.as_dict(),
