@@ -219,7 +219,9 @@ def test_hugging_face_datasets(page):
 
 
 def test_torchvision_datasets(page):
-    images = page("torchvision datasets")["images"]
+    names = page("torchvision datasets")
+    assert names["old"][0][0].shape == (1, 256, 256)
+    images = names["images"]
     assert images.shape == (4, 1, 256, 256)
     assert images.dtype == torch.float32
 
