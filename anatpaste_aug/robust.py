@@ -50,7 +50,8 @@ WEIGHTS = (-0.292, -0.257, 0.185, 0.193, -0.718, 0.345, -0.471, 1.014, 0.126)
 OFFSET = -7.87
 NO_LUNGS = (
     "lung_mask_robust found no upright pair of lungs: check that the image is a frontal radiograph "
-    "and neither turned nor transposed (MONAI's LoadImage transposes: pass image.T)"
+    "and neither turned nor transposed (MONAI's readers transpose: "
+    "LoadImage(reader='PILReader', reverse_indexing=False) does not)"
 )
 
 

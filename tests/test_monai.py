@@ -252,7 +252,7 @@ def test_transposed_files_are_warned_about(tmp_path):
     files = {"image": tmp_path / "film.png"}
     mask = LungMaskd("image", segment=ap.lung_mask_robust)
     first = mt.EnsureChannelFirstd("image")
-    with pytest.warns(UserWarning, match="neither turned nor transposed .MONAI's LoadImage"):
+    with pytest.warns(UserWarning, match="neither turned nor transposed .MONAI's readers"):
         mt.Compose([mt.LoadImaged("image"), first, mask])(files)
     good = mt.LoadImaged("image", reader="PILReader", reverse_indexing=False)
     wanted = ap.lung_mask_robust(phantom_radiograph(256, rng=0))
