@@ -97,8 +97,10 @@ def test_what_a_meta_tensor_carries_is_kept():
         names = [one["class"] for one in out[key].applied_operations]
         assert names == ["Flip", "SpatialResample", "Crop", "Resize"]
     torch.testing.assert_close(out["image"].affine, out["region"].affine)
-    out["image"].meta["where"].append("changed")
-    assert given["image"].meta["where"] == ["ward"]
+    out = RandAnatPasted("image", prob=1, region_key="region")(given)
+    for key in ("image", "region"):
+        out[key].meta["where"].append("changed")
+        assert given["image"].meta["where"] == ["ward"]
 
 
 def test_compose_s_random_state_is_followed():
