@@ -37,6 +37,12 @@ from anatpaste_aug.monai import (  # noqa: E402
 BOTH = ["image", "lungs"]
 
 
+@pytest.fixture(autouse=True)
+def _seeded(monkeypatch):
+    """Seed the state that MONAI's random transforms share where nobody sets one."""
+    monkeypatch.setattr(mt.Randomizable, "R", np.random.RandomState(0))
+
+
 def sample(size=128, rng=0, **more):
     image = torch.from_numpy(phantom_radiograph(size, rng=rng))[None].float()
     return {"image": MetaTensor(image, meta={"patient": 7, "where": ["ward"]}), "n": rng, **more}

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from anatpaste_aug import robust
+from anatpaste_aug import anatpaste, robust
 from anatpaste_aug.data import phantom_radiograph
 from anatpaste_aug.robust import lung_mask_robust
 
@@ -317,8 +317,12 @@ def test_each_place_warns_once_by_python_s_own_filter():
         for _ in range(5):
             lung_mask_robust(rng.random((64, 64)))
         lung_mask_robust(rng.random((64, 64)))
-    assert len(seen) == 2
-    assert all(one.filename == __file__ for one in seen)
+    assert [one.filename for one in seen] == [__file__, __file__]
+    with warnings.catch_warnings(record=True) as seen:  # as a segmenter: once for all images
+        warnings.simplefilter("default")
+        for seed in range(5):
+            anatpaste(rng.random((64, 64)), seed, segment=lung_mask_robust)
+    assert len(seen) == 1
 
 
 def test_return_quality_must_be_a_flag(drawn):
