@@ -1,9 +1,9 @@
 """MONAI dictionary transforms: the lung mask, the crop to the lungs, and a paste, under keys.
 
 Images are channel first, (1, H, W) or (3, H, W), on the CPU, and upright: rows run down, which
-MONAI's readers give only if told so (``LoadImaged(..., reverse_indexing=False)``). They may be
-tensors, `MetaTensor` or arrays; as with MONAI's own transforms, tensors come out, and what a
-`MetaTensor` carries is kept. Input is never changed in place, so that MONAI's caches can be used.
+MONAI's readers give only if told so, see ``docs/clients.md``. They may be tensors, `MetaTensor` or
+arrays; as with MONAI's own transforms, tensors come out, and what a `MetaTensor` carries is kept.
+Input is never changed in place, so that MONAI's caches can be used.
 """
 
 from __future__ import annotations

@@ -235,7 +235,9 @@ def test_opencv(page):
     np.testing.assert_array_equal(written, out[..., 0])
 
 
-@pytest.mark.parametrize("name", ["AnatPaste", "CutPaste", "CutPasteScar", "Opacity", "LungCrop"])
+@pytest.mark.parametrize(
+    "name", ["AnatPaste", "CutPaste", "CutPasteScar", "CutPasteUnion", "Opacity", "LungCrop"]
+)
 def test_opencv_s_shape_goes_through_every_transform(name):
     image = phantom_radiograph(128, rng=0)[..., None]
     if name == "LungCrop":
