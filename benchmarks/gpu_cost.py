@@ -35,7 +35,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import anatpaste_aug as ap
 from anatpaste_aug import batch
-from anatpaste_aug.batch import PasteParams, kernels, mask, params, paste, tensors
+from anatpaste_aug.batch import PasteParams, TorchDraws, anatpaste, kernels, lungs, tensors
 from anatpaste_aug.data import phantom_radiograph
 from benchmarks.harness import HERE, RESULTS, commit, markdown_table, replace_section, write_json
 
@@ -88,7 +88,10 @@ def run(images: Tensor) -> tuple[Tensor, PasteParams, Tensor]:
     """Run the Triton form: masks, parameters and pastes."""
     forms, chosen = kernels.forms(), tensors.everyone(images)
     masks = forms["lung_mask"](images, 400, chosen)
-    with mock.patch.object(params, "_draw", forms["draw_paste"]):
+    with (
+        mock.patch.object(anatpaste, "_draw", forms["draw_paste"]),
+        mock.patch.object(TorchDraws, "whole_on", (images.device.type,)),
+    ):
         drawn = batch.sample_paste(masks, torch.Generator().manual_seed(0))
     return masks, drawn, forms["paste"](images, drawn.tensors(), masks, chosen)[0]
 
@@ -128,7 +131,7 @@ class Operations(TorchDispatchMode):
 
 
 def held(tensor: Tensor) -> int:
-    """Give the bytes of a tensor's elements, once each where they are repeated."""
+    """Return the bytes of a tensor's elements, once each where they are repeated."""
     sizes = [size for size, step in zip(tensor.shape, tensor.stride(), strict=True) if step]
     return int(np.prod(sizes, dtype=np.int64)) * tensor.element_size()
 
@@ -202,7 +205,7 @@ def compile_kernels(
 
 
 def radiographs(count: int) -> tuple[Tensor, str]:
-    """Give uint8 images of 256 x 256: Zhanglab's radiographs where they are, else phantoms."""
+    """Return uint8 images of 256 x 256: Zhanglab's radiographs where they are, else phantoms."""
     paths = sorted(RADIOGRAPHS.rglob("*.jp*g"))
     if not paths:
         pictures = [phantom_radiograph(SIZE, rng=i) for i in range(count)]
@@ -224,10 +227,10 @@ def interpret(count: int = INTERPRETED) -> dict[str, Any]:
     with Watch() as watch:
         masks, drawn, out = run(images)
     wrong_masks = wrong_pastes = 0
-    for image, lungs, single, got in zip(images, masks, drawn.unstack(), out, strict=True):
+    for image, mask, single, got in zip(images, masks, drawn.unstack(), out, strict=True):
         array = image[0].numpy()
-        wrong_masks += bool((ap.lung_mask(array) != lungs.numpy()).any())
-        expected = ap.apply_paste(array, single, lungs.numpy())
+        wrong_masks += bool((ap.lung_mask(array) != mask.numpy()).any())
+        expected = ap.apply_paste(array, single, mask.numpy())
         wrong_pastes += bool((expected != got[0].numpy()).any())
     return {
         "images": count,
@@ -243,9 +246,9 @@ def count_plain(count: int) -> Operations:
     images = torch.from_numpy(np.stack([phantom_radiograph(SIZE, rng=0)] * count))[:, None]
     chosen = tensors.everyone(images)
     with Operations() as operations:
-        masks = mask.mask_plain(images, 400, chosen)
+        masks = lungs.mask_plain(images, 400, chosen)
         drawn = batch.sample_paste(masks)
-        paste.paste_plain(images, drawn.tensors(), masks, chosen)
+        anatpaste.paste_plain(images, drawn.tensors(), masks, chosen)
     return operations
 
 

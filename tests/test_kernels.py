@@ -35,7 +35,7 @@ from test_batch import (  # noqa: E402
 )
 
 from anatpaste_aug import batch  # noqa: E402
-from anatpaste_aug.batch import draw, regions, tensors  # noqa: E402
+from anatpaste_aug.batch import anatpaste, regions, tensors  # noqa: E402
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -57,7 +57,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def large_parts(monkeypatch):
-    """Give each program more to do: the interpreter's time goes by programs, not by pixels."""
+    """Return each program more to do: the interpreter's time goes by programs, not by pixels."""
     if not GPU:
         for host in (mask_host, paste_host):
             monkeypatch.setattr(host, "ROWS", 128)
@@ -66,7 +66,7 @@ def large_parts(monkeypatch):
 
 
 def masks_of(images, min_area=400):
-    checked = tensors.as_images(images).to(DEVICE)
+    checked = tensors.as_images(images if images.ndim == 4 else images[:, None]).to(DEVICE)
     if GPU:
         return mask_host.mask_triton(checked, min_area, tensors.everyone(checked)).cpu().numpy()
     with Watch():
@@ -74,7 +74,7 @@ def masks_of(images, min_area=400):
 
 
 def pastes_of(images, singles, masks, chosen=None):
-    checked = tensors.as_images(images).to(DEVICE)
+    checked = tensors.as_images(images if images.ndim == 4 else images[:, None]).to(DEVICE)
     drawn = batch.PasteParams.stack(singles, DEVICE)
     chosen = tensors.everyone(checked) if chosen is None else chosen.to(DEVICE)
     args = (checked, drawn.tensors(), masks.to(DEVICE), chosen)
@@ -128,9 +128,9 @@ def test_phantoms_in_parts_as_on_a_gpu(size):
 
 
 @pytest.mark.parametrize("dtype", INTEGERS + FLOATS)
-@pytest.mark.parametrize("shape", [(2, 72, 90), (2, 3, 33, 80)])
+@pytest.mark.parametrize("shape", [(2, 1, 72, 90), (2, 3, 33, 80)])
 def test_lung_mask_alone(shape, dtype, large_parts):
-    images = random_images(shape, dtype, seed=len(shape))
+    images = random_images(shape, dtype, seed=shape[1] + 2)
     masks = masks_of(images, 40)
     for image, got in zip(images, masks, strict=True):
         np.testing.assert_array_equal(got, ap.lung_mask(alone(image), min_area=40))
@@ -235,7 +235,7 @@ def test_all_that_touches_the_border_joins_node_0():
 
 
 def rule(masks, min_area):
-    """Give what the kernels leave of masks, which are unions of 5 x 5 squares."""
+    """Return what the kernels leave of masks, which are unions of 5 x 5 squares."""
     eroded = regions.erode(torch.from_numpy(np.pad(masks, [(0, 0), (1, 1), (1, 1)])))[:, 1:-1, 1:-1]
     words = words_of(eroded.numpy())
     everyone = torch.ones(len(masks), dtype=torch.bool, device=DEVICE)
@@ -299,7 +299,7 @@ def test_golden_pastes(large_parts):
 
 
 @pytest.mark.parametrize("dtype", INTEGERS + FLOATS)
-@pytest.mark.parametrize("shape", [(4, 40, 161), (4, 3, 33, 47)])
+@pytest.mark.parametrize("shape", [(4, 1, 40, 161), (4, 3, 33, 47)])
 def test_paste_alone(shape, dtype):
     images = random_images(shape, dtype)
     before = images.clone()
@@ -308,7 +308,6 @@ def test_paste_alone(shape, dtype):
     drawn = batch.sample_paste(masks, generator, margin=3, scale=(0.02, 0.6)).unstack()
     chosen = torch.tensor([True, True, True, False])
     out, alpha = pastes_of(images, drawn, masks, chosen)
-    out = out[:, 0] if images.ndim == 3 else out
     some = images[:3]
     assert_alone(out[:3], some, lambda a, i: ap.apply_paste(a, drawn[i], masks[i].numpy()))
     for i in range(3):
@@ -343,7 +342,7 @@ def check_any_paste(image, data):
     arrays = np.stack([image] * 2)
     images = torch.from_numpy(arrays if image.ndim == 2 else arrays.transpose(0, 3, 1, 2).copy())
     out, alpha = pastes_of(images, [single] * 2, torch.from_numpy(masks))
-    checked = tensors.as_images(images)
+    checked = images if images.ndim == 4 else images[:, None]
     assert_alone(out, checked, lambda a, i: ap.apply_paste(a, single, masks[i]))
     for i in range(2):
         np.testing.assert_array_equal(alpha[i], ap.paste_alpha(single, masks[i]))
@@ -393,15 +392,16 @@ def test_draws_are_those_of_torch():
     masks[2:6] = False
     masks[2, 0, 0] = masks[3, 89, 99] = masks[4, 40, 96] = masks[5, 40, 95] = True
     generator = torch.Generator().manual_seed(1)
-    reals = torch.rand((4, 40), dtype=torch.float64, generator=generator)
-    wholes = torch.randint(2**62, (6, 40), generator=generator)
-    spans, limits = [0.02, 0.15, np.log(0.3), -np.log(0.3), 0.1], [0, 14, 150, 254, 10]
-    expected = draw.draw_plain(masks, reals, wholes, spans, limits)
-    moved = [part.to(DEVICE) for part in (masks, reals, wholes)]
-    got = [part.cpu() for part in draw_host.draw_triton(*moved, spans, limits)]
-    # The exponential may differ in its last bit, and a side then in a pixel.
-    assert (got[0] != expected[0]).sum() <= (1 if GPU else 0)
-    torch.testing.assert_close(got[1], expected[1], rtol=1e-15, atol=0)
+    units = list(torch.rand((10, 40), dtype=torch.float64, generator=generator))
+    units[4][:2], units[4][2:4] = 0, 1 - 2**-53
+    for options in ([0, 14, 150, 254, 10], [3, 3, 0, 255, 1]):
+        args = ([0.02, 0.15, 0.3, 1 / 0.3, 0.1], options, 256.0)
+        expected = anatpaste.draw_plain(masks, units, *args)
+        moved = [unit.to(DEVICE) for unit in units]
+        got = [part.cpu() for part in draw_host.draw_triton(masks.to(DEVICE), moved, *args)]
+        # The exponential may differ in its last bit, and a side then in a pixel.
+        assert (got[0] != expected[0]).sum() <= (1 if GPU else 0)
+        assert torch.equal(got[1], expected[1])
 
 
 # --- what the comparison must see, and what it costs ----------------------------------------------
