@@ -143,14 +143,15 @@ def make_view(grey: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     grey = grey - grey.amin((1, 2), keepdim=True)
     highest = grey.amax((1, 2), keepdim=True)
     grey = (grey / highest.masked_fill(highest == 0, 1)).float().double()
-    small = reduce(grey, max(1, height // (2 * SIDE)), max(1, width // (2 * SIDE)))
+    down, across = max(1, height // (2 * SIDE)), max(1, width // (2 * SIDE))
+    small = reduce(grey, down, across)
     whole = reduce(small, 2, 2)
     low, high = whole.amin((1, 2)), whole.amax((1, 2))
     (left, right), (top, bottom) = (content(one, high - low) for one in (whole, whole.mT))
 
     # Rows, then columns, each rounded to float32, as Pillow does.
-    columns = resize_weights(left, right, small.shape[2])
-    rows = resize_weights(top, bottom, small.shape[1])
+    columns = resize_weights(left * width / across, right * width / across, small.shape[2])
+    rows = resize_weights(top * height / down, bottom * height / down, small.shape[1])
     picture = (rows @ (small @ columns.mT).float().double()).float()
     level = (picture * (STEPS - 1) + 0.501).clamp(0, STEPS - 1).long().flatten(1)
     counts = torch.zeros((count, STEPS), dtype=torch.int32, device=grey.device)
@@ -185,14 +186,16 @@ def content(whole: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
 def resize_weights(start: Tensor, stop: Tensor, old: int) -> Tensor:
     """Return the share of each of `old` pixels in each of SIDE ones, (B, SIDE, old) float64.
 
-    A tent around the middle of the new pixel, as wide as one or, where they are smaller, two.
+    A tent around the middle of the new pixel, as wide as one or, where they are smaller, two. The
+    new ones lie from `start` to `stop`, which Pillow takes as float32.
     """
-    scale = ((stop - start) * old / SIDE)[:, None, None]
+    start, stop = start.float(), stop.float()
+    scale = (stop - start).double()[:, None, None] / SIDE
     new = torch.arange(SIDE, device=start.device)[:, None].double() + 0.5
-    place = torch.arange(old, device=start.device).double() + 0.5
-    middle = (start * old)[:, None, None] + new * scale
-    tent = (1 - (place - middle).abs() / scale.clamp(min=1)).clamp(min=0)
-    return tent / tent.sum(2, keepdim=True)
+    place = torch.arange(old, device=start.device).double()
+    middle = start.double()[:, None, None] + new * scale
+    tent = (1 - ((place - middle + 0.5) * (1 / scale.clamp(min=1))).abs()).clamp(min=0)
+    return tent * (1 / tent.sum(2, keepdim=True))
 
 
 def edge_field(picture: Tensor) -> Tensor:
