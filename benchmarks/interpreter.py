@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,11 @@ class _Patched:
 
 
 def patch_once() -> None:
-    """Let the interpreter prepare each module once, not at every call of every function."""
+    """Let the interpreter prepare each module once, and spare it checks that nobody reads.
+
+    By default it computes all whole numbers twice, for assertions that are left out. `Watch` may
+    ask for them.
+    """
     if os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError("TRITON_INTERPRET must be 1 before Triton is imported")
     original = interpreter._patch_lang
@@ -39,17 +44,26 @@ def patch_once() -> None:
         return _Patched()
 
     patch.once = True  # type: ignore[attr-defined]
+    check_overflow(False)
     interpreter._patch_lang = patch
+
+
+def check_overflow(wanted: bool) -> None:
+    """Let sums and products of whole numbers that leave their 32 bits raise, or not."""
+    builder = interpreter.interpreter_builder
+    builder.options = replace(builder.options, debug=wanted, sanitize_overflow=wanted)
 
 
 class Watch:
     """Watch kernels run: the bytes of their loads and stores, and that they stay in their tensors.
 
     Atomics count as a load and a store, masked lanes not at all. A place outside the tensors that
-    the kernel was given raises `IndexError`.
+    the kernel was given raises `IndexError`; with ``overflow=True``, which takes twice the time, a
+    sum or product of 32 bits that leaves them raises `AssertionError`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, overflow: bool = False) -> None:
+        self.overflow = overflow
         self.launches: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
         self._kernel = ""
@@ -58,6 +72,7 @@ class Watch:
 
     def __enter__(self) -> Watch:
         """Begin to watch."""
+        check_overflow(self.overflow)
         builder = interpreter.InterpreterBuilder
         self._wrap(interpreter.GridExecutor, "__call__", self._launch)
         self._wrap(builder, "create_masked_load", lambda _, p, m, *__: self._see(p, m, 1))
@@ -67,6 +82,7 @@ class Watch:
 
     def __exit__(self, *_: object) -> None:
         """Watch no more."""
+        check_overflow(False)
         for owner, name, original in self._kept:
             setattr(owner, name, original)
 

@@ -63,6 +63,7 @@ def large_parts(monkeypatch):
             monkeypatch.setattr(host, "ROWS", 128)
             monkeypatch.setattr(host, "STEP", 2**14)
         monkeypatch.setattr(mask_host, "WORDS", 1024)
+        monkeypatch.setattr(paste_host, "LINES", 2**14)
 
 
 def masks_of(images, min_area=400):
@@ -149,7 +150,7 @@ MASKS = {
     "image": numpy_images(max_side=70),
     "min_area": st.sampled_from([0, 25, 26, 30, 60, 400, 10**6]),
 }
-test_lung_mask_of_any_image = settings(max_examples=8)(given(**MASKS)(check_any_mask))
+test_lung_mask_of_any_image = settings(max_examples=4)(given(**MASKS)(check_any_mask))
 test_lung_mask_of_many_images = pytest.mark.slow(
     settings(max_examples=150)(given(**MASKS)(check_any_mask))
 )
@@ -299,8 +300,17 @@ def test_golden_pastes(large_parts):
 
 
 @pytest.mark.parametrize("dtype", INTEGERS + FLOATS)
-@pytest.mark.parametrize("shape", [(4, 1, 40, 161), (4, 3, 33, 47)])
-def test_paste_alone(shape, dtype):
+@pytest.mark.parametrize("shape", [(4, 1, 40, 61), (4, 3, 33, 47)])
+def test_paste_alone(shape, dtype, large_parts):
+    check_paste_alone(shape, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_paste_in_parts_as_on_a_gpu(dtype):
+    check_paste_alone((4, 1, 40, 161), dtype)
+
+
+def check_paste_alone(shape, dtype):
     images = random_images(shape, dtype)
     before = images.clone()
     masks = random_masks(4, *shape[-2:])[:, 0]
@@ -349,7 +359,7 @@ def check_any_paste(image, data):
 
 
 PASTES = {"image": numpy_images(max_side=64), "data": st.data()}
-test_paste_of_any_image_and_parameters = settings(max_examples=8)(given(**PASTES)(check_any_paste))
+test_paste_of_any_image_and_parameters = settings(max_examples=4)(given(**PASTES)(check_any_paste))
 test_paste_of_many_images_and_parameters = pytest.mark.slow(
     settings(max_examples=150)(given(**PASTES)(check_any_paste))
 )
@@ -375,7 +385,7 @@ def test_shapes_are_pillows(half_h, large_parts):
 
 
 def test_blur_is_pillows(large_parts):
-    radii = [0, 1, 2, 3, 7, 14, 29, 77]
+    radii = [0, 1, 2, 3, 14, 77]
     singles = [ap.PasteParams(0, 0, 61, 81, 3, 99, "ellipse", r, 255, 0) for r in radii]
     masks = torch.zeros((len(radii), 120, 90), dtype=torch.bool)
     _, alpha = pastes_of(masks.to(torch.uint8), singles, masks)

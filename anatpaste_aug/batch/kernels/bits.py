@@ -72,8 +72,9 @@ def lowest(word):
 
 @triton.jit
 def count_bits(word):
-    """Count the bits of uint32 words, by sums of pairs, of fours and of eights."""
+    """Count the bits of uint32 words, by sums of pairs, of fours, of eights and so on."""
     word = word - ((word >> 1) & 0x55555555)
     word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
     word = (word + (word >> 4)) & 0x0F0F0F0F
-    return ((word * 0x01010101) >> 24).to(tl.int32)
+    word += word >> 8
+    return ((word + (word >> 16)) & 63).to(tl.int32)
