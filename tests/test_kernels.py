@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -365,6 +366,22 @@ test_paste_of_many_images_and_parameters = pytest.mark.slow(
 )
 
 
+def test_params_that_are_no_params_stay_inside_the_tensors(large_parts):
+    images = random_images((8, 3, 33, 47), torch.uint8)
+    masks = random_masks(8, 33, 47)[:, 0]
+    rng = np.random.default_rng(0)
+    fields = [torch.from_numpy(rng.integers(-(2**62), 2**62, 8)) for _ in range(10)]
+    fields[0][:4] = fields[1][:4] = -(2**31)
+    fields[4][2:], fields[5][2:], fields[7][4:6] = 20, 20, 2**20
+    factors = [torch.from_numpy(rng.normal(0, 1e9, 8)) for _ in range(2)]
+    args = (images, [*fields, *factors], masks, tensors.everyone(images))
+    moved = [[one.to(DEVICE) for one in a] if isinstance(a, list) else a.to(DEVICE) for a in args]
+    with contextlib.nullcontext() if GPU else Watch(), np.errstate(all="ignore"):
+        out, alpha = paste_host.paste_triton(*moved)
+    assert out.shape == images.shape
+    assert alpha.shape == masks[:, None].shape
+
+
 @pytest.mark.parametrize("half_h", [0, 1, 2, 11, 31])
 def test_shapes_are_pillows(half_h, large_parts):
     masks = torch.zeros((8, 128, 128), dtype=torch.bool)
@@ -385,7 +402,7 @@ def test_shapes_are_pillows(half_h, large_parts):
 
 
 def test_blur_is_pillows(large_parts):
-    radii = [0, 1, 2, 3, 14, 77]
+    radii = [0, 1, 2, 3, 14, 77, 300]  # of boxes within the image, and beyond it
     singles = [ap.PasteParams(0, 0, 61, 81, 3, 99, "ellipse", r, 255, 0) for r in radii]
     masks = torch.zeros((len(radii), 120, 90), dtype=torch.bool)
     _, alpha = pastes_of(masks.to(torch.uint8), singles, masks)

@@ -6,11 +6,13 @@ import triton
 import triton.language as tl
 
 from anatpaste_aug.batch import anatpaste
+from anatpaste_aug.batch.kernels import LARGEST_SIDE
 from anatpaste_aug.batch.kernels.pixels import divide
 
 PASSES = tl.constexpr(anatpaste.PASSES)
 ONE = tl.constexpr(anatpaste.ONE)
 ELLIPSE = tl.constexpr(anatpaste.ELLIPSE)
+LONGEST = tl.constexpr(LARGEST_SIDE // 2)
 
 
 @triton.jit
@@ -51,9 +53,12 @@ def blur_weights(sigma):
 
 @triton.jit
 def inner_halves(size, margin):
-    """Return half a patch's side less the margin, which is cut to half the patch."""
-    half = size // 2
-    return half - tl.minimum(margin, half)
+    """Return half a patch's side less the margin, which is cut to half the patch.
+
+    No patch is larger than the image. Parameters are not checked, but no loop follows them further.
+    """
+    half = tl.minimum(tl.maximum(size // 2, 0), LONGEST)
+    return half - tl.minimum(tl.maximum(margin, 0), half)
 
 
 @triton.jit
@@ -212,17 +217,22 @@ def blur_once(
         return
 
     inner, outer = tl.zeros((ROWS, COLS), tl.int32), tl.zeros((ROWS, COLS), tl.int32)
-    for step in range(-reach - 1, reach + 2):
-        # Beyond the border the outermost pixel goes on and on.
-        at_y = tl.minimum(tl.maximum(y + step * step_y, 0), height - 1)
-        at_x = tl.minimum(tl.maximum(x + step * step_x, 0), width - 1)
+    # A box may be much larger than the image: beyond the border every pixel is the outermost.
+    near = tl.minimum(reach, width * step_x + height * step_y)
+    far = reach + 1
+    for step in range(-near - 1, near + 2):
+        ends_here = (step < -near) | (step > near)
+        by = tl.where(ends_here, tl.where(step < 0, -far, far), step)
+        at_y = tl.minimum(tl.maximum(y + by * step_y, 0), height - 1)
+        at_x = tl.minimum(tl.maximum(x + by * step_x, 0), width - 1)
         there = (tl.abs(at_y - center_y) <= far_y) & (tl.abs(at_x - center_x) <= far_x)
         at = source + image + at_y * width + at_x
         value = tl.load(at, mask=there & in_image, other=0).to(tl.int32)
-        if (step < -reach) | (step > reach):
+        if ends_here:
             outer += value
         else:
             inner += value
+    inner += (reach - near) * outer
     value = weigh(inner, outer, inside, ends)
     if LAST:
         part = tl.arange(0, PARTS)

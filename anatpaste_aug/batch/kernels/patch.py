@@ -83,20 +83,21 @@ def sum_patches(
     # Parameters are not checked: what lies outside the image is not read.
     bottom = tl.minimum(top + tl.load(heights + b).to(tl.int32), height)
     right = tl.minimum(left + tl.load(widths + b).to(tl.int32), width)
+    top, left = tl.maximum(top, 0), tl.maximum(left, 0)
     total = tl.zeros((ROWS, COLS), sums.dtype.element_ty)
     for y0 in range(top + part * ROWS, bottom, ROWS * tl.num_programs(1)):
         y = y0 + tl.arange(0, ROWS)
         at_row = images + b * stride_b + y.to(tl.int64)[:, None] * stride_y
         for x0 in range(left, right, COLS):
             x = x0 + tl.arange(0, COLS)
-            inside = ((y >= 0) & (y < bottom))[:, None] & ((x >= 0) & (x < right))[None, :]
+            inside = (y < bottom)[:, None] & (x < right)[None, :]
             at = at_row + x.to(tl.int64)[None, :] * stride_x
             grey = working(tl.load(at, mask=inside, other=0))
             grey = move_from(low, grey, factor, black, white, BYTES)
             if COLOUR:
                 green = working(tl.load(at + stride_c, mask=inside, other=0))
                 green = move_from(low, green, factor, black, white, BYTES)
-                blue = working(tl.load(at + 2 * stride_c, mask=inside, other=0))
+                blue = working(tl.load(at + stride_c + stride_c, mask=inside, other=0))
                 blue = move_from(low, blue, factor, black, white, BYTES)
                 grey = luma(grey, green, blue)
             total += tl.where(inside, grey, 0).to(total.dtype)
@@ -156,9 +157,10 @@ def blend_patches(
     at = images + wide_y * stride_y + wide_x * stride_x
     to = out + b * out_b + wide_y * out_y + wide_x * out_x
     if tl.load(chosen + b) == 0:
-        for channel in tl.static_range(CHANNELS):
-            value = tl.load(at + channel * stride_c, mask=inside)
-            tl.store(to + channel * out_c, value, mask=inside)
+        for _ in tl.static_range(CHANNELS):
+            tl.store(to, tl.load(at, mask=inside), mask=inside)
+            at += stride_c
+            to += out_c
         return
 
     weight = tl.load(
@@ -181,9 +183,9 @@ def blend_patches(
     if BYTES:
         mean = tl.floor(mean + 0.5)
     kind: tl.constexpr = tl.int64 if WIDE else tl.int32
-    for channel in tl.static_range(CHANNELS):
-        value = working(tl.load(at + channel * stride_c, mask=inside, other=0))
-        patch = working(tl.load(source + channel * stride_c, mask=in_patch, other=0))
+    for _ in tl.static_range(CHANNELS):
+        value = working(tl.load(at, mask=inside, other=0))
+        patch = working(tl.load(source, mask=in_patch, other=0))
         patch = move_from(tl.minimum(black, 0.0), patch, brightness, black, white, BYTES)
         patch = move_from(mean, patch, contrast, black, white, BYTES)
         canvas = tl.where(in_patch, patch, black.to(patch.dtype))
@@ -198,4 +200,7 @@ def blend_patches(
             # Down, where the operator cuts towards 0.
             mixed += 127
             mixed = tl.where(mixed < 0, -((254 - mixed) // 255), mixed // 255)
-        tl.store(to + channel * out_c, mixed.to(out.dtype.element_ty), mask=inside)
+        tl.store(to, mixed.to(out.dtype.element_ty), mask=inside)
+        at += stride_c
+        source += stride_c
+        to += out_c

@@ -45,7 +45,7 @@ def load_grey(at, stride_c, inside, COLOUR: tl.constexpr):
     grey = working(tl.load(at, mask=inside, other=0))
     if COLOUR:
         green = working(tl.load(at + stride_c, mask=inside, other=0))
-        blue = working(tl.load(at + 2 * stride_c, mask=inside, other=0))
+        blue = working(tl.load(at + stride_c + stride_c, mask=inside, other=0))
         grey = luma(grey, green, blue)
     return grey
 
@@ -110,8 +110,9 @@ def find_extremes(
         low = tl.where(inside, tl.minimum(low, grey), low)
         high = tl.where(inside, tl.maximum(high, grey), high)
         if COLOUR and not GREY:
-            for channel in tl.static_range(1, 3):
-                other = working(tl.load(at + channel * stride_c, mask=inside, other=0))
+            for _ in tl.static_range(2):
+                at += stride_c
+                other = working(tl.load(at, mask=inside, other=0))
                 low = tl.where(inside, tl.minimum(low, other), low)
                 high = tl.where(inside, tl.maximum(high, other), high)
     to = extremes + (b * tl.num_programs(1) + part) * 2
