@@ -63,6 +63,7 @@ def large_parts(monkeypatch):
         for host in (mask_host, paste_host):
             monkeypatch.setattr(host, "ROWS", 128)
             monkeypatch.setattr(host, "STEP", 2**14)
+            monkeypatch.setattr(host, "SHARES", 2)
         monkeypatch.setattr(mask_host, "WORDS", 1024)
         monkeypatch.setattr(paste_host, "LINES", 2**14)
 

@@ -20,6 +20,7 @@ from anatpaste_aug.batch.regions import SMALLEST
 from anatpaste_aug.clahe import BINS, CLIP_LIMIT
 
 ROWS, COLS = 8, 128  # pixels that a program of the pixel-wise kernels takes at a time
+SHARES = 64  # programs that find an image's extremes, at most
 STEP = 2048  # pixels, where rows do not matter
 WORDS = 32  # words of 32 pixels
 REGIONS = 64
@@ -53,18 +54,18 @@ def equalise(images: Tensor, chosen: Tensor, ends: Tensor) -> Tensor:
     """Return the levels after CLAHE, (B, H, W) int16, and their extremes in `ends`."""
     count, channels, height, width = images.shape
     device, colour = images.device, channels == 3
-    bands = parts(height, ROWS)
-    extremes = torch.empty((count, bands, 2), dtype=torch.float64, device=device)
+    shares = min(parts(height, ROWS), SHARES)
+    extremes = torch.empty((count, shares, 2), dtype=torch.float64, device=device)
     args = (images, chosen, extremes, height, width, *images.stride())
     meta = {"COLOUR": colour, "ROWS": ROWS, "COLS": COLS}
-    launch(find_extremes, (count, bands), *args, GREY=True, **meta)
+    launch(find_extremes, (count, shares), *args, GREY=True, **meta)
 
     tile_h, tile_w = height // 8, width // 8
     down, across = parts(height, tile_h), parts(width, tile_w)
     limit = max(int(CLIP_LIMIT * tile_h * tile_w), 1)
     bins = torch.empty((count, height, width), dtype=torch.uint8, device=device)
     maps = torch.empty((count, down * across, BINS), dtype=torch.int16, device=device)
-    args = (images, chosen, extremes, bins, maps, height, width, *images.stride(), bands)
+    args = (images, chosen, extremes, bins, maps, height, width, *images.stride(), shares)
     launch(
         map_tiles,
         (count, down * across),
@@ -75,7 +76,7 @@ def equalise(images: Tensor, chosen: Tensor, ends: Tensor) -> Tensor:
         limit,
         COLOUR=colour,
         WIDEN=images.dtype == torch.uint8,
-        PARTS=power_of_two(bands),
+        PARTS=power_of_two(shares),
         STEP=512,
     )
     levels = torch.empty((count, height, width), dtype=torch.int16, device=device)
@@ -153,7 +154,8 @@ def remove_small(
         args = (chosen, regions.words, roots, table, found, *size, most)
         limit = min(min_area, height * width + 1)
         flags = power_of_two(parts(most, 32))
-        launch(choose_boxes, (count,), *args, limit, FLAGS=flags, STEP=256, num_warps=2)
+        warps = max(flags // 1024, 2)  # up to 16: so that the flags stay in registers
+        launch(choose_boxes, (count,), *args, limit, FLAGS=flags, STEP=256, num_warps=warps)
     grid = (count, parts(height * width, STEP))
     args = (chosen, regions.words, table, found, masks, height, width, words.shape[2], most)
     launch(write_masks, grid, *args, STEP=STEP)

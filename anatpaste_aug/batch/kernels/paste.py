@@ -14,6 +14,7 @@ from anatpaste_aug.batch.kernels.pixels import find_extremes
 ROWS, COLS = 8, 128  # pixels that a program of the pixel-wise kernels takes at a time
 STEP = 4096  # pixels, where rows do not matter
 LINES = 1024  # pixels of rows that are drawn at a time
+SHARES = 64  # programs that find an image's extremes, at most
 SUMS = 8  # programs that sum up a patch
 
 
@@ -55,23 +56,23 @@ def paste(
     launch(find_lungs, (count, step), chosen, masks, lungs, height * width, STEP=STEP)
     draw_alpha(fields, masks, lungs, chosen, alpha)
 
-    bands = parts(height, ROWS)
-    extremes = torch.empty((count, bands, 2), dtype=torch.float64, device=device)
+    shares = min(parts(height, ROWS), SHARES)
+    extremes = torch.empty((count, shares, 2), dtype=torch.float64, device=device)
     block = {"ROWS": ROWS, "COLS": COLS}
     if dtype != torch.uint8:
         args = (images, chosen, extremes, *size, *images.stride())
-        launch(find_extremes, (count, bands), *args, COLOUR=colour, GREY=False, **block)
-    block |= {"PARTS": power_of_two(bands), "BYTES": dtype == torch.uint8}
+        launch(find_extremes, (count, shares), *args, COLOUR=colour, GREY=False, **block)
+    block |= {"PARTS": power_of_two(shares), "BYTES": dtype == torch.uint8}
     block["UNSIGNED"] = dtype in (torch.uint8, torch.uint16)
     kind = torch.float64 if images.is_floating_point() else torch.int64
     sums = torch.empty((count, SUMS), dtype=kind, device=device)
     args = (images, chosen, extremes, crop_x, crop_y, patch_w, patch_h, brightness, sums, *size)
-    args += (*images.stride(), bands)
+    args += (*images.stride(), shares)
     # Rows and warps are such that no register is spilled, whatever the dtype.
-    launch(sum_patches, (count, SUMS), *args, COLOUR=colour, **(block | {"ROWS": 4}))
-    grid = (count, bands, parts(width, COLS))
+    launch(sum_patches, (count, SUMS), *args, COLOUR=colour, **(block | {"ROWS": 4}), num_warps=8)
+    grid = (count, parts(height, ROWS), parts(width, COLS))
     args = (images, chosen, extremes, crop_x, crop_y, patch_w, patch_h, center_x, center_y)
-    args += (brightness, contrast, sums, alpha, out, *size, *images.stride(), *out.stride(), bands)
+    args += (brightness, contrast, sums, alpha, out, *size, *images.stride(), *out.stride(), shares)
     wide = dtype == torch.int32
     block |= {"CHANNELS": channels, "WIDE": wide, "SUMS": SUMS}
     launch(blend_patches, grid, *args, **block, num_warps=8)

@@ -88,33 +88,35 @@ def find_extremes(
 ):
     """Return minimum and maximum of some rows of an image, of its luma or of all its channels.
 
-    Grid: images, parts of `ROWS` rows. Reads the rows of one part; writes float64
-    ``extremes[image, part]``, which holds every pixel's value exactly and belongs to this program
-    alone. `read_extremes` puts the parts together in the next launch.
+    Grid: images, parts: rows are dealt to the parts, `ROWS` at a time, and each gets some. Reads
+    the rows of one part; writes float64 ``extremes[image, part]``, which holds every pixel's value
+    exactly and belongs to this program alone. `read_extremes` puts the parts together in the next
+    launch.
     """
     b, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     if tl.load(chosen + b) == 0:
         return
-    y = part * ROWS + tl.arange(0, ROWS)
-    at_row = images + b * stride_b + y.to(tl.int64)[:, None] * stride_y
     # The part's first pixel stands for those that are not there.
     first_at = images + b * stride_b + (part * ROWS).to(tl.int64) * stride_y
     first = load_grey(first_at, stride_c, True, COLOUR and GREY)
     low = tl.zeros((ROWS, COLS), first.dtype) + first
     high = low
-    for left in range(0, width, COLS):
-        x = left + tl.arange(0, COLS)
-        inside = (y < height)[:, None] & (x < width)[None, :]
-        at = at_row + x.to(tl.int64)[None, :] * stride_x
-        grey = load_grey(at, stride_c, inside, COLOUR and GREY)
-        low = tl.where(inside, tl.minimum(low, grey), low)
-        high = tl.where(inside, tl.maximum(high, grey), high)
-        if COLOUR and not GREY:
-            for _ in tl.static_range(2):
-                at += stride_c
-                other = working(tl.load(at, mask=inside, other=0))
-                low = tl.where(inside, tl.minimum(low, other), low)
-                high = tl.where(inside, tl.maximum(high, other), high)
+    for top in range(part * ROWS, height, tl.num_programs(1) * ROWS):
+        y = top + tl.arange(0, ROWS)
+        at_row = images + b * stride_b + y.to(tl.int64)[:, None] * stride_y
+        for left in range(0, width, COLS):
+            x = left + tl.arange(0, COLS)
+            inside = (y < height)[:, None] & (x < width)[None, :]
+            at = at_row + x.to(tl.int64)[None, :] * stride_x
+            grey = load_grey(at, stride_c, inside, COLOUR and GREY)
+            low = tl.where(inside, tl.minimum(low, grey), low)
+            high = tl.where(inside, tl.maximum(high, grey), high)
+            if COLOUR and not GREY:
+                for _ in tl.static_range(2):
+                    at += stride_c
+                    other = working(tl.load(at, mask=inside, other=0))
+                    low = tl.where(inside, tl.minimum(low, other), low)
+                    high = tl.where(inside, tl.maximum(high, other), high)
     to = extremes + (b * tl.num_programs(1) + part) * 2
     tl.store(to, tl.min(low).to(tl.float64))
     tl.store(to + 1, tl.max(high).to(tl.float64))
