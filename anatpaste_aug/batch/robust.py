@@ -62,11 +62,6 @@ def lung_mask_robust(images: Tensor) -> Tensor:
     return robust_masks(images, tensors.everyone(images))[:, None]
 
 
-def robust_masks(images: Tensor, chosen: Tensor) -> Tensor:
-    """Outline the lungs on the chosen images of a checked batch: (B, H, W) bool."""
-    return _lung_mask_robust(images, chosen)
-
-
 def robust_fake(images: Tensor, chosen: Tensor) -> Tensor:
     """Return an empty tensor for the masks."""
     return images.new_empty((images.shape[0], *images.shape[2:]), dtype=torch.bool)
@@ -75,6 +70,8 @@ def robust_fake(images: Tensor, chosen: Tensor) -> Tensor:
 def robust_plain(images: Tensor, chosen: Tensor) -> Tensor:
     """Outline the lungs on all images with plain torch operations."""
     masks = robust_fake(images, chosen)
+    if not len(images):
+        return masks
     for part in tensors.chunks(images):
         grey = tensors.to_grey(tensors.working(images[part]))
         picture, frame, seen = make_view(grey)
@@ -91,7 +88,7 @@ def robust_cpu(images: Tensor, chosen: Tensor) -> Tensor:
     return torch.from_numpy(masks)
 
 
-_lung_mask_robust = tensors.make_op(
+robust_masks = tensors.make_op(  # of the chosen images of a checked batch, (B, H, W)
     "lung_mask_robust",
     "(Tensor images, Tensor chosen) -> Tensor",
     robust_plain,
@@ -120,8 +117,8 @@ def prior_on(device: torch.device) -> Prior:
     poses, bonus, table = prior.search_table
     x = np.arange(-int(3 * SMOOTHING + 0.5), int(3 * SMOOTHING + 0.5) + 1)
     gaussian = np.exp(-0.5 * (x / SMOOTHING) ** 2)
-    arrays = (prior.basis, prior.profile, prior.stiffness, poses, bonus, table.toarray())
-    arrays += (functional.rounding(), gaussian / gaussian.sum())
+    arrays = [prior.basis, prior.profile, prior.stiffness, poses, bonus, table.toarray()]
+    arrays += [functional.rounding(), gaussian / gaussian.sum()]
     kept = [torch.from_numpy(np.ascontiguousarray(a, np.float64)) for a in arrays]
     return Prior(*(one.to(device, non_blocking=True) for one in kept))
 
@@ -153,7 +150,7 @@ def make_view(grey: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     columns = resize_weights(left * width / across, right * width / across, small.shape[2])
     rows = resize_weights(top * height / down, bottom * height / down, small.shape[1])
     picture = (rows @ (small @ columns.mT).float().double()).float()
-    level = (picture * (STEPS - 1) + 0.501).clamp(0, STEPS - 1).long().flatten(1)
+    level = (picture * (STEPS - 1) + 0.501).long().clamp(0, STEPS - 1).flatten(1)
     counts = torch.zeros((count, STEPS), dtype=torch.int32, device=grey.device)
     one = torch.ones((1, 1), dtype=torch.int32, device=grey.device)
     counts.scatter_add_(1, level, one.expand_as(level))
@@ -275,7 +272,7 @@ def edges_across(points: Tensor, normals: Tensor, edges: Tensor, reach: int) -> 
     """Return edge strength along each normal, (B, n, points, 2 * reach + 1)."""
     offsets = torch.arange(-reach, reach + 1, device=edges.device)
     along = points[..., None] + normals[..., None] * offsets
-    column, row = along.clamp(0, SIDE - 1).long().unbind(2)
+    column, row = along.long().clamp(0, SIDE - 1).unbind(2)
     index = (row * SIDE + column).flatten(1)
     x, y = (edges[:, axis].flatten(1).gather(1, index).view_as(row) for axis in (0, 1))
     return x * normals[:, :, 0, :, None] + y * normals[:, :, 1, :, None]
@@ -317,7 +314,8 @@ def bend(
     target = move[:, :, None] + fits[:, :, None] @ pull
     right = (pulled @ target.mT)[..., 0] + prior.stiffness * start
     # Without the check, which would wait for the device: `left` is positive definite.
-    return torch.linalg.solve_ex(left, right[..., None])[0][..., 0]
+    solved: Tensor = torch.linalg.solve_ex(left, right[..., None])[0]
+    return solved[..., 0]
 
 
 def draw_outline(outline: Tensor, frame: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -366,7 +364,7 @@ def fill_polygons(corners: Tensor, rows: Tensor, height: int, width: int) -> Ten
     double = torch.where(
         crossing - crossing.floor() == 0.5, 2 * crossing, 2 * (crossing + 0.5).floor()
     )
-    double = double.clamp(-4, 2 * width + 4).long()
+    double = double.long().clamp(-4, 2 * width + 4)
     begins = torch.where(level, torch.minimum(x, next_x), (double + 1) // 2)
     ends = torch.where(level, torch.maximum(x, next_x), double // 2)
     shown = (meets & (begins <= ends)).int()
