@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +43,9 @@ COUNT, SIZE = 128, 256
 INTERPRETED = 8  # images
 LAUNCH, BANDWIDTH = 4e-6, 2.8e12  # seconds, bytes a second
 TARGETS = (80, 90, 100)
+STAGES = ("mask", "draw", "paste")
+SIZES = ((SIZE, SIZE), (224, 224), (200, 333), (1024, 1024))
+KINDS = "256², 224², 200 x 333 and 1024², all dtypes, 1 and 3 channels; 2048², 4096²"
 RADIOGRAPHS = HERE.parents[1] / "shared" / "data" / "zhanglab224"
 POINTERS = {
     torch.bool: "*i1",
@@ -84,16 +87,21 @@ def recorded() -> Iterator[list[Launch]]:
         yield launches
 
 
-def run(images: Tensor) -> tuple[Tensor, PasteParams, Tensor]:
-    """Run the Triton form: masks, parameters and pastes."""
+def run(images: Tensor, begin: Callable[[str], None]) -> tuple[Tensor, PasteParams, Tensor]:
+    """Run the Triton form: masks, parameters and pastes; say which stage begins."""
     forms, chosen = kernels.forms(), tensors.everyone(images)
+    begin("mask")
     masks = forms["lung_mask"](images, 400, chosen)
+    begin("draw")
     with (
         mock.patch.object(anatpaste, "_draw", forms["draw_paste"]),
         mock.patch.object(TorchDraws, "whole_on", (images.device.type,)),
     ):
         drawn = batch.sample_paste(masks, torch.Generator().manual_seed(0))
-    return masks, drawn, forms["paste"](images, drawn.tensors(), masks, chosen)[0]
+    begin("paste")
+    out = forms["paste"](images, drawn.tensors(), masks, chosen)[0]
+    begin("")
+    return masks, drawn, out
 
 
 def record(
@@ -102,7 +110,15 @@ def record(
     """Note what mask, draw and paste of a batch launch: kernels, and torch operations."""
     images = torch.zeros((count, channels, *size), dtype=dtype)
     with recorded() as launches, Operations() as operations:
-        run(images)
+
+        def begin(stage: str) -> None:
+            operations.stage = stage
+            operations.kernels[stage] = len(launches)
+
+        run(images, begin)
+    ends = list(operations.kernels.values())
+    names = zip(STAGES, ends[:-1], ends[1:], strict=True)
+    operations.kernels = Counter({name: end - start for name, start, end in names})
     return launches, operations
 
 
@@ -113,8 +129,10 @@ class Operations(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
+        self.stage = ""
+        self.kernels: Counter[str] = Counter()
         self.launches: Counter[str] = Counter()
-        self.bytes = 0
+        self.bytes: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and count it."""
@@ -123,10 +141,12 @@ class Operations(TorchDispatchMode):
         returns = func._schema.returns
         view = returns and all(r.alias_info and not r.alias_info.is_write for r in returns)
         if not view and not name.startswith(self.FREE):
-            self.launches[name] += 1
+            self.launches[self.stage] += 1
             made = [result] if isinstance(result, Tensor) else list(result or [])
             flat = torch.utils._pytree.tree_leaves((args, kwargs, made))
-            self.bytes += sum(held(value) for value in flat if isinstance(value, Tensor))
+            self.bytes[self.stage] += sum(
+                held(value) for value in flat if isinstance(value, Tensor)
+            )
         return result
 
 
@@ -224,8 +244,13 @@ def interpret(count: int = INTERPRETED) -> dict[str, Any]:
 
     patch_once()
     images, kind = radiographs(count)
+    kept: dict[str, Counter[str]] = {}
     with Watch() as watch:
-        masks, drawn, out = run(images)
+
+        def begin(stage: str) -> None:
+            watch.bytes = kept.setdefault(stage, Counter())
+
+        masks, drawn, out = run(images, begin)
     wrong_masks = wrong_pastes = 0
     for image, mask, single, got in zip(images, masks, drawn.unstack(), out, strict=True):
         array = image[0].numpy()
@@ -237,7 +262,10 @@ def interpret(count: int = INTERPRETED) -> dict[str, Any]:
         "kind": kind,
         "wrong_masks": wrong_masks,
         "wrong_pastes": wrong_pastes,
-        "bytes": {name: total / count for name, total in watch.bytes.items()},
+        "bytes": {
+            stage: {name: round(total / count) for name, total in kept[stage].items()}
+            for stage in STAGES
+        },
     }
 
 
@@ -246,8 +274,11 @@ def count_plain(count: int) -> Operations:
     images = torch.from_numpy(np.stack([phantom_radiograph(SIZE, rng=0)] * count))[:, None]
     chosen = tensors.everyone(images)
     with Operations() as operations:
+        operations.stage = "mask"
         masks = lungs.mask_plain(images, 400, chosen)
+        operations.stage = "draw"
         drawn = batch.sample_paste(masks)
+        operations.stage = "paste"
         anatpaste.paste_plain(images, drawn.tensors(), masks, chosen)
     return operations
 
@@ -283,58 +314,80 @@ def print_part(name: str) -> None:
     elif name == "quick":
         print(json.dumps(compile_kernels([((SIZE, SIZE), torch.uint8, 1)])))
     else:
-        sizes = ((SIZE, SIZE), (224, 224), (200, 333), (1024, 1024))
-        cases = [(size, dtype, n) for size in sizes for dtype in tensors.DTYPES for n in (1, 3)]
+        cases = [(size, dtype, n) for size in SIZES for dtype in tensors.DTYPES for n in (1, 3)]
+        cases += [((4096, 4096), torch.uint8, 1), ((2048, 2048), torch.int32, 3)]
         print(json.dumps(compile_kernels(cases)))
 
 
-def launches_of_kernels() -> dict[str, int]:
+def launches_of_kernels() -> dict[str, dict[str, int]]:
     """Count kernels and torch operations of the Triton form, and the bytes of the latter."""
-    launches, operations = record((SIZE, SIZE), torch.uint8, 1, COUNT)
-    total = sum(operations.launches.values())
-    return {"kernels": len(launches), "operations": total, "bytes": operations.bytes}
+    _, operations = record((SIZE, SIZE), torch.uint8, 1, COUNT)
+    return {
+        stage: {
+            "kernels": operations.kernels[stage],
+            "operations": operations.launches[stage],
+            "bytes": operations.bytes[stage],
+        }
+        for stage in STAGES
+    }
+
+
+def summary(compiled: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the most that any compilation of each kernel needs, by target."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in compiled:
+        mine = found.setdefault(row["kernel"], {"cases": 0, "shared": 0, "stack": 0})
+        mine["cases"] += 1
+        for name in ("shared", "stack"):
+            mine[name] = max(mine[name], row[name])
+        name = f"registers_{row['target']}"
+        mine[name] = max(mine.get(name, 0), row["registers"])
+    return found
 
 
 def describe(found: dict[str, Any]) -> str:
     """Lay the results out as Markdown."""
     compiled, ran = found["compiled"], found["interpreted"]
+    header = ["form", "stage", "launches", "GB", "estimate, ms", "estimate, images/s"]
     rows = []
-    for name, launches, moved in (
-        ("plain torch", found["plain"]["launches"], found["plain"]["bytes"]),
-        ("Triton", found["triton"]["launches"], found["triton"]["bytes"]),
-    ):
-        time = seconds(launches, moved)
-        rows.append([name, launches, moved / 1e9, time * 1e3, round(COUNT / time)])
-    header = ["form", "launches", "GB", "estimate, ms", "estimate, images/s"]
+    for form in ("plain torch", "Triton"):
+        parts = found[form]
+        for stage in (*STAGES, "all"):
+            some = [parts[stage]] if stage in parts else parts.values()
+            launches = sum(part["launches"] for part in some)
+            moved = sum(part["bytes"] for part in some)
+            time = seconds(launches, moved)
+            speed = round(COUNT / time) if stage == "all" else None
+            rows.append([form, stage, launches, moved / 1e9, time * 1e3, speed])
+    own = sum(part["kernels"] for part in found["Triton"].values())
     lines = [
         "## The batch on a GPU: an estimate",
         "",
         "By `python -m benchmarks gpu-cost`, without a GPU; "
         f"torch {torch.__version__}, commit {commit()}. **Not measured**: the kernels have not run "
         f"on a card. Mask, draw and paste of {COUNT} images of {SIZE} x {SIZE}, uint8, one "
-        "channel. Bytes of kernels: of every load and store, on "
-        f"{ran['images']} of {ran['kind']}, whose masks and pastes differ from the functions' in "
-        f"{ran['wrong_masks']} and {ran['wrong_pastes']} cases. The estimate is 4 us a launch and "
-        "2.8 TB/s.",
+        "channel. Bytes of kernels: of every load and store, counted in Triton's interpreter on "
+        f"{ran['images']} of {ran['kind']}; the masks and pastes differ from the functions' in "
+        f"{ran['wrong_masks']} and {ran['wrong_pastes']} of them. The estimate is 4 us a launch "
+        "and 2.8 TB/s: it leaves out arithmetic, waiting for memory, atomics that meet, and what "
+        "Triton's launcher in Python takes above 4 us.",
         "",
         markdown_table(header, rows),
         "",
-        f"Of the Triton form's launches {found['triton']['kernels']} are kernels of this package, "
-        "the others torch operations: zeros, random numbers, and views' copies.",
+        f"Of the Triton form's launches {own} are kernels of this package, the others torch "
+        "operations: zeros, and random numbers.",
         "",
-        f"Bytes a pixel, and the most that any of {found['cases']} compilations needs (sizes 256², "
-        "224², 200 x 333 and 1024², all dtypes, 1 and 3 channels): registers a thread, and bytes "
-        "of stack, where spilled registers would be:",
+        f"Bytes a pixel, and the most that any of {found['cases']} compilations needs "
+        f"({found['kinds']}): registers a thread, and bytes of stack, where spilled registers "
+        "would be:",
         "",
     ]
+    moved = {name: n for stage in STAGES for name, n in ran["bytes"][stage].items()}
     rows = []
-    for kernel in dict.fromkeys(row["kernel"] for row in compiled):
-        row: list[Any] = [kernel, ran["bytes"].get(kernel, 0) / SIZE**2]
-        for target in TARGETS:
-            these = [r for r in compiled if r["kernel"] == kernel and r["target"] == target]
-            row.append(max(r["registers"] for r in these))
-        row.append(max(r["stack"] for r in compiled if r["kernel"] == kernel))
-        rows.append(row)
+    for kernel, most in compiled.items():
+        registers = [most[f"registers_{target}"] for target in TARGETS]
+        bytes_a_pixel = f"{moved.get(kernel, 0) / SIZE**2:.3g}"
+        rows.append([kernel, bytes_a_pixel, *registers, most["stack"]])
     names = [f"registers, sm_{target}" for target in TARGETS]
     lines += [markdown_table(["kernel", "bytes", *names, "stack"], rows), ""]
     return "\n".join(lines)
@@ -346,22 +399,31 @@ def main(folder: Path | None, quick: bool) -> int:
     interpreted = part("interpret")
     plain = count_plain(COUNT)
     launched = part("launches")
-    found = {
+    found: dict[str, Any] = {
         "commit": commit(),
         "torch": torch.__version__,
-        "plain": {"launches": sum(plain.launches.values()), "bytes": plain.bytes},
-        "triton": {
-            "launches": launched["kernels"] + launched["operations"],
-            "kernels": launched["kernels"],
-            "bytes": launched["bytes"] + COUNT * sum(interpreted["bytes"].values()),
+        "plain torch": {
+            stage: {"launches": plain.launches[stage], "bytes": plain.bytes[stage]}
+            for stage in STAGES
+        },
+        "Triton": {
+            stage: {
+                "launches": launched[stage]["kernels"] + launched[stage]["operations"],
+                "kernels": launched[stage]["kernels"],
+                "bytes": launched[stage]["bytes"]
+                + COUNT * sum(interpreted["bytes"][stage].values()),
+            }
+            for stage in STAGES
         },
         "interpreted": interpreted,
         "cases": len(compiled),
-        "compiled": compiled,
+        "kinds": "256², uint8, one channel" if quick else KINDS,
+        "compiled": summary(compiled),
     }
     text = describe(found)
     print(text)
     if folder:
+        folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "gpu-cost.json", found)
     if folder == RESULTS:
         replace_section(HERE / "RESULTS.md", "batch, GPU, estimate", text)

@@ -467,9 +467,9 @@ def cost(name):
 
 
 def test_launches_stay_below_the_bar():
-    launched = cost("launches")
-    assert launched["kernels"] > 20
-    assert launched["kernels"] + launched["operations"] <= 30
+    stages = cost("launches").values()
+    kernels_ = sum(stage["kernels"] for stage in stages)
+    assert 20 < kernels_ <= kernels_ + sum(stage["operations"] for stage in stages) <= 30
 
 
 @pytest.mark.parametrize("cases", ["quick", pytest.param("compile", marks=pytest.mark.slow)])
