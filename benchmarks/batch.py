@@ -4,10 +4,10 @@ Checks first that every mask and paste of the plain form equals the functional o
 on Zhanglab's radiographs where they are. Then times batches of 1 to 1,024 images of 256 x 256 (on a
 CPU to 64, for time), and images of 128 to 1,024 pixels; measures the peak of
 the extra memory, and the share of every stage. On a GPU the module takes the Triton kernels, where
-they can be made; all of Zhanglab's masks are compared there too. It adds the floor: the bytes that must be
-read and written over the bandwidth that a copy reaches. Writes ``batch-cpu.json`` or
-``batch-gpu.json`` and a section of ``RESULTS.md``; with ``--quick`` it takes fewer sizes, and
-writes nothing unless ``--out`` names a folder.
+they can be made, and all its masks of Zhanglab's radiographs are compared; and there is the floor:
+the bytes that must be read and written over the bandwidth that a copy reaches. Writes
+``batch-cpu.json`` or ``batch-gpu.json`` and a section of ``RESULTS.md``; with ``--quick`` it takes
+fewer sizes, and writes nothing unless ``--out`` names a folder.
 
 On the CPU run it with OMP_NUM_THREADS=1: it is compared with a form that has one thread. Times are
 then processor time, which leaves out what others do on a shared machine.

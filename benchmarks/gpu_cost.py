@@ -45,7 +45,7 @@ LAUNCH, BANDWIDTH = 4e-6, 2.8e12  # seconds, bytes a second
 TARGETS = (80, 90, 100)
 STAGES = ("mask", "draw", "paste")
 SIZES = ((SIZE, SIZE), (224, 224), (200, 333), (1024, 1024))
-KINDS = "256², 224², 200 x 333 and 1024², all dtypes, 1 and 3 channels; 2048², 4096²"
+KINDS = "256², 224², 200 x 333 and 1024², all dtypes, 1 and 3 channels; 16², 2048² and 4096², uint8"
 RADIOGRAPHS = HERE.parents[1] / "shared" / "data" / "zhanglab224"
 POINTERS = {
     torch.bool: "*i1",
@@ -315,7 +315,7 @@ def print_part(name: str) -> None:
         print(json.dumps(compile_kernels([((SIZE, SIZE), torch.uint8, 1)])))
     else:
         cases = [(size, dtype, n) for size in SIZES for dtype in tensors.DTYPES for n in (1, 3)]
-        cases += [((4096, 4096), torch.uint8, 1), ((2048, 2048), torch.int32, 3)]
+        cases += [((side, side), torch.uint8, 1) for side in (16, 2048, 4096)]
         print(json.dumps(compile_kernels(cases)))
 
 

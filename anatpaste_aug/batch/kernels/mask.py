@@ -83,7 +83,7 @@ def equalise(images: Tensor, chosen: Tensor, ends: Tensor) -> Tensor:
     grid = (count, parts(height, ROWS), parts(width, COLS))
     exact = tile_h & (tile_h - 1) == 0 == tile_w & (tile_w - 1)
     args = (chosen, bins, maps, levels, ends, height, width, tile_h, tile_w, down, across)
-    launch(blend_maps, grid, *args, EXACT=exact, ROWS=ROWS, COLS=COLS)
+    launch(blend_maps, grid, *args, EXACT=exact, ROWS=ROWS, COLS=COLS, num_warps=8)
     return levels
 
 

@@ -69,7 +69,7 @@ def paste(
     args = (images, chosen, extremes, crop_x, crop_y, patch_w, patch_h, brightness, sums, *size)
     args += (*images.stride(), shares)
     # Rows and warps are such that no register is spilled, whatever the dtype.
-    launch(sum_patches, (count, SUMS), *args, COLOUR=colour, **(block | {"ROWS": 4}), num_warps=8)
+    launch(sum_patches, (count, SUMS), *args, COLOUR=colour, **block, num_warps=8)
     grid = (count, parts(height, ROWS), parts(width, COLS))
     args = (images, chosen, extremes, crop_x, crop_y, patch_w, patch_h, center_x, center_y)
     args += (brightness, contrast, sums, alpha, out, *size, *images.stride(), *out.stride(), shares)
