@@ -52,6 +52,16 @@ if not GPU:
     from benchmarks.interpreter import Watch, patch_once
 
     patch_once()
+    try:
+        draw_host.draw_triton(
+            torch.zeros((1, 16, 16), dtype=torch.bool),
+            [torch.zeros(1, dtype=torch.float64)] * 10,
+            *([0.1, 0.2, 1.0, 1.0, 0.1], [0, 1, 0, 1, 1], 0.0),
+        )
+    except Exception as error:  # Triton below 3.7 and NumPy from 2.4 on
+        pytest.skip(
+            f"this interpreter does not work with this NumPy: {error}", allow_module_level=True
+        )
 
 ROOT = Path(__file__).resolve().parents[1]
 

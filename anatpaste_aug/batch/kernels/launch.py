@@ -14,7 +14,8 @@ CHUNK_PIXELS = 2**26  # 1,024 images of 256 x 256 are worked through at a time
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
     """Launch one kernel.
 
-    Multiply-adds are not fused: every product is rounded, as in the functional form.
+    Multiply-adds are not fused: every product is rounded, as in the functional form. Rows, steps
+    and warps are such that no register is spilled, whatever the dtype, by Triton 3.6 and 3.8.
     """
     kernel[grid](*args, **meta, enable_fp_fusion=False)
 

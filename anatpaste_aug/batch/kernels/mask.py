@@ -147,7 +147,7 @@ def remove_small(
         lists = words.new_empty((count, most), dtype=torch.int32)
         roots = torch.empty_like(regions.parents)
         args = (chosen, regions.words, regions.parents, roots, measures, lists, found, *size, most)
-        launch(measure_regions, regions.grid, *args, STEP=WORDS)
+        launch(measure_regions, regions.grid, *args, STEP=WORDS, num_warps=8)
         grid = (count, parts(most, REGIONS))
         args = (chosen, lists, found, measures, table, nodes, most)
         launch(order_regions, grid, *args, STEP=REGIONS)

@@ -68,7 +68,6 @@ def paste(
     sums = torch.empty((count, SUMS), dtype=kind, device=device)
     args = (images, chosen, extremes, crop_x, crop_y, patch_w, patch_h, brightness, sums, *size)
     args += (*images.stride(), shares)
-    # Rows and warps are such that no register is spilled, whatever the dtype.
     launch(sum_patches, (count, SUMS), *args, COLOUR=colour, **block, num_warps=8)
     grid = (count, parts(height, ROWS), parts(width, COLS))
     args = (images, chosen, extremes, crop_x, crop_y, patch_w, patch_h, center_x, center_y)
