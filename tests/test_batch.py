@@ -1123,9 +1123,9 @@ PARAMS = batch.sample_paste(torch.zeros(2, 32, 32, dtype=torch.bool))
             "image must be finite, got nan",
         ),
         (
-            lambda: batch.AnatPaste(segment=ap.lung_mask_robust)(IMAGES),
+            lambda: batch.AnatPaste(segment=ap.lung_crop)(IMAGES),
             TypeError,
-            r"segment must take a \(B, C, H, W\) tensor .* got lung_mask_robust, which raised",
+            r"segment must take a \(B, C, H, W\) tensor .* got lung_crop, which raised",
         ),
         (lambda: batch.lung_mask(IMAGES.expand(2, 2, 32, 32)), ValueError, r"got \(2, 2, 32, 32\)"),
         (lambda: batch.lung_mask(IMAGES[..., :15]), ValueError, r"at least 16 .* got \(32, 15\)"),
@@ -1215,7 +1215,7 @@ def test_without_torch_the_error_names_the_extra():
     assert "pip install 'anatpaste-aug[torch]'" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["lungs", "params", "anatpaste", "opacity", "modules"])
+@pytest.mark.parametrize("name", ["lungs", "params", "anatpaste", "opacity", "modules", "robust"])
 def test_docstring_examples(name):
     import doctest
     import importlib

@@ -43,7 +43,8 @@ class OperationModule(nn.Module):
         Probability of the paste for each image, 0..1.
     segment : callable, optional
         Makes (B, 1, H, W) or (B, H, W) masks of bool or integer from the (B, C, H, W) images,
-        instead of `anatpaste_aug.batch.lung_mask`. Only for operations that need lungs.
+        instead of `anatpaste_aug.batch.lung_mask`: `anatpaste_aug.batch.lung_mask_robust`, or one
+        of your own. Only for operations that need lungs.
     **options
         Those of the operation.
 
