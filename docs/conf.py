@@ -25,9 +25,15 @@ extensions = [
     "numpydoc",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build", "illustrated"]
+exclude_patterns = ["_build", "illustrated", "_templates"]
+templates_path = ["_templates"]
 default_role = "autolink"  # `lung_mask` in a docstring: a link where there is such a thing
 nitpicky = True
+# Other projects' names, which lead nowhere without a network; names of fields and of modules.
+nitpick_ignore_regex = [
+    ("py:obj", r"(torch|torchvision|tv_tensors)(\..*)?"),
+    ("py:obj", "needs_lungs|draws|titles|anatpaste|cutpaste|opacity"),
+]
 
 # Pages in Markdown.
 myst_enable_extensions = ["colon_fence"]
@@ -48,10 +54,9 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "show_signature": False,
     "min_reported_time": 1e9,
-    "image_scrapers": ("matplotlib",),
-    "matplotlib_animations": False,
+    "write_computation_times": False,
+    "capture_repr": (),
     "image_srcset": ["2x"],
-    "default_thumb_file": None,
 }
 
 html_theme = "pydata_sphinx_theme"

@@ -17,7 +17,7 @@ On Windows write ``.venv\\Scripts`` for ``.venv/bin``. For research, not for dia
 # --------------------------
 #
 # Images are NumPy arrays of height and width, or Pillow images, in 8 bits, 16 bits or floats.
-# `rng` is a seed: the same number gives the same image everywhere.
+# ``rng`` is a seed: the same number gives the same image everywhere.
 
 import matplotlib.pyplot as plt
 

@@ -19,7 +19,7 @@ SIZES = (64, 128, 256, 512, 1024)
 
 
 def rows(**options):
-    """Paste at every size, with the lengths scaled and as they are; show the lower left lung."""
+    """Paste at every size, with the lengths scaled, and as they are."""
     figure, axes = plt.subplots(2, len(SIZES), figsize=(9, 4.4), layout="constrained")
     for row, lengths_for in zip(axes, (256, None)):
         for axis, size in zip(row, SIZES):
