@@ -1,4 +1,4 @@
-"""Check the links among a built site's pages, down to the anchor: ``python .ci/links.py FOLDER``."""
+"""Check the links among the pages of a built site: ``python .ci/links.py FOLDER``."""
 
 from __future__ import annotations
 

@@ -94,8 +94,6 @@ images, labels = next(iter(DataLoader(views, batch_size=2, collate_fn=pretext_co
 print(images.shape, labels)
 
 # %%
-# .. _detector:
-#
 # A detector
 # ----------
 #
@@ -109,13 +107,14 @@ print(images.shape, labels)
 #     cd anatpaste-aug
 #     python3 -m venv .venv && .venv/bin/pip install '.[pipeline]' && .venv/bin/python -m examples.pretrain_gde
 #
-# The last lines name the folder of the run; its ``report.html`` opens in any browser. A radiograph
-# that the detector has not seen, its score, and a map of what the score comes from:
+# On Windows write these in Git's shell. Where other work shares the cores, add ``--threads 1`` to
+# the last command. It ends with a table, untrained against trained, and the report,
+# ``runs/demo/anatpaste/seed0/report.html``, which opens in any browser. New radiographs, here four
+# of the test's, get their scores in a table, and a map each of what the score comes from:
 #
 # .. code-block:: bash
 #
-#     .venv/bin/python -c "from PIL import Image; from anatpaste_aug.data import phantom_radiograph as p; Image.fromarray(p(256, rng=99, abnormal=True)).save('new.png')"
-#     .venv/bin/python -m examples.pretrain_gde predict runs/phantoms/anatpaste/seed0 new.png --heat-maps maps/
+#     .venv/bin/python -m examples.pretrain_gde predict runs/demo/anatpaste/seed0 runs/demo/phantoms/test/*/phantom000[01].png --heat-maps maps
 #
 # :doc:`Reproduce the paper </reproduce>` says how to do that with real data, and what it reaches.
 #
