@@ -80,4 +80,4 @@ def test_links_of_the_readme_lead_somewhere_from_pypi_too():
             assert (root / path).exists(), link
         else:
             assert link.startswith("https://"), link
-            assert "github" not in link, link  # another name of the repository
+            assert "github.com" not in link, link  # another name of the repository
