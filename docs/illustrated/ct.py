@@ -49,7 +49,7 @@ image = ct_slice(256, np.random.default_rng(0))
 mask = lungs(image)
 results = {
     "slice, lung window": image,
-    "AnatPaste": ap.anatpaste(image, rng=3, mask=mask),
+    "AnatPaste": ap.anatpaste(image, rng=4, mask=mask),
     "Opacity, haze": ap.opacity(image, rng=8, mask=mask, kinds="haze"),
 }
 figure, axes = plt.subplots(1, 3, figsize=(9, 3.4), layout="constrained")
