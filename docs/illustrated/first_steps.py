@@ -94,6 +94,17 @@ images, labels = next(iter(DataLoader(views, batch_size=2, collate_fn=pretext_co
 print(images.shape, labels)
 
 # %%
+# Your own images
+# ---------------
+#
+# One picture shows what a network will train on: the images, squeezed to its size, their lung masks,
+# and pastes. Without an image it shows the phantom; ``--help`` lists every option of every operation.
+#
+# .. code-block:: bash
+#
+#     .venv/bin/python -m anatpaste_aug preview
+#     .venv/bin/python -m anatpaste_aug preview a.png b.png --mask robust --operation opacity -o out.png
+#
 # A detector
 # ----------
 #
