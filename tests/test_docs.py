@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+PAGES = ("index", "batches", "exact")  # of the site; test_operations.py runs own_operation
 MODULES = (
     "lungs",
     "operations.anatpaste",
@@ -33,8 +35,8 @@ TORCH_MODULES = (
 )
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(), re.M | re.S)
+def blocks(language, page=README):
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
 
 
 @pytest.mark.parametrize("name", MODULES + TORCH_MODULES)
@@ -56,6 +58,34 @@ def test_readme_python(tmp_path, monkeypatch):
     for snippet in snippets:  # in order, as a reader would type them
         exec(compile(snippet, "README.md", "exec"), names)
     assert names["region"].any()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_snippets_of_the_site(name, tmp_path, monkeypatch):
+    pytest.importorskip("torchvision", reason="needs torchvision")
+    page = ROOT / f"docs/{name}.md"
+    if not page.exists():
+        pytest.skip("needs the source tree")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for snippet in blocks("python", page):
+        exec(compile(snippet, page.name, "exec"), names)
+    assert names
+
+
+def test_no_page_of_the_site_has_snippets_that_nobody_runs():
+    if not (ROOT / "docs/conf.py").exists():
+        pytest.skip("needs the source tree")
+    pages = {page.stem for page in (ROOT / "docs").glob("*.md") if blocks("python", page)}
+    assert pages - {"clients"} == {*PAGES, "own_operation"}
+
+
+def test_the_first_page_s_commands_are_the_readme_s():
+    page = ROOT / "docs/illustrated/first_steps.py"
+    if not page.exists():
+        pytest.skip("needs the source tree")
+    command = next(line for line in blocks("bash") if "venv .venv " in line).splitlines()[0]
+    assert f"#     {command}\n" in page.read_text(encoding="utf-8")
 
 
 def test_readme_commands(tmp_path, phantom):

@@ -59,3 +59,25 @@ def test_version_is_the_same_everywhere():
     assert f"version: {anatpaste_aug.__version__}\n" in (root / "CITATION.cff").read_text()
     assert f"## {anatpaste_aug.__version__}" in (root / "CHANGELOG.md").read_text()
     assert re.fullmatch(r"\d+\.\d+\.\d+", anatpaste_aug.__version__)
+
+
+def test_links_of_the_readme_lead_somewhere_from_pypi_too():
+    root = Path(__file__).resolve().parents[1]
+    if not (root / "setup.cfg").exists() or not (root / "examples").exists():
+        pytest.skip("needs the source tree")
+    source = re.search(r"Source = (.*)", (root / "setup.cfg").read_text())[1]
+    raw = source.replace("//github.com", "//raw.githubusercontent.com") + "/main/"
+    readme = (root / "README.md").read_text()
+    titles = re.findall(r"^#+ (.*)", readme, re.M)
+    anchors = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+    links = re.findall(r"\]\(([^)]+)\)", readme)
+    assert len(links) > 10
+    for link in links:
+        if link.startswith("#"):
+            assert link[1:] in anchors
+        elif link.startswith((f"{source}/blob/main/", raw)):
+            path = link.removeprefix(raw).removeprefix(f"{source}/blob/main/")
+            assert (root / path).exists(), link
+        else:
+            assert link.startswith("https://"), link
+            assert "github.com" not in link, link  # another name of the repository
