@@ -32,7 +32,7 @@ from examples.pretrain_gde.storage import Tensors, load_tensors, save_tensors
 NETWORKS = ("trained", "untrained")
 BOTH = "both"
 FOLDS = 5
-MOST_FITTED = 4096  # normals, where pasted ones are needed too: more would change nothing
+MOST_FITTED = 4096  # normals, where pasted ones are needed too: a bound for the memory of features
 CALLED = 0.95  # share of the normals below the threshold, where no abnormal image tells more
 
 AllScores = dict[str, Scores]  # by network, then by score
