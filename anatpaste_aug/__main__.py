@@ -15,6 +15,7 @@ from anatpaste_aug import operations
 from anatpaste_aug._version import __version__
 from anatpaste_aug.checks import MIN_SIDE
 from anatpaste_aug.data import phantom_radiograph
+from anatpaste_aug.disk import is_among
 from anatpaste_aug.files import read_image
 from anatpaste_aug.lungs import Segment, lung_mask
 from anatpaste_aug.operations.opacity import KINDS
@@ -179,6 +180,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.error(f"-o must end in a picture format such as .png, got {str(output)!r}")
     if not output.parent.is_dir():
         command.error(f"-o must lie in a folder that exists, got {str(output)!r}")
+    if is_among(output, options.images):
+        command.error(f"-o must not be one of the images, got {str(output)!r}")
     if options.seed < 0:
         command.error(f"--seed must be at least 0, got {options.seed}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,11 @@ from hypothesis import strategies as st
 from anatpaste_aug import OpacityParams
 from anatpaste_aug.data import phantom_radiograph
 from anatpaste_aug.operations.opacity import KINDS
+
+# Without a GPU, Triton's kernels are tested in its interpreter, which must be said before anything
+# imports Triton.
+if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 DTYPES = ("uint8", "uint16", "int16", "int32", "float32", "float64")

@@ -15,7 +15,7 @@ BLOCKED = """
 import sys
 class Block:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "torchvision"):
+        if name.split(".")[0] in ("torch", "torchvision", "monai"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Block())
 """
@@ -44,7 +44,7 @@ def test_importing_never_imports_torch():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("module", ["transforms", "pretext", "batch"])
+@pytest.mark.parametrize("module", ["transforms", "pretext", "batch", "monai"])
 def test_missing_torch_names_the_extra(module):
     done = run(f"{BLOCKED}\nimport anatpaste_aug.{module}")
     assert done.returncode == 1

@@ -86,10 +86,22 @@ def test_names_that_are_no_text(tmp_path, phantom, monkeypatch, capsysbinary):
     monkeypatch.chdir(tmp_path)
     name = os.fsdecode(b"\xff.png")
     Image.fromarray(phantom).save(name)
-    assert main(["preview", name, os.fsdecode(b"\xfe"), "-o", name]) == 2
+    assert main(["preview", name, os.fsdecode(b"\xfe"), "-o", os.fsdecode(b"\xfd.png")]) == 2
     captured = capsysbinary.readouterr()
-    assert captured.out == b"wrote '\\udcff.png'\n"
+    assert captured.out == b"wrote '\\udcfd.png'\n"
     assert captured.err == b"'\\udcfe': No such file or directory\n"
+
+
+def test_no_image_is_written_over(tmp_path, phantom, capsys):
+    path = tmp_path / "image.png"
+    Image.fromarray(phantom).save(path)
+    before = path.read_bytes()
+    (tmp_path / "link.png").hardlink_to(path)
+    for output in (path, tmp_path / "link.png"):
+        with pytest.raises(SystemExit):
+            main(["preview", str(tmp_path / "none"), str(path), "-o", str(output)])
+        assert "-o must not be one of the images" in capsys.readouterr().err
+    assert path.read_bytes() == before
 
 
 def test_nothing_readable_writes_nothing(tmp_path, capsys):

@@ -23,11 +23,13 @@ from anatpaste_aug.batch.modules import (
     CutPasteScar,
     CutPasteUnion,
     OneOf,
+    Only,
     Opacity,
     OperationModule,
 )
 from anatpaste_aug.batch.opacity import apply_opacity, opacity_alpha, sample_opacity
 from anatpaste_aug.batch.params import CutPasteParams, OpacityParams, PasteParams, StackedParams
+from anatpaste_aug.batch.robust import lung_mask_robust
 
 __all__ = [
     "AnatPaste",
@@ -39,6 +41,7 @@ __all__ = [
     "CutPasteUnion",
     "LungCrop",
     "OneOf",
+    "Only",
     "Opacity",
     "OpacityParams",
     "OperationModule",
@@ -50,6 +53,7 @@ __all__ = [
     "apply_paste",
     "lung_crop",
     "lung_mask",
+    "lung_mask_robust",
     "opacity_alpha",
     "paste_alpha",
     "sample_cutpaste",

@@ -22,6 +22,7 @@ from anatpaste_aug.operations.base import LENGTHS_FOR
 PASSES = 3  # Pillow's GaussianBlur is an extended box blur, run three times each way,
 ONE = 1 << 24  # with weights in fixed point.
 ELLIPSE = 0
+UNITS = 10  # random numbers for one paste
 
 
 def sample_paste(
@@ -164,6 +165,77 @@ def paste_chosen(
     """Paste into the chosen images of a checked batch; return images and (B, 1, H, W) regions."""
     out, alpha = _paste(images, params.tensors(), lungs, chosen)
     return out, alpha > 0
+
+
+def draw_fake(
+    lungs: Tensor, units: list[Tensor], reals: list[float], wholes: list[int], side: float
+) -> tuple[Tensor, Tensor]:
+    """Return empty tensors for whole fields and real ones."""
+    return (
+        lungs.new_empty((10, lungs.shape[0]), dtype=torch.int64),
+        lungs.new_empty((2, lungs.shape[0]), dtype=torch.float64),
+    )
+
+
+def draw_plain(
+    lungs: Tensor, units: list[Tensor], reals: list[float], wholes: list[int], side: float
+) -> tuple[Tensor, Tensor]:
+    """Draw pastes with plain torch operations.
+
+    Parameters
+    ----------
+    lungs : (B, H, W) Tensor of bool
+    units : list of (B,) Tensor of float64
+        Random numbers of [0, 1), as many as `operations.AnatPaste.draw` takes, in its order.
+    reals, wholes, side
+        Its options: see `options_of`.
+
+    Returns
+    -------
+    fields : (10, B) Tensor of int64
+        `PasteParams`' fields from crop_x to margin.
+    factors : (2, B) Tensor of float64
+        Brightness and contrast.
+    """
+    draws = TorchDraws(lungs, None)
+    draws.left = units[::-1]
+    draws.words, draws.kinds = PasteParams.words, PasteParams.kinds
+    paste = with_options(reals, wholes, side)
+    drawn = draws.tensors(paste.draw(draws, (lungs.shape[1], lungs.shape[2]), lungs))
+    fields = [drawn[name] for name in PasteParams.kinds]
+    return torch.stack(fields[:10]), torch.stack(fields[10:])
+
+
+def options_of(paste: Any) -> tuple[list[float], list[int], float]:
+    """Return the options as an operator takes them; 0 stands for lengths that are not scaled."""
+    reals = [*paste.scale, *paste.ratio, paste.jitter]
+    wholes = [*paste.blur, *paste.opacity, paste.margin]
+    return reals, [int(whole) for whole in wholes], paste.lengths_for or 0.0
+
+
+def with_options(reals: list[float], wholes: list[int], side: float) -> Any:
+    """Return the operation that has these options."""
+    scale, ratio, jitter = (reals[0], reals[1]), (reals[2], reals[3]), reals[4]
+    blur, opacity, margin = (wholes[0], wholes[1]), (wholes[2], wholes[3]), wholes[4]
+    return operations.AnatPaste(scale, ratio, blur, opacity, margin, jitter, side or None)
+
+
+_draw = tensors.make_op(
+    "draw_paste",
+    "(Tensor lungs, Tensor[] units, float[] reals, int[] wholes, float side) -> (Tensor, Tensor)",
+    draw_plain,
+    draw_plain,
+    draw_fake,
+)
+
+
+def draw_whole(draws: TorchDraws, paste: operations.AnatPaste, lungs: Tensor) -> dict[str, Tensor]:
+    """Draw pastes by one operator, which has a Triton form."""
+    fields, factors = _draw(lungs, [draws.unit() for _ in range(UNITS)], *options_of(paste))
+    return dict(zip(PasteParams.kinds, (*fields.unbind(), *factors.unbind()), strict=True))
+
+
+TorchDraws.whole_draws[operations.AnatPaste] = draw_whole
 
 
 def paste_fake(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from anatpaste_aug.batch.lungs import find_lungs
+from anatpaste_aug.batch.robust import lung_mask_robust
 from anatpaste_aug.batch.tensors import as_images, chunks, everyone, span
 from anatpaste_aug.checks import MIN_SIDE, check_size
 from anatpaste_aug.crop import CROP_MARGIN, check_crop
@@ -42,8 +43,7 @@ def lung_crop(
     masks : (B, 1, H, W) or (B, H, W) Tensor of bool or integer, optional
         Lung masks. An image whose mask is empty is kept whole.
     segment : callable, optional
-        Makes the masks from the images. One of the two must be given: `lung_mask_robust`, which
-        `anatpaste_aug.lung_crop` uses, has no batched form.
+        Makes the masks from the images; default is `lung_mask_robust`. Not together with `masks`.
     margin, square
         As for `anatpaste_aug.lung_crop`; the boxes are the same.
 
@@ -83,7 +83,7 @@ class LungCrop(nn.Module):
     >>> import torch
     >>> from anatpaste_aug import batch
     >>> images = torch.randint(256, (8, 1, 96, 80), dtype=torch.uint8)
-    >>> crop = batch.LungCrop(64, segment=batch.lung_mask)
+    >>> crop = batch.LungCrop(64)
     >>> images, masks = crop(images)
     >>> images.shape, masks.shape
     (torch.Size([8, 1, 64, 64]), torch.Size([8, 1, 64, 64]))
@@ -125,13 +125,11 @@ class LungCrop(nn.Module):
         Raises
         ------
         TypeError, ValueError
-            If an argument has another type, shape or device, or there are no masks and no
-            `segment` to make them.
+            If an argument has another type, shape or device.
         """
         images = as_images(images)
-        if masks is None and self.segment is None:
-            raise ValueError("masks or segment must be given, got neither")
-        lungs = find_lungs(images, masks, self.segment, everyone(images))
+        segment = self.segment or (lung_mask_robust if masks is None else None)
+        lungs = find_lungs(images, masks, segment, everyone(images))
         (height, width), count = self.size, len(images)
         out = images.new_empty((count, images.shape[1], height, width))
         fields = torch.empty((count, 1, height, width), dtype=torch.bool, device=images.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,10 @@ class TorchDraws(Draws):
     """
 
     math = torch
+    # Operations that are drawn whole, in a few launches, by a function of this source, the
+    # operation and the masks; and the devices where that pays. The draws are the same.
+    whole_draws: ClassVar[dict[Any, Callable[..., dict[str, Tensor]]]] = {}
+    whole_on: ClassVar[tuple[str, ...]] = ("cuda",)
 
     def __init__(self, images: Tensor, generator: torch.Generator | None):
         if generator is not None:
@@ -123,5 +127,7 @@ class TorchDraws(Draws):
         """Draw an operation's params for images of this shape, stacked."""
         kind = stacked(operation.params)
         self.words, self.kinds = kind.words, kind.kinds
+        if type(operation) in self.whole_draws and self.device.type in self.whole_on:
+            return kind(**self.whole_draws[type(operation)](self, operation, lungs))
         drawn = operation.draw(self, (shape[0], shape[1]), lungs)
         return kind(**self.tensors({**kind.defaults, **drawn}))

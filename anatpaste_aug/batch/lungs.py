@@ -10,8 +10,10 @@ from anatpaste_aug import lungs as functional
 from anatpaste_aug.batch import tensors
 from anatpaste_aug.batch.clahe import dark_side, equalise, quantise
 from anatpaste_aug.batch.regions import clear_border, clear_small_boxes, dilate, erode
+from anatpaste_aug.batch.robust import lung_mask_robust, robust_masks
 from anatpaste_aug.checks import check_integer
 from anatpaste_aug.lungs import MIN_AREA, Segment
+from anatpaste_aug.robust import lung_mask_robust as lung_mask_robust_of_one
 
 
 def lung_mask(images: Tensor, *, min_area: int = MIN_AREA) -> Tensor:
@@ -54,10 +56,13 @@ def find_lungs(
         if segment is not None:
             raise ValueError("masks and segment must not be given together")
         return tensors.as_masks(masks, images)
-    if segment is None:
+    # The functions of this package stand for their batched forms.
+    if segment is None or segment is functional.lung_mask or segment is lung_mask:
         return _lung_mask(images, MIN_AREA, chosen)
+    if segment is lung_mask_robust_of_one or segment is lung_mask_robust:
+        return robust_masks(images, chosen)
     try:
-        found = (lung_mask if segment is functional.lung_mask else segment)(images)
+        found = segment(images)
     except Exception as error:  # whatever a function of one image raises here
         raise TypeError(
             "segment must take a (B, C, H, W) tensor and return (B, 1, H, W) masks, "

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anatpaste_aug.batch.kernels import FORMS, on_gpu
 from anatpaste_aug.checks import MIN_SIDE
 from anatpaste_aug.images import LUMA, NAMES, Array, as_array
 
@@ -149,10 +150,13 @@ def make_op(
 ) -> Callable[P, T]:
     """Register an operator: `plain` on any device, the functional form image by image on the CPU.
 
+    On a GPU the Triton form of that name is taken instead of `plain`, where there is one.
     `torch.compile` takes the operator whole, and learns from `fake` what comes out, so that no
     compiler fuses its roundings away.
     """
     op = torch.library.custom_op(f"anatpaste_aug::{name}", plain, mutates_args=(), schema=schema)
     op.register_kernel("cpu")(cpu)
+    if name in FORMS:
+        op.register_kernel("cuda")(on_gpu(name, plain))
     op.register_fake(fake)
     return op

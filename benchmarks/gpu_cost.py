@@ -1,0 +1,431 @@
+"""What the batch would cost a GPU, without one: ``python -m benchmarks gpu-cost``.
+
+Counts launches and bytes of the plain form and of the Triton kernels, for mask, draw and paste of
+128 grey images of 256 x 256, uint8, and compiles every kernel for NVIDIA's sm_80, sm_90 and sm_100:
+registers, and bytes of stack, where a register that does not fit would be spilled.
+
+- A torch operation counts as one launch, though some take more, and as the bytes of the tensors
+  that it takes and makes, once each.
+- A kernel's bytes are those of its loads and stores, counted where they happen, in Triton's
+  interpreter; caches would save some of them. It runs on a few images, and its bytes are scaled to
+  all. The results are compared with the functional form's on the way.
+- The time is an estimate: 4 microseconds a launch, and 2.8 TB/s.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import anatpaste_aug as ap
+from anatpaste_aug import batch
+from anatpaste_aug.batch import PasteParams, TorchDraws, anatpaste, kernels, lungs, tensors
+from anatpaste_aug.data import phantom_radiograph
+from benchmarks.harness import HERE, RESULTS, commit, markdown_table, replace_section, write_json
+
+COUNT, SIZE = 128, 256
+INTERPRETED = 8  # images
+LAUNCH, BANDWIDTH = 4e-6, 2.8e12  # seconds, bytes a second
+TARGETS = (80, 90, 100)
+STAGES = ("mask", "draw", "paste")
+SIZES = ((SIZE, SIZE), (224, 224), (200, 333), (1024, 1024))
+KINDS = "256², 224², 200 x 333 and 1024², all dtypes, 1 and 3 channels; 16², 2048² and 4096², uint8"
+RADIOGRAPHS = HERE.parents[1] / "shared" / "data" / "zhanglab224"
+POINTERS = {
+    torch.bool: "*i1",
+    torch.uint8: "*u8",
+    torch.uint16: "*u16",
+    torch.uint32: "*u32",
+    torch.int16: "*i16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+    torch.float16: "*fp16",
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+}
+
+
+class Launch(NamedTuple):
+    """A kernel and what it was to be launched with."""
+
+    kernel: Any
+    args: tuple[Any, ...]
+    meta: dict[str, Any]
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Note the launches of kernels, and launch nothing."""
+    from anatpaste_aug.batch.kernels import draw as draw_host
+    from anatpaste_aug.batch.kernels import mask as mask_host
+    from anatpaste_aug.batch.kernels import paste as paste_host
+
+    launches: list[Launch] = []
+
+    def note(kernel: Any, grid: Any, *args: Any, **meta: Any) -> None:
+        launches.append(Launch(kernel, args, meta))
+
+    with ExitStack() as stack:
+        for host in (mask_host, draw_host, paste_host):
+            stack.enter_context(mock.patch.object(host, "launch", note))
+        yield launches
+
+
+def run(images: Tensor, begin: Callable[[str], None]) -> tuple[Tensor, PasteParams, Tensor]:
+    """Run the Triton form: masks, parameters and pastes; say which stage begins."""
+    forms, chosen = kernels.forms(), tensors.everyone(images)
+    begin("mask")
+    masks = forms["lung_mask"](images, 400, chosen)
+    begin("draw")
+    with (
+        mock.patch.object(anatpaste, "_draw", forms["draw_paste"]),
+        mock.patch.object(TorchDraws, "whole_on", (images.device.type,)),
+    ):
+        drawn = batch.sample_paste(masks, torch.Generator().manual_seed(0))
+    begin("paste")
+    out = forms["paste"](images, drawn.tensors(), masks, chosen)[0]
+    begin("")
+    return masks, drawn, out
+
+
+def record(
+    size: tuple[int, int], dtype: torch.dtype, channels: int, count: int = 2
+) -> tuple[list[Launch], Operations]:
+    """Note what mask, draw and paste of a batch launch: kernels, and torch operations."""
+    images = torch.zeros((count, channels, *size), dtype=dtype)
+    with recorded() as launches, Operations() as operations:
+
+        def begin(stage: str) -> None:
+            operations.stage = stage
+            operations.kernels[stage] = len(launches)
+
+        run(images, begin)
+    ends = list(operations.kernels.values())
+    names = zip(STAGES, ends[:-1], ends[1:], strict=True)
+    operations.kernels = Counter({name: end - start for name, start, end in names})
+    return launches, operations
+
+
+class Operations(TorchDispatchMode):
+    """Count torch operations that would launch something, and their bytes."""
+
+    FREE = ("empty", "new_empty", "detach", "alias", "lift", "resize", "set_")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stage = ""
+        self.kernels: Counter[str] = Counter()
+        self.launches: Counter[str] = Counter()
+        self.bytes: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and count it."""
+        result = func(*args, **(kwargs or {}))
+        name = func._schema.name.removeprefix("aten::")
+        returns = func._schema.returns
+        view = returns and all(r.alias_info and not r.alias_info.is_write for r in returns)
+        if not view and not name.startswith(self.FREE):
+            self.launches[self.stage] += 1
+            made = [result] if isinstance(result, Tensor) else list(result or [])
+            flat = torch.utils._pytree.tree_leaves((args, kwargs, made))
+            self.bytes[self.stage] += sum(
+                held(value) for value in flat if isinstance(value, Tensor)
+            )
+        return result
+
+
+def held(tensor: Tensor) -> int:
+    """Return the bytes of a tensor's elements, once each where they are repeated."""
+    sizes = [size for size, step in zip(tensor.shape, tensor.stride(), strict=True) if step]
+    return int(np.prod(sizes, dtype=np.int64)) * tensor.element_size()
+
+
+def signature(launch: Launch) -> dict[str, Any]:
+    """Say what a launch compiles, as Triton does: types, constants, multiples of 16, options."""
+    types, constants, multiples = {}, {}, {}
+    for i, (name, value) in enumerate(zip(launch.kernel.arg_names, launch.args, strict=False)):
+        if isinstance(value, Tensor):
+            types[name] = POINTERS[value.dtype]
+        elif value == 1:
+            types[name], constants[name] = "constexpr", 1
+        else:
+            types[name] = "i32"
+        if isinstance(value, Tensor) or (value != 1 and value % 16 == 0):
+            multiples[(i,)] = [["tt.divisibility", 16]]
+    meta = dict(launch.meta)
+    options = {"num_warps": meta.pop("num_warps", 4), "enable_fp_fusion": False}
+    for name, value in meta.items():
+        types[name], constants[name] = "constexpr", value
+    return {"types": types, "constants": constants, "multiples": multiples, "options": options}
+
+
+def compile_kernels(
+    cases: list[tuple[tuple[int, int], torch.dtype, int]], targets: tuple[int, ...] = TARGETS
+) -> list[dict[str, Any]]:
+    """Compile what the cases launch, each kernel once a kind; give registers and bytes of stack."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    rows, seen = [], set()
+    for size, dtype, channels in cases:
+        for launch in record(size, dtype, channels)[0]:
+            what = signature(launch)
+            for target in targets:
+                key = (launch.kernel.__name__, target, str(what))
+                if key in seen:
+                    continue
+                seen.add(key)
+                source = ASTSource(
+                    fn=launch.kernel,
+                    signature=what["types"],
+                    constexprs=what["constants"],
+                    attrs=what["multiples"],
+                )
+                gpu = GPUTarget("cuda", target, 32)
+                made = triton.compile(source, target=gpu, options=what["options"])
+                with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+                    file.write(made.asm["cubin"])
+                    file.flush()
+                    command = [str(tool), "-res-usage", file.name]
+                    told = subprocess.run(command, capture_output=True, text=True, check=True)
+                used = re.search(r"REG:(\d+) STACK:(\d+)", told.stdout)
+                assert used, told.stdout + told.stderr
+                rows.append(
+                    {
+                        "kernel": launch.kernel.__name__,
+                        "target": target,
+                        "size": list(size),
+                        "dtype": str(dtype).removeprefix("torch."),
+                        "channels": channels,
+                        "registers": int(used[1]),
+                        "stack": int(used[2]),
+                        "shared": made.metadata.shared,
+                        "warps": what["options"]["num_warps"],
+                    }
+                )
+    return rows
+
+
+def radiographs(count: int) -> tuple[Tensor, str]:
+    """Return uint8 images of 256 x 256: Zhanglab's radiographs where they are, else phantoms."""
+    paths = sorted(RADIOGRAPHS.rglob("*.jp*g"))
+    if not paths:
+        pictures = [phantom_radiograph(SIZE, rng=i) for i in range(count)]
+        return torch.from_numpy(np.stack(pictures))[:, None], "phantoms"
+    pictures = []
+    for path in paths[:: len(paths) // count][:count]:
+        with Image.open(path) as image:
+            grey = image.convert("L").resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+        pictures.append(np.asarray(grey))
+    return torch.from_numpy(np.stack(pictures))[:, None], "Zhanglab's radiographs"
+
+
+def interpret(count: int = INTERPRETED) -> dict[str, Any]:
+    """Run the kernels in the interpreter; count their bytes, and compare with the functions."""
+    from benchmarks.interpreter import Watch, patch_once
+
+    patch_once()
+    images, kind = radiographs(count)
+    kept: dict[str, Counter[str]] = {}
+    with Watch() as watch:
+
+        def begin(stage: str) -> None:
+            watch.bytes = kept.setdefault(stage, Counter())
+
+        masks, drawn, out = run(images, begin)
+    wrong_masks = wrong_pastes = 0
+    for image, mask, single, got in zip(images, masks, drawn.unstack(), out, strict=True):
+        array = image[0].numpy()
+        wrong_masks += bool((ap.lung_mask(array) != mask.numpy()).any())
+        expected = ap.apply_paste(array, single, mask.numpy())
+        wrong_pastes += bool((expected != got[0].numpy()).any())
+    return {
+        "images": count,
+        "kind": kind,
+        "wrong_masks": wrong_masks,
+        "wrong_pastes": wrong_pastes,
+        "bytes": {
+            stage: {name: round(total / count) for name, total in kept[stage].items()}
+            for stage in STAGES
+        },
+    }
+
+
+def count_plain(count: int) -> Operations:
+    """Count what the plain form launches and moves."""
+    images = torch.from_numpy(np.stack([phantom_radiograph(SIZE, rng=0)] * count))[:, None]
+    chosen = tensors.everyone(images)
+    with Operations() as operations:
+        operations.stage = "mask"
+        masks = lungs.mask_plain(images, 400, chosen)
+        operations.stage = "draw"
+        drawn = batch.sample_paste(masks)
+        operations.stage = "paste"
+        anatpaste.paste_plain(images, drawn.tensors(), masks, chosen)
+    return operations
+
+
+def seconds(launches: float, moved: float) -> float:
+    """Estimate the time of launches and bytes."""
+    return launches * LAUNCH + moved / BANDWIDTH
+
+
+def part(name: str) -> Any:
+    """Run one part in a process of its own: what Triton does is settled when it is imported."""
+    code = f"from benchmarks import gpu_cost; gpu_cost.print_part({name!r})"
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    if name == "interpret":
+        environment["TRITON_INTERPRET"] = "1"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env=environment,
+        cwd=HERE.parent,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def print_part(name: str) -> None:
+    """Print what one part gives, for `part`."""
+    if name == "interpret":
+        print(json.dumps(interpret()))
+    elif name == "launches":
+        print(json.dumps(launches_of_kernels()))
+    elif name == "quick":
+        print(json.dumps(compile_kernels([((SIZE, SIZE), torch.uint8, 1)])))
+    else:
+        cases = [(size, dtype, n) for size in SIZES for dtype in tensors.DTYPES for n in (1, 3)]
+        cases += [((side, side), torch.uint8, 1) for side in (16, 2048, 4096)]
+        print(json.dumps(compile_kernels(cases)))
+
+
+def launches_of_kernels() -> dict[str, dict[str, int]]:
+    """Count kernels and torch operations of the Triton form, and the bytes of the latter."""
+    _, operations = record((SIZE, SIZE), torch.uint8, 1, COUNT)
+    return {
+        stage: {
+            "kernels": operations.kernels[stage],
+            "operations": operations.launches[stage],
+            "bytes": operations.bytes[stage],
+        }
+        for stage in STAGES
+    }
+
+
+def summary(compiled: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the most that any compilation of each kernel needs, by target."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in compiled:
+        mine = found.setdefault(row["kernel"], {"cases": 0, "shared": 0, "stack": 0})
+        mine["cases"] += 1
+        for name in ("shared", "stack"):
+            mine[name] = max(mine[name], row[name])
+        name = f"registers_{row['target']}"
+        mine[name] = max(mine.get(name, 0), row["registers"])
+    return found
+
+
+def describe(found: dict[str, Any]) -> str:
+    """Lay the results out as Markdown."""
+    compiled, ran = found["compiled"], found["interpreted"]
+    header = ["form", "stage", "launches", "GB", "estimate, ms", "estimate, images/s"]
+    rows = []
+    for form in ("plain torch", "Triton"):
+        parts = found[form]
+        for stage in (*STAGES, "all"):
+            some = [parts[stage]] if stage in parts else parts.values()
+            launches = sum(part["launches"] for part in some)
+            moved = sum(part["bytes"] for part in some)
+            time = seconds(launches, moved)
+            speed = round(COUNT / time) if stage == "all" else None
+            rows.append([form, stage, launches, moved / 1e9, time * 1e3, speed])
+    own = sum(part["kernels"] for part in found["Triton"].values())
+    lines = [
+        "## The batch on a GPU: an estimate",
+        "",
+        "By `python -m benchmarks gpu-cost`, without a GPU; "
+        f"torch {torch.__version__}, commit {commit()}. **Not measured**: the kernels have not run "
+        f"on a card. Mask, draw and paste of {COUNT} images of {SIZE} x {SIZE}, uint8, one "
+        "channel. Bytes of kernels: of every load and store, counted in Triton's interpreter on "
+        f"{ran['images']} of {ran['kind']}; the masks and pastes differ from the functions' in "
+        f"{ran['wrong_masks']} and {ran['wrong_pastes']} of them. The estimate is 4 us a launch "
+        "and 2.8 TB/s: it leaves out arithmetic, waiting for memory, atomics that meet, and what "
+        "Triton's launcher in Python takes above 4 us.",
+        "",
+        markdown_table(header, rows),
+        "",
+        f"Of the Triton form's launches {own} are kernels of this package, the others torch "
+        "operations: zeros, and random numbers.",
+        "",
+        f"Bytes a pixel, and the most that any of {found['cases']} compilations needs "
+        f"({found['kinds']}): registers a thread, and bytes of stack, where spilled registers "
+        "would be:",
+        "",
+    ]
+    moved = {name: n for stage in STAGES for name, n in ran["bytes"][stage].items()}
+    rows = []
+    for kernel, most in compiled.items():
+        registers = [most[f"registers_{target}"] for target in TARGETS]
+        bytes_a_pixel = f"{moved.get(kernel, 0) / SIZE**2:.3g}"
+        rows.append([kernel, bytes_a_pixel, *registers, most["stack"]])
+    names = [f"registers, sm_{target}" for target in TARGETS]
+    lines += [markdown_table(["kernel", "bytes", *names, "stack"], rows), ""]
+    return "\n".join(lines)
+
+
+def main(folder: Path | None, quick: bool) -> int:
+    """Count, compile, print and write."""
+    compiled = part("quick" if quick else "compile")
+    interpreted = part("interpret")
+    plain = count_plain(COUNT)
+    launched = part("launches")
+    found: dict[str, Any] = {
+        "commit": commit(),
+        "torch": torch.__version__,
+        "plain torch": {
+            stage: {"launches": plain.launches[stage], "bytes": plain.bytes[stage]}
+            for stage in STAGES
+        },
+        "Triton": {
+            stage: {
+                "launches": launched[stage]["kernels"] + launched[stage]["operations"],
+                "kernels": launched[stage]["kernels"],
+                "bytes": launched[stage]["bytes"]
+                + COUNT * sum(interpreted["bytes"][stage].values()),
+            }
+            for stage in STAGES
+        },
+        "interpreted": interpreted,
+        "cases": len(compiled),
+        "kinds": "256², uint8, one channel" if quick else KINDS,
+        "compiled": summary(compiled),
+    }
+    text = describe(found)
+    print(text)
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "gpu-cost.json", found)
+    if folder == RESULTS:
+        replace_section(HERE / "RESULTS.md", "batch, GPU, estimate", text)
+    wrong = interpreted["wrong_masks"] + interpreted["wrong_pastes"]
+    return 1 if wrong or any(row["stack"] for row in compiled) else 0

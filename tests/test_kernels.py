@@ -1,0 +1,490 @@
+"""The Triton kernels against the functional form, in Triton's interpreter or on a GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import images as numpy_images
+from conftest import real_data
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw, ImageFilter
+
+import anatpaste_aug as ap
+from anatpaste_aug.data import phantom_radiograph
+
+torch = pytest.importorskip("torch", reason="needs torch")
+pytest.importorskip("triton", reason="needs Triton, which comes with torch on Linux")
+
+from skimage.measure import label as skimage_label  # noqa: E402
+from test_batch import (  # noqa: E402
+    FLOATS,
+    INTEGERS,
+    alone,
+    assert_alone,
+    functional_boxes,
+    hard_masks,
+    hooks,
+    random_images,
+    random_masks,
+    without_order,
+)
+
+from anatpaste_aug import batch  # noqa: E402
+from anatpaste_aug.batch import anatpaste, regions, tensors  # noqa: E402
+
+GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
+if not GPU and os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
+
+from anatpaste_aug.batch.kernels import boxes, labels, launch  # noqa: E402
+from anatpaste_aug.batch.kernels import draw as draw_host  # noqa: E402
+from anatpaste_aug.batch.kernels import mask as mask_host  # noqa: E402
+from anatpaste_aug.batch.kernels import paste as paste_host  # noqa: E402
+
+if not GPU:
+    from benchmarks.interpreter import Watch, patch_once
+
+    patch_once()
+    try:
+        draw_host.draw_triton(
+            torch.zeros((1, 16, 16), dtype=torch.bool),
+            [torch.zeros(1, dtype=torch.float64)] * 10,
+            *([0.1, 0.2, 1.0, 1.0, 0.1], [0, 1, 0, 1, 1], 0.0),
+        )
+    except Exception as error:  # Triton below 3.7 and NumPy from 2.4 on
+        pytest.skip(
+            f"this interpreter does not work with this NumPy: {error}", allow_module_level=True
+        )
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def large_parts(monkeypatch):
+    """Return each program more to do: the interpreter's time goes by programs, not by pixels."""
+    if not GPU:
+        for host in (mask_host, paste_host):
+            monkeypatch.setattr(host, "ROWS", 128)
+            monkeypatch.setattr(host, "STEP", 2**14)
+            monkeypatch.setattr(host, "SHARES", 2)
+        monkeypatch.setattr(mask_host, "WORDS", 1024)
+        monkeypatch.setattr(paste_host, "LINES", 2**14)
+
+
+def masks_of(images, min_area=400):
+    checked = tensors.as_images(images if images.ndim == 4 else images[:, None]).to(DEVICE)
+    if GPU:
+        return mask_host.mask_triton(checked, min_area, tensors.everyone(checked)).cpu().numpy()
+    with Watch():
+        return mask_host.mask_triton(checked, min_area, tensors.everyone(checked)).numpy()
+
+
+def pastes_of(images, singles, masks, chosen=None):
+    checked = tensors.as_images(images if images.ndim == 4 else images[:, None]).to(DEVICE)
+    drawn = batch.PasteParams.stack(singles, DEVICE)
+    chosen = tensors.everyone(checked) if chosen is None else chosen.to(DEVICE)
+    args = (checked, drawn.tensors(), masks.to(DEVICE), chosen)
+    if GPU:
+        out, alpha = paste_host.paste_triton(*args)
+    else:
+        with Watch():
+            out, alpha = paste_host.paste_triton(*args)
+    return out.cpu(), alpha[:, 0].cpu().numpy()
+
+
+# --- the lung mask --------------------------------------------------------------------------------
+
+
+def test_golden_masks(large_parts):
+    golden = np.load(real_data("golden") / "reference256.npz")
+    some = slice(None, None, 12)
+    expected = np.unpackbits(golden["masks"][some], axis=-1).astype(bool)
+    np.testing.assert_array_equal(masks_of(torch.from_numpy(golden["images"][some])), expected)
+
+
+@pytest.mark.parametrize("largest", [130, pytest.param(4096, marks=pytest.mark.slow)])
+def test_golden_masks_of_all_sizes(largest, large_parts):
+    golden = np.load(real_data("golden") / "reference_sizes.npz")
+    for i in range(int(golden["count"])):
+        image = golden[f"image_{i}"]
+        if max(image.shape) <= largest:
+            expected = np.unpackbits(golden[f"mask_{i}"], axis=-1)[:, : image.shape[1]]
+            got = masks_of(torch.from_numpy(image)[None])[0]
+            np.testing.assert_array_equal(got, expected.astype(bool))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [224, 256])
+def test_radiographs(size, large_parts):
+    paths = sorted(real_data("data/zhanglab224").rglob("*.jp*g"))[:: 1 if GPU else 10]
+    assert len(paths) >= 200
+    for start in range(0, len(paths), 16):
+        grey = [Image.open(path).convert("L") for path in paths[start : start + 16]]
+        arrays = [np.array(image.resize((size, size), Image.Resampling.BILINEAR)) for image in grey]
+        expected = np.stack([ap.lung_mask(array) for array in arrays])
+        np.testing.assert_array_equal(masks_of(torch.from_numpy(np.stack(arrays))), expected)
+
+
+@pytest.mark.parametrize("size", [96, (72, 200)])
+def test_phantoms_in_parts_as_on_a_gpu(size):
+    image = phantom_radiograph(size if isinstance(size, int) else max(size), rng=0)
+    image = image if isinstance(size, int) else image[: size[0], : size[1]]
+    got = masks_of(torch.from_numpy(image.copy())[None], 40)[0]
+    np.testing.assert_array_equal(got, ap.lung_mask(image, min_area=40))
+
+
+@pytest.mark.parametrize("dtype", INTEGERS + FLOATS)
+@pytest.mark.parametrize("shape", [(2, 1, 72, 90), (2, 3, 33, 80)])
+def test_lung_mask_alone(shape, dtype, large_parts):
+    images = random_images(shape, dtype, seed=shape[1] + 2)
+    masks = masks_of(images, 40)
+    for image, got in zip(images, masks, strict=True):
+        np.testing.assert_array_equal(got, ap.lung_mask(alone(image), min_area=40))
+
+
+def check_any_mask(image, min_area):
+    variants = np.stack([image, image[::-1, ::-1]])
+    images = torch.from_numpy(
+        variants if image.ndim == 2 else variants.transpose(0, 3, 1, 2).copy()
+    )
+    for array, got in zip(variants, masks_of(images, min_area), strict=True):
+        np.testing.assert_array_equal(got, ap.lung_mask(array, min_area=min_area))
+
+
+MASKS = {
+    "image": numpy_images(max_side=70),
+    "min_area": st.sampled_from([0, 25, 26, 30, 60, 400, 10**6]),
+}
+test_lung_mask_of_any_image = settings(max_examples=4)(given(**MASKS)(check_any_mask))
+test_lung_mask_of_many_images = pytest.mark.slow(
+    settings(max_examples=150)(given(**MASKS)(check_any_mask))
+)
+
+
+def test_checkerboards_and_constants(large_parts):
+    y, x = np.mgrid[:64, :64]
+    for dtype in (np.uint8, np.int16, np.float32):
+        patterns = [0 * y, 0 * y + 200, (y + x) % 2 * 100, (y // 9 + x // 9) % 2 * 100 + 50]
+        arrays = np.stack(patterns).astype(dtype) / (256 if np.dtype(dtype).kind == "f" else 1)
+        arrays = arrays.astype(dtype)
+        for array, got in zip(arrays, masks_of(torch.from_numpy(arrays), 30), strict=True):
+            np.testing.assert_array_equal(got, ap.lung_mask(array, min_area=30))
+
+
+def words_of(masks):
+    """Pack (B, H, W) bool into words of 32 pixels."""
+    width = -(-masks.shape[2] // 32) * 32
+    padded = np.zeros((*masks.shape[:2], width), bool)
+    padded[:, :, : masks.shape[2]] = masks
+    words = np.packbits(padded, axis=-1, bitorder="little").view(np.uint32)
+    return torch.from_numpy(words.copy()).to(DEVICE)
+
+
+def labelled(masks, border=False, step=32):
+    """Label masks as the kernels do; give the root of every pixel's block, -1 in the background."""
+    count, height, width = masks.shape
+    words = words_of(masks)
+    across, rows = words.shape[2], -(-height // 2)
+    nodes = 1 + rows * across * 16
+    everyone = torch.ones(count, dtype=torch.bool, device=DEVICE)
+    # As `start_regions` would: the first block of a word's run.
+    parents = torch.zeros((count, nodes), dtype=torch.int32, device=DEVICE)
+    done = torch.zeros_like(words)
+    measures = torch.zeros((count, 5, nodes), dtype=torch.int32, device=DEVICE)
+    identity(everyone, words, done, parents, measures, height, width, across, nodes)
+    grid = (count, -(-rows * across // step))
+    args = (everyone, words, parents, height, width, across, nodes)
+    launch.launch(labels.join_regions, grid, *args, BORDER=border, STEP=step)
+    found = parents.cpu().numpy().astype(np.int64)
+    roots = found
+    while True:
+        above = np.take_along_axis(found, roots, 1)
+        if (above == roots).all():
+            break
+        roots = above
+    y, x = np.mgrid[:height, :width]
+    node = 1 + (y // 2 * across + x // 32) * 16 + x % 32 // 2
+    return np.where(masks, roots[:, node], -1)
+
+
+def identity(everyone, words, done, parents, measures, height, width, across, nodes):
+    """Start regions of masks that neither opening nor dilation changes: parents by hand."""
+    for b, image in enumerate(words.cpu().numpy()):
+        both = np.zeros((-(-height // 2) * 2, across), np.uint32)
+        both[:height] = image
+        both = both[0::2] | both[1::2]
+        bit = (both[..., None] >> np.arange(32, dtype=np.uint32)) & 1
+        start = np.tile(np.arange(16), (*both.shape, 1))
+        for c in range(1, 16):
+            linked = (bit[..., 2 * c] & bit[..., 2 * c - 1]) != 0
+            start[..., c] = np.where(linked, start[..., c - 1], c)
+        node = 1 + np.arange(both.size).reshape(both.shape)[..., None] * 16 + start
+        parents[b, 1:] = torch.from_numpy(node.astype(np.int32).ravel())
+
+
+@pytest.mark.parametrize("crop", [(0, 0), (1, 0), (0, 3)])
+def test_labels_are_those_of_scikit_image(crop):
+    masks = hard_masks()[:, crop[0] :, crop[1] :]
+    for inside, got in zip(masks, labelled(masks), strict=True):
+        expected = skimage_label(inside, connectivity=2)
+        pairs = np.unique(np.stack([expected[inside], got[inside]]), axis=1)
+        # As many pairs as labels of either kind: a one-to-one relation.
+        assert pairs.shape[1] == len(np.unique(pairs[0])) == len(np.unique(pairs[1]))
+
+
+def test_all_that_touches_the_border_joins_node_0():
+    masks = hard_masks()[:, 3:, 2:]
+    for inside, got in zip(masks, labelled(masks, border=True), strict=True):
+        expected = skimage_label(inside, connectivity=2)
+        edge = np.unique(np.concatenate([expected[[0, -1]].ravel(), expected[:, [0, -1]].ravel()]))
+        np.testing.assert_array_equal(got == 0, inside & np.isin(expected, edge))
+
+
+def rule(masks, min_area):
+    """Return what the kernels leave of masks, which are unions of 5 x 5 squares."""
+    eroded = regions.erode(torch.from_numpy(np.pad(masks, [(0, 0), (1, 1), (1, 1)])))[:, 1:-1, 1:-1]
+    words = words_of(eroded.numpy())
+    everyone = torch.ones(len(masks), dtype=torch.bool, device=DEVICE)
+    found = torch.zeros(len(masks), dtype=torch.int32, device=DEVICE)
+    left = torch.empty(masks.shape, dtype=torch.bool, device=DEVICE)
+    mask_host.remove_small(words, min_area, everyone, found, left)
+    return left.cpu().numpy()
+
+
+def test_boxes_that_cut_others():
+    order_matters = 0
+    for seed, share in ((23, 0.5), (30, 0.7), (9, 0.7), (0, 0.3)):  # where it often does
+        inside, areas = hooks(np.random.default_rng(seed))
+        masks = np.stack([inside, inside[::-1], inside.T, inside.T[::-1]])
+        min_area = int(np.quantile(areas, share))
+        for one, left in zip(masks, rule(masks, min_area), strict=True):
+            np.testing.assert_array_equal(left, functional_boxes(one, min_area))
+            order_matters += bool((left != without_order(one, min_area)).any())
+    assert order_matters > 8
+
+
+@pytest.mark.parametrize("size", [(17, 17), (23, 35)])
+def test_as_many_regions_as_fit(size):
+    masks = np.zeros((1, *size), bool)
+    for dy in range(5):
+        for dx in range(5):
+            masks[:, dy:, dx:][:, : size[0] - 4 : 6, : size[1] - 4 : 6] = True
+    # Squares at the border are none after the erosion; one pixel further in they are whole.
+    masks = np.pad(masks, [(0, 0), (1, 1), (1, 1)])
+    np.testing.assert_array_equal(rule(masks, 26), masks & False)
+    np.testing.assert_array_equal(rule(masks, 25), masks)
+
+
+def test_images_that_are_not_chosen_and_strides(large_parts):
+    images = random_images((4, 3, 40, 70), torch.uint8)
+    chosen = torch.tensor([True, False, True, False])
+    expected = masks_of(images, 40)
+    assert expected[:, 2:].any()
+    for strided in (images.mT.contiguous().mT, images.to(memory_format=torch.channels_last)):
+        got = mask_host.mask_triton(strided.to(DEVICE), 40, chosen.to(DEVICE)).cpu().numpy()
+        np.testing.assert_array_equal(got[chosen], expected[chosen])
+        assert not got[~chosen].any()
+    empty = mask_host.mask_triton(images[:0].to(DEVICE), 40, chosen[:0].to(DEVICE))
+    assert empty.shape == (0, 40, 70)
+
+
+# --- pastes ---------------------------------------------------------------------------------------
+
+
+def test_golden_pastes(large_parts):
+    golden = np.load(real_data("golden") / "reference256.npz")
+    cases = json.loads(str(golden["params"]))[::12]
+    index = [case.pop("image") for case in cases]
+    found = torch.tensor([case.pop("lung_found") for case in cases])
+    masks = torch.from_numpy(np.unpackbits(golden["masks"], axis=-1).astype(bool))[index]
+    masks &= found[:, None, None]
+    singles = [ap.PasteParams(**case) for case in cases]
+    out, alpha = pastes_of(torch.from_numpy(golden["images"])[index], singles, masks)
+    np.testing.assert_array_equal(alpha, golden["alphas"][::12])
+    np.testing.assert_array_equal(out[:, 0], golden["outputs"][::12])
+
+
+@pytest.mark.parametrize("dtype", INTEGERS + FLOATS)
+@pytest.mark.parametrize("shape", [(4, 1, 40, 61), (4, 3, 33, 47)])
+def test_paste_alone(shape, dtype, large_parts):
+    check_paste_alone(shape, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_paste_in_parts_as_on_a_gpu(dtype):
+    check_paste_alone((4, 1, 40, 161), dtype)
+
+
+def check_paste_alone(shape, dtype):
+    images = random_images(shape, dtype)
+    before = images.clone()
+    masks = random_masks(4, *shape[-2:])[:, 0]
+    generator = torch.Generator().manual_seed(1)
+    drawn = batch.sample_paste(masks, generator, margin=3, scale=(0.02, 0.6)).unstack()
+    chosen = torch.tensor([True, True, True, False])
+    out, alpha = pastes_of(images, drawn, masks, chosen)
+    some = images[:3]
+    assert_alone(out[:3], some, lambda a, i: ap.apply_paste(a, drawn[i], masks[i].numpy()))
+    for i in range(3):
+        np.testing.assert_array_equal(alpha[i], ap.paste_alpha(drawn[i], masks[i].numpy()))
+    assert torch.equal(out[3], images[3])
+    assert not alpha[3].any()
+    assert torch.equal(images, before)
+
+
+def check_any_paste(image, data):
+    height, width = image.shape[:2]
+    w, h = data.draw(st.integers(1, width)), data.draw(st.integers(1, height))
+    factor = st.sampled_from([0.0, 0.9, 1.0, 1.1, 2.5])
+    single = ap.PasteParams(
+        crop_x=data.draw(st.integers(0, width - w)),
+        crop_y=data.draw(st.integers(0, height - h)),
+        width=w,
+        height=h,
+        center_x=data.draw(st.integers(0, width - 1)),
+        center_y=data.draw(st.integers(0, height - 1)),
+        shape=data.draw(st.sampled_from(["ellipse", "rectangle"])),
+        blur_radius=data.draw(st.sampled_from([0, 1, 2, 3, 7, 14, 40])),
+        opacity=data.draw(st.integers(0, 255)),
+        margin=data.draw(st.sampled_from([0, 1, 10])),
+        brightness=data.draw(factor),
+        contrast=data.draw(factor),
+    )
+    masks = np.random.default_rng(data.draw(st.integers(0, 99))).random((2, height, width)) < [
+        [[0]],
+        [[0.5]],
+    ]
+    arrays = np.stack([image] * 2)
+    images = torch.from_numpy(arrays if image.ndim == 2 else arrays.transpose(0, 3, 1, 2).copy())
+    out, alpha = pastes_of(images, [single] * 2, torch.from_numpy(masks))
+    checked = images if images.ndim == 4 else images[:, None]
+    assert_alone(out, checked, lambda a, i: ap.apply_paste(a, single, masks[i]))
+    for i in range(2):
+        np.testing.assert_array_equal(alpha[i], ap.paste_alpha(single, masks[i]))
+
+
+PASTES = {"image": numpy_images(max_side=64), "data": st.data()}
+test_paste_of_any_image_and_parameters = settings(max_examples=4)(given(**PASTES)(check_any_paste))
+test_paste_of_many_images_and_parameters = pytest.mark.slow(
+    settings(max_examples=150)(given(**PASTES)(check_any_paste))
+)
+
+
+def test_params_that_are_no_params_stay_inside_the_tensors(large_parts):
+    images = random_images((8, 3, 33, 47), torch.uint8)
+    masks = random_masks(8, 33, 47)[:, 0]
+    rng = np.random.default_rng(0)
+    fields = [torch.from_numpy(rng.integers(-(2**62), 2**62, 8)) for _ in range(10)]
+    fields[0][:4] = fields[1][:4] = -(2**31)
+    fields[4][2:], fields[5][2:], fields[7][4:6] = 20, 20, 2**20
+    factors = [torch.from_numpy(rng.normal(0, 1e9, 8)) for _ in range(2)]
+    args = (images, [*fields, *factors], masks, tensors.everyone(images))
+    moved = [[one.to(DEVICE) for one in a] if isinstance(a, list) else a.to(DEVICE) for a in args]
+    with contextlib.nullcontext() if GPU else Watch(), np.errstate(all="ignore"):
+        out, alpha = paste_host.paste_triton(*moved)
+    assert out.shape == images.shape
+    assert alpha.shape == masks[:, None].shape
+
+
+@pytest.mark.parametrize("half_h", [0, 1, 2, 11, 31])
+def test_shapes_are_pillows(half_h, large_parts):
+    masks = torch.zeros((8, 128, 128), dtype=torch.bool)
+    singles = [
+        ap.PasteParams(0, 0, 2 * w + 1, 2 * half_h + 1, 63, 63, kind, radius, 255, 0)
+        for w in (0, 1, 13, 60)
+        for kind, radius in (("ellipse", 0), ("rectangle", 3))
+    ]
+    _, alpha = pastes_of(masks.to(torch.uint8), singles, masks)
+    for single, got in zip(singles, alpha, strict=True):
+        canvas = Image.new("L", (128, 128))
+        a, b = single.width // 2, single.height // 2
+        pen = ImageDraw.Draw(canvas)
+        fill = pen.ellipse if single.shape == "ellipse" else pen.rectangle
+        fill((63 - a, 63 - b, 63 + a, 63 + b), fill=255)
+        expected = canvas.filter(ImageFilter.GaussianBlur(single.blur_radius))
+        np.testing.assert_array_equal(got, np.asarray(expected))
+
+
+def test_blur_is_pillows(large_parts):
+    radii = [0, 1, 2, 3, 14, 77, 300]  # of boxes within the image, and beyond it
+    singles = [ap.PasteParams(0, 0, 61, 81, 3, 99, "ellipse", r, 255, 0) for r in radii]
+    masks = torch.zeros((len(radii), 120, 90), dtype=torch.bool)
+    _, alpha = pastes_of(masks.to(torch.uint8), singles, masks)
+    canvas = Image.new("L", (90, 120))
+    ImageDraw.Draw(canvas).ellipse((3 - 30, 99 - 40, 3 + 30, 99 + 40), fill=255)
+    for radius, got in zip(radii, alpha, strict=True):
+        expected = np.asarray(canvas.filter(ImageFilter.GaussianBlur(radius)))
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_draws_are_those_of_torch():
+    masks = torch.zeros((40, 90, 100), dtype=torch.bool)
+    masks[1:] = torch.rand((39, 90, 100), generator=torch.Generator().manual_seed(0)) < 0.01
+    masks[2:6] = False
+    masks[2, 0, 0] = masks[3, 89, 99] = masks[4, 40, 96] = masks[5, 40, 95] = True
+    generator = torch.Generator().manual_seed(1)
+    units = list(torch.rand((10, 40), dtype=torch.float64, generator=generator))
+    units[4][:2], units[4][2:4] = 0, 1 - 2**-53
+    for options in ([0, 14, 150, 254, 10], [3, 3, 0, 255, 1]):
+        args = ([0.02, 0.15, 0.3, 1 / 0.3, 0.1], options, 256.0)
+        expected = anatpaste.draw_plain(masks, units, *args)
+        moved = [unit.to(DEVICE) for unit in units]
+        got = [part.cpu() for part in draw_host.draw_triton(masks.to(DEVICE), moved, *args)]
+        # The exponential may differ in its last bit, and a side then in a pixel.
+        assert (got[0] != expected[0]).sum() <= (1 if GPU else 0)
+        assert torch.equal(got[1], expected[1])
+
+
+# --- what the comparison must see, and what it costs ----------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["nothing", "no border", "no opening", "no boxes", "no order"])
+def test_a_wrong_stage_is_seen(name, monkeypatch, large_parts):
+    image = phantom_radiograph(96, rng=0)
+    real = launch.launch
+
+    def spoiled(kernel, grid, *args, **meta):
+        if name == "no border" and "BORDER" in meta:
+            meta["BORDER"] = False
+        if name == "no opening" and "OPEN" in meta:
+            meta["OPEN"] = False
+            args = (*args[:4], args[4].new_empty((args[4].shape[0], 10**6)), *args[5:])
+        if kernel is boxes.choose_boxes and name == "no boxes":
+            args = (*args[:-1], 0)
+        if kernel is boxes.order_regions and name == "no order":
+            return
+        real(kernel, grid, *args, **meta)
+
+    monkeypatch.setattr(mask_host, "launch", spoiled)
+    images = torch.from_numpy(image)[None, None].to(DEVICE)
+    got = mask_host.mask_triton(images, 40, tensors.everyone(images))[0].cpu().numpy()
+    same = (got == ap.lung_mask(image, min_area=40)).all()
+    assert same == (name == "nothing")
+
+
+def cost(name):
+    """Run a part of ``python -m benchmarks gpu-cost`` in a process that compiles kernels."""
+    from benchmarks import gpu_cost
+
+    return gpu_cost.part(name)
+
+
+def test_launches_stay_below_the_bar():
+    stages = cost("launches").values()
+    kernels_ = sum(stage["kernels"] for stage in stages)
+    assert 20 < kernels_ <= kernels_ + sum(stage["operations"] for stage in stages) <= 30
+
+
+@pytest.mark.parametrize("cases", ["quick", pytest.param("compile", marks=pytest.mark.slow)])
+def test_kernels_compile_without_spilling(cases):
+    rows = cost(cases)
+    assert {row["target"] for row in rows} == {80, 90, 100}
+    assert len({row["kernel"] for row in rows}) == (20 if cases == "quick" else 21)
+    assert [row for row in rows if row["stack"]] == []
