@@ -175,6 +175,15 @@ def signature(launch: Launch) -> dict[str, Any]:
     return {"types": types, "constants": constants, "multiples": multiples, "options": options}
 
 
+def tools() -> Path | None:
+    """Return the path of cuobjdump in Triton's wheel, if it is there, with ptxas beside it."""
+    import triton
+
+    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    there = all((folder / name).exists() for name in ("ptxas", "cuobjdump"))
+    return folder / "cuobjdump" if there else None
+
+
 def compile_kernels(
     cases: list[tuple[tuple[int, int], torch.dtype, int]], targets: tuple[int, ...] = TARGETS
 ) -> list[dict[str, Any]]:
@@ -183,7 +192,7 @@ def compile_kernels(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    tool = tools()
     rows, seen = [], set()
     for size, dtype, channels in cases:
         for launch in record(size, dtype, channels)[0]:

@@ -19,8 +19,9 @@ import anatpaste_aug as ap
 from anatpaste_aug.data import phantom_radiograph
 
 torch = pytest.importorskip("torch", reason="needs torch")
-pytest.importorskip("triton", reason="needs Triton, which comes with torch on Linux")
+triton = pytest.importorskip("triton", reason="needs Triton, which comes with torch on Linux")
 
+import triton.language as tl  # noqa: E402
 from skimage.measure import label as skimage_label  # noqa: E402
 from test_batch import (  # noqa: E402
     FLOATS,
@@ -36,7 +37,7 @@ from test_batch import (  # noqa: E402
 )
 
 from anatpaste_aug import batch  # noqa: E402
-from anatpaste_aug.batch import anatpaste, regions, tensors  # noqa: E402
+from anatpaste_aug.batch import anatpaste, lungs, regions, tensors  # noqa: E402
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -47,6 +48,7 @@ from anatpaste_aug.batch.kernels import boxes, labels, launch  # noqa: E402
 from anatpaste_aug.batch.kernels import draw as draw_host  # noqa: E402
 from anatpaste_aug.batch.kernels import mask as mask_host  # noqa: E402
 from anatpaste_aug.batch.kernels import paste as paste_host  # noqa: E402
+from benchmarks import gpu_cost  # noqa: E402
 
 if not GPU:
     from benchmarks.interpreter import Watch, patch_once
@@ -438,7 +440,42 @@ def test_draws_are_those_of_torch():
         assert torch.equal(got[1], expected[1])
 
 
-# --- what the comparison must see, and what it costs ----------------------------------------------
+# --- what the watch and the comparison must see, and what it costs --------------------------------
+
+
+@triton.jit
+def careless(values, step, factor):
+    at = values + tl.program_id(0) * step
+    tl.store(at, tl.load(at) * factor)
+
+
+@pytest.mark.skipif(GPU, reason="the interpreter is watched")
+def test_the_watch_sees_places_outside_and_overflows():
+    values = torch.full((4,), 2**20, dtype=torch.int32)
+    with Watch(overflow=True) as watch:
+        careless[(4,)](values, 1, 8)
+    assert watch.bytes == {"careless": 4 * 2 * 4}
+    with Watch(overflow=True), pytest.raises(Exception, match="overflow detected"):
+        careless[(4,)](values, 1, 2**10)
+    for step in (2, -1):
+        with Watch(), pytest.raises(Exception, match="careless leaves its tensors"):
+            careless[(4,)](values, step, 1)
+
+
+@pytest.mark.skipif(GPU, reason="the interpreter is watched")
+@pytest.mark.parametrize("side", [40, pytest.param(1024, marks=pytest.mark.slow)])
+def test_32_bits_hold_what_they_must(side, large_parts):
+    images = random_images((1, 3, side, side), torch.int32)
+    everyone = tensors.everyone(images)
+    with Watch(overflow=True):
+        masks = mask_host.mask_triton(images, 400, everyone)
+        units = list(torch.full((10, 1), 1 - 2**-53, dtype=torch.float64))
+        args = ([0.02, 0.15, 0.3, 1 / 0.3, 0.1], [0, 14, 150, 254, 10], 256.0)
+        fields, factors = draw_host.draw_triton(masks, units, *args)
+        drawn = [*fields, *factors]
+        out, _ = paste_host.paste_triton(images, drawn, masks, everyone)
+    assert torch.equal(masks, lungs.mask_cpu(images, 400, everyone))
+    assert torch.equal(out, anatpaste.paste_cpu(images, drawn, masks, everyone)[0])
 
 
 @pytest.mark.parametrize("name", ["nothing", "no border", "no opening", "no boxes", "no order"])
@@ -465,22 +502,16 @@ def test_a_wrong_stage_is_seen(name, monkeypatch, large_parts):
     assert same == (name == "nothing")
 
 
-def cost(name):
-    """Run a part of ``python -m benchmarks gpu-cost`` in a process that compiles kernels."""
-    from benchmarks import gpu_cost
-
-    return gpu_cost.part(name)
-
-
 def test_launches_stay_below_the_bar():
-    stages = cost("launches").values()
+    stages = gpu_cost.part("launches").values()
     kernels_ = sum(stage["kernels"] for stage in stages)
     assert 20 < kernels_ <= kernels_ + sum(stage["operations"] for stage in stages) <= 30
 
 
+@pytest.mark.skipif(not gpu_cost.tools(), reason="needs ptxas and cuobjdump, of Triton's wheel")
 @pytest.mark.parametrize("cases", ["quick", pytest.param("compile", marks=pytest.mark.slow)])
 def test_kernels_compile_without_spilling(cases):
-    rows = cost(cases)
+    rows = gpu_cost.part(cases)
     assert {row["target"] for row in rows} == {80, 90, 100}
     assert len({row["kernel"] for row in rows}) == (20 if cases == "quick" else 21)
     assert [row for row in rows if row["stack"]] == []
