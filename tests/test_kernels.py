@@ -130,6 +130,17 @@ def test_radiographs(size, large_parts):
         np.testing.assert_array_equal(masks_of(torch.from_numpy(np.stack(arrays))), expected)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", ["montgomery256", "zhanglab_fullres"])
+def test_radiographs_as_they_are(folder, large_parts):
+    paths = sorted(real_data(f"data/{folder}").rglob("*.*g"))
+    paths = [path for path in paths if "mask" not in str(path).lower()]
+    for path in paths if GPU else paths[:1]:
+        array = np.array(Image.open(path).convert("L"))
+        got = masks_of(torch.from_numpy(array)[None])[0]
+        np.testing.assert_array_equal(got, ap.lung_mask(array))
+
+
 @pytest.mark.parametrize("size", [96, (72, 200)])
 def test_phantoms_in_parts_as_on_a_gpu(size):
     image = phantom_radiograph(size if isinstance(size, int) else max(size), rng=0)
@@ -508,6 +519,11 @@ def test_launches_stay_below_the_bar():
     assert 20 < kernels_ <= kernels_ + sum(stage["operations"] for stage in stages) <= 30
 
 
+@pytest.mark.slow
+def test_kernels_compile_for_amd():
+    assert len(gpu_cost.part("amd")) == 20
+
+
 @pytest.mark.skipif(not gpu_cost.tools(), reason="needs ptxas and cuobjdump, of Triton's wheel")
 @pytest.mark.parametrize("cases", ["quick", pytest.param("compile", marks=pytest.mark.slow)])
 def test_kernels_compile_without_spilling(cases):
@@ -515,3 +531,5 @@ def test_kernels_compile_without_spilling(cases):
     assert {row["target"] for row in rows} == {80, 90, 100}
     assert len({row["kernel"] for row in rows}) == (20 if cases == "quick" else 21)
     assert [row for row in rows if row["stack"]] == []
+    # Nothing is fused or approximated, but the exponential of a drawn aspect.
+    assert {row["kernel"] for row in rows if row["inexact"]} == {"draw_pastes"}
