@@ -41,6 +41,7 @@ from examples.pretrain_gde.detector import (  # noqa: E402
     fit_detector,
 )
 from examples.pretrain_gde.errors import PipelineError  # noqa: E402
+from examples.pretrain_gde.heatmap import heat_maps  # noqa: E402
 from examples.pretrain_gde.metrics import auc_and_ap, best_threshold, measure  # noqa: E402
 from examples.pretrain_gde.model import Network, make_backbone, make_network, prepare  # noqa: E402
 from examples.pretrain_gde.phantoms import write_phantoms  # noqa: E402
@@ -489,6 +490,21 @@ def test_predict_scores_files_and_skips_the_unreadable(form, trained, phantoms, 
             assert image.size == (32, 32)
             assert image.mode == "RGB"
     assert len(all_files(maps)) == 2
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_heat_maps_leave_the_scorer_on_the_cpu(device, trained, monkeypatch):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    detector = Detector.load(trained / "detector.safetensors", torch.device(device))
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32), np.uint8)
+    before = detector.score(images)
+    monkeypatch.setattr(Scorer, "to", lambda self, where: pytest.fail(f"moved to {where}"))
+    maps = heat_maps(detector, images)
+    assert maps.shape == images.shape
+    assert maps.min() >= 0
+    assert maps.max() == 1
+    np.testing.assert_array_equal(detector.score(images), before)
 
 
 def test_predict_takes_a_single_image_a_folder_and_tells_when_nothing_can_be_read(
