@@ -15,7 +15,7 @@ from examples.pretrain_gde.view import NATIVE_SIZE
 MIN_AREA = 400  # pixels of a 256 x 256 image: `lung_mask` removes smaller regions
 KINDS = ("consolidation", "haze")  # what pneumonia looks like
 MOST = 3  # opacities on one image
-OTHER_FRAME = 0.1  # zoom and shift of the normals' second view, as a share of the side
+OTHER_FRAME = 0.1  # zoom and shift of the normals' second view, as a share of half the side
 OTHER_GAMMA = 0.3  # of the logarithm
 OTHER_JITTER = 0.15
 
@@ -169,7 +169,7 @@ def reframe(
     amount: float,
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Zoom each image along either axis, and shift it, by up to `amount` of its side."""
+    """Zoom each image along either axis, and shift it, by up to `amount` of half its side."""
     draws = torch.rand(len(images), 4, generator=generator, device=images.device)
     zoom, shift = (amount * (2 * draws - 1)).split(2, 1)
     theta = torch.cat([torch.diag_embed(1 + zoom), shift[..., None]], 2)
