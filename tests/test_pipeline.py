@@ -30,8 +30,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score  # noqa: E402
 from sklearn.neighbors import KernelDensity  # noqa: E402
 from threadpoolctl import threadpool_limits  # noqa: E402
 
-from examples.pretrain_gde import cli, data, evaluate, run, storage, train  # noqa: E402
-from examples.pretrain_gde.augment import Augmenter, jitter, reframe, roughen  # noqa: E402
+from examples.pretrain_gde import augment, cli, data, evaluate, run, storage, train  # noqa: E402
+from examples.pretrain_gde.augment import Augmenter, jitter, reframe, roughen, second_view  # noqa: E402
 from examples.pretrain_gde.density import PUBLISHED, SCORES, Scorer  # noqa: E402
 from examples.pretrain_gde.detector import (  # noqa: E402
     Detector,
@@ -536,7 +536,10 @@ def test_compare_makes_one_table(phantoms, cache, tmp_path, capsys):
     assert (tmp_path / "compare.md").read_text() == table
 
 
-def test_benchmark_prints_the_share_of_the_augmentation(phantoms, cache, tmp_path, capsys):
+def test_benchmark_prints_the_share_of_the_augmentation(
+    phantoms, cache, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(train, "Reference", None)  # nothing is scored, so nothing to fit to is made
     options = ("--cache", cache, "--out", tmp_path, *TINY, "--steps", "2")
     assert main("benchmark", "--data", phantoms, *options) == 0
     assert re.search(r"[\d.]+ % of a step for augmentation", capsys.readouterr().out)
@@ -1117,6 +1120,39 @@ def test_choices_without_labels_are_of_the_by_place_scores_of_both_networks():
     assert choose(aucs, "pasted", ["untrained"]).score == "places1"
     labels = {"labels": {"trained": {"kde": 0.8, "logit": 0.9}, "both": {"kde": 0.85}}}
     assert choose(labels, "labels", ["trained", "both"]).score == "logit"
+
+
+def test_what_scores_are_fitted_to_is_made_in_pieces(monkeypatch):
+    monkeypatch.setattr(augment, "PIECE", 5 * 32 * 32)
+    images = torch.arange(12, dtype=torch.uint8)[:, None, None, None] * torch.ones(1, 1, 32, 32)
+    images, masks = (20 * images).to(torch.uint8), torch.zeros(12, 1, 32, 32, dtype=torch.bool)
+    for index, mask in enumerate(masks):
+        mask[:, : 2 * index + 4] = True
+    generator = torch.Generator().manual_seed(0)
+    seen, moved = second_view(images, masks, generator)
+    assert seen.shape == moved.shape == images.shape
+    areas = moved.sum((1, 2, 3))
+    assert (areas[4:] > areas[:-4]).all()
+    assert (seen[4:].float().mean((1, 2, 3)) > seen[:-4].float().mean((1, 2, 3))).all()
+    assert second_view(images, None, generator)[1] is None
+
+    augmenter, sizes = Augmenter(Settings(variant="mix", size=32, mask="robust")), []
+
+    def paste(part, inside, generator):
+        sizes.append((len(part), len(inside)))
+        return part, part
+
+    augmenter.contrast = paste
+    assert torch.equal(augmenter.abnormal(images, masks, generator), images)
+    assert sizes == [(5, 5), (5, 5), (2, 2)]
+
+
+def test_training_images_are_not_copied(phantoms, cache):
+    settings = Settings(size=32)
+    dataset = data.load_dataset(phantoms, read_split(phantoms), settings, cache, progress=False)
+    assert dataset.normals("train")[0] is dataset.images["train"]
+    assert dataset.normals("train")[1] is dataset.masks["train"]
+    assert [len(found) for found in dataset.normals("valid")] == [4, 4]
 
 
 def test_all_views_of_an_image_are_left_out_together(phantoms, cache):

@@ -68,8 +68,9 @@ class Dataset:
 
     def normals(self, part: str) -> tuple[Images, Images | None]:
         """Give the normal images of a part, and their masks where there are any."""
-        normal = ~self.labels(part)
-        masks = self.masks.get(part)
+        normal, masks = ~self.labels(part), self.masks.get(part)
+        if normal.all():  # as in training: without a copy of what is mapped
+            return self.images[part], masks
         return self.images[part][normal], None if masks is None else masks[normal]
 
 
