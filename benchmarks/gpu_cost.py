@@ -47,6 +47,10 @@ STAGES = ("mask", "draw", "paste")
 SIZES = ((SIZE, SIZE), (224, 224), (200, 333), (1024, 1024))
 KINDS = "256², 224², 200 x 333 and 1024², all dtypes, 1 and 3 channels; 16², 2048² and 4096², uint8"
 RADIOGRAPHS = HERE.parents[1] / "shared" / "data" / "zhanglab224"
+# Instructions that do not round each sum, product, quotient and root once.
+INEXACT = re.compile(
+    r"\b(?:fma|mad)\.\w+\.f\d+|\b\w+\.(?:full|approx)[.\w]*|\b\w+[.\w]*\.ftz[.\w]*"
+)
 POINTERS = {
     torch.bool: "*i1",
     torch.uint8: "*u8",
@@ -175,15 +179,47 @@ def signature(launch: Launch) -> dict[str, Any]:
     return {"types": types, "constants": constants, "multiples": multiples, "options": options}
 
 
-def compile_kernels(
-    cases: list[tuple[tuple[int, int], torch.dtype, int]], targets: tuple[int, ...] = TARGETS
-) -> list[dict[str, Any]]:
-    """Compile what the cases launch, each kernel once a kind; give registers and bytes of stack."""
+def tools() -> Path | None:
+    """Return the path of cuobjdump in Triton's wheel, if it is there, with ptxas beside it."""
+    import triton
+
+    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    there = all((folder / name).exists() for name in ("ptxas", "cuobjdump"))
+    return folder / "cuobjdump" if there else None
+
+
+def compile_one(what: dict[str, Any], kernel: Any, backend: str, target: Any, warp: int) -> Any:
+    """Compile a kernel with a signature for a GPU."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    source = ASTSource(
+        fn=kernel,
+        signature=what["types"],
+        constexprs=what["constants"],
+        attrs=what["multiples"],
+    )
+    gpu = GPUTarget(backend, target, warp)
+    return triton.compile(source, target=gpu, options=what["options"])
+
+
+def compile_for_amd() -> list[str]:
+    """Compile the kernels for one of AMD's GPUs; return their names."""
+    names = []
+    for launch in record((SIZE, SIZE), torch.uint8, 1)[0]:
+        name = launch.kernel.__name__
+        if name not in names:
+            compile_one(signature(launch), launch.kernel, "hip", "gfx942", 64)
+            names.append(name)
+    return names
+
+
+def compile_kernels(
+    cases: list[tuple[tuple[int, int], torch.dtype, int]], targets: tuple[int, ...] = TARGETS
+) -> list[dict[str, Any]]:
+    """Compile what the cases launch, each kernel once a kind; give registers and bytes of stack."""
+    tool = tools()
     rows, seen = [], set()
     for size, dtype, channels in cases:
         for launch in record(size, dtype, channels)[0]:
@@ -193,14 +229,7 @@ def compile_kernels(
                 if key in seen:
                     continue
                 seen.add(key)
-                source = ASTSource(
-                    fn=launch.kernel,
-                    signature=what["types"],
-                    constexprs=what["constants"],
-                    attrs=what["multiples"],
-                )
-                gpu = GPUTarget("cuda", target, 32)
-                made = triton.compile(source, target=gpu, options=what["options"])
+                made = compile_one(what, launch.kernel, "cuda", target, 32)
                 with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
                     file.write(made.asm["cubin"])
                     file.flush()
@@ -219,6 +248,7 @@ def compile_kernels(
                         "stack": int(used[2]),
                         "shared": made.metadata.shared,
                         "warps": what["options"]["num_warps"],
+                        "inexact": sorted(set(INEXACT.findall(made.asm["ptx"]))),
                     }
                 )
     return rows
@@ -311,6 +341,10 @@ def print_part(name: str) -> None:
         print(json.dumps(interpret()))
     elif name == "launches":
         print(json.dumps(launches_of_kernels()))
+    elif name == "memory":
+        print(json.dumps(memory()))
+    elif name == "amd":
+        print(json.dumps(compile_for_amd()))
     elif name == "quick":
         print(json.dumps(compile_kernels([((SIZE, SIZE), torch.uint8, 1)])))
     else:
@@ -345,6 +379,16 @@ def summary(compiled: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def memory() -> float:
+    """Return the most bytes a pixel that the Triton form has in tensors, its results included."""
+    from benchmarks.batch import Peak
+
+    images = torch.zeros((COUNT, 1, SIZE, SIZE), dtype=torch.uint8)
+    with recorded(), Peak() as peak:
+        run(images, lambda stage: None)
+    return peak.most / images.numel()
+
+
 def describe(found: dict[str, Any]) -> str:
     """Lay the results out as Markdown."""
     compiled, ran = found["compiled"], found["interpreted"]
@@ -375,7 +419,8 @@ def describe(found: dict[str, Any]) -> str:
         markdown_table(header, rows),
         "",
         f"Of the Triton form's launches {own} are kernels of this package, the others torch "
-        "operations: zeros, and random numbers.",
+        "operations: zeros, and random numbers. Its tensors take at most "
+        f"{found['memory']:.3g} bytes a pixel, results included.",
         "",
         f"Bytes a pixel, and the most that any of {found['cases']} compilations needs "
         f"({found['kinds']}): registers a thread, and bytes of stack, where spilled registers "
@@ -415,6 +460,7 @@ def main(folder: Path | None, quick: bool) -> int:
             }
             for stage in STAGES
         },
+        "memory": part("memory"),
         "interpreted": interpreted,
         "cases": len(compiled),
         "kinds": "256², uint8, one channel" if quick else KINDS,

@@ -41,6 +41,7 @@ myst_heading_anchors = 3
 # Docstrings.
 autosummary_generate = True
 autodoc_typehints = "none"
+autodoc_mock_imports = ["monai"]  # large, and nothing of it is shown
 numpydoc_show_class_members = False
 
 # Illustrated pages: scripts that are run by the build, and draw their own pictures.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import subprocess
@@ -32,6 +33,7 @@ from anatpaste_aug.batch import (  # noqa: E402
     anatpaste,
     clahe,
     cutpaste,
+    kernels,
     lungs,
     opacity,
     regions,
@@ -1073,10 +1075,14 @@ def test_cuda_without_synchronising():
         expected = batch.apply_paste(images, drawn, batch.lung_mask(images))
         there, moved = images.cuda(), drawn.to("cuda")
         everything(there)
+        for kind in MODULES:  # kernels are made at the first call, and the prior is copied
+            kind(segment=batch.lung_mask_robust if kind.operation.needs_lungs else None)(there)
+            kind()(there)
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
             masks = batch.lung_mask(there)
+            batch.lung_mask_robust(there)
             out = batch.apply_paste(there, moved, masks)
             everything(there)
             for kind in MODULES:
@@ -1085,6 +1091,69 @@ def test_cuda_without_synchronising():
             torch.cuda.set_sync_debug_mode("default")
         assert torch.equal(masks.cpu(), batch.lung_mask(images))
         torch.testing.assert_close(out.cpu(), expected, rtol=1e-6, atol=1e-6)
+
+
+# --- the Triton form, where there is a GPU --------------------------------------------------------
+
+
+def test_triton_is_taken_where_it_can_be(monkeypatch, request):
+    request.addfinalizer(kernels.forms_for.cache_clear)
+    monkeypatch.delenv(kernels.SWITCH, raising=False)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    run = kernels.on_gpu("lung_mask", lambda *args: "plain")
+    images = random_images((1, 1, 16, 16), torch.uint8)
+
+    def taken(capability=(9, 0), forms=lambda: dict.fromkeys(kernels.FORMS, lambda *a: "Triton")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(kernels, "forms", forms)
+        kernels.forms_for.cache_clear()
+        return run(images, 400, None)
+
+    def broken(*args):
+        raise RuntimeError("no C compiler")
+
+    assert taken() == "Triton"
+    assert run(torch.empty(1, 1, 16, kernels.LARGEST_SIDE + 1, device="meta"), 400, None) == "plain"
+    assert taken(capability=(7, 5)) == "plain"
+    assert taken(forms=broken) == "plain"
+    assert taken(forms=lambda: dict.fromkeys(kernels.FORMS, broken)) == "plain"
+    monkeypatch.setenv(kernels.SWITCH, "0")
+    assert taken() == "plain"
+    for name in kernels.FORMS:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"anatpaste_aug::{name}", "CUDA")
+
+
+def test_without_triton_the_package_works():
+    code = (
+        "import sys; sys.modules['triton'] = None; import torch; from anatpaste_aug import batch\n"
+        "print(batch.AnatPaste(1)(torch.zeros(1, 1, 16, 16)).labels.tolist())\n"
+        "batch._triton = __import__('anatpaste_aug.batch.kernels').batch.kernels.forms()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[1]\n"
+    assert "ModuleNotFoundError: import of triton halted" in done.stderr
+
+
+@pytest.mark.parametrize("lengths_for", [256, None])
+def test_pastes_drawn_whole_are_those_drawn_one_by_one(lengths_for, monkeypatch):
+    images, masks = random_images((5, 1, 64, 80), torch.uint8), random_masks(5, 64, 80)
+    options = {"blur": (2, 5), "opacity": 200, "margin": 3, "lengths_for": lengths_for}
+    modules = (
+        batch.AnatPaste(0.7, **options),
+        batch.OneOf([batch.AnatPaste(1, **options), batch.Opacity(1), batch.AnatPaste(1)]),
+    )
+    for module in modules:
+        torch.manual_seed(0)
+        expected = module(images, masks=masks)
+        with monkeypatch.context() as patch:
+            patch.setattr(batch.TorchDraws, "whole_on", ("cpu",))
+            torch.compiler.reset()
+            for run in (module, torch.compile(module, fullgraph=True, backend="aot_eager")):
+                torch.manual_seed(0)
+                got = run(images, masks=masks)
+                assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    torch.compiler.reset()
 
 
 # --- errors ---------------------------------------------------------------------------------------

@@ -106,3 +106,15 @@ def test_readme_setup_is_two_lines_of_one_command_each():
     assert len(setup) == 2
     assert all(line.startswith("python3 -m venv .venv") for line in setup)
     assert "pytest" in setup[1]
+
+
+@pytest.mark.parametrize("name", ["functions", "transforms", "batches", "operations"])
+def test_the_site_s_api_lists_everything_public(name):
+    module = {"functions": "", "batches": ".batch"}.get(name, f".{name}")
+    if module in (".transforms", ".batch"):
+        pytest.importorskip("torchvision", reason="needs torchvision")
+    page = ROOT / f"docs/api/{name}.rst"
+    if not page.exists():
+        pytest.skip("needs the source tree")
+    public = {*importlib.import_module(f"anatpaste_aug{module}").__all__} - {"__version__"}
+    assert public <= set(re.findall(r"^   ([\w.]+)$", page.read_text(encoding="utf-8"), re.M))

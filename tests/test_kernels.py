@@ -19,8 +19,9 @@ import anatpaste_aug as ap
 from anatpaste_aug.data import phantom_radiograph
 
 torch = pytest.importorskip("torch", reason="needs torch")
-pytest.importorskip("triton", reason="needs Triton, which comes with torch on Linux")
+triton = pytest.importorskip("triton", reason="needs Triton, which comes with torch on Linux")
 
+import triton.language as tl  # noqa: E402
 from skimage.measure import label as skimage_label  # noqa: E402
 from test_batch import (  # noqa: E402
     FLOATS,
@@ -36,7 +37,7 @@ from test_batch import (  # noqa: E402
 )
 
 from anatpaste_aug import batch  # noqa: E402
-from anatpaste_aug.batch import anatpaste, regions, tensors  # noqa: E402
+from anatpaste_aug.batch import anatpaste, lungs, regions, tensors  # noqa: E402
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -47,17 +48,14 @@ from anatpaste_aug.batch.kernels import boxes, labels, launch  # noqa: E402
 from anatpaste_aug.batch.kernels import draw as draw_host  # noqa: E402
 from anatpaste_aug.batch.kernels import mask as mask_host  # noqa: E402
 from anatpaste_aug.batch.kernels import paste as paste_host  # noqa: E402
+from benchmarks import gpu_cost  # noqa: E402
 
 if not GPU:
     from benchmarks.interpreter import Watch, patch_once
 
     patch_once()
     try:
-        draw_host.draw_triton(
-            torch.zeros((1, 16, 16), dtype=torch.bool),
-            [torch.zeros(1, dtype=torch.float64)] * 10,
-            *([0.1, 0.2, 1.0, 1.0, 0.1], [0, 1, 0, 1, 1], 0.0),
-        )
+        mask_host.mask_triton(torch.zeros((1, 1, 16, 16)), 0, torch.ones(1, dtype=torch.bool))
     except Exception as error:  # Triton below 3.7 and NumPy from 2.4 on
         pytest.skip(
             f"this interpreter does not work with this NumPy: {error}", allow_module_level=True
@@ -132,6 +130,17 @@ def test_radiographs(size, large_parts):
         np.testing.assert_array_equal(masks_of(torch.from_numpy(np.stack(arrays))), expected)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", ["montgomery256", "zhanglab_fullres"])
+def test_radiographs_as_they_are(folder, large_parts):
+    paths = sorted(real_data(f"data/{folder}").rglob("*.*g"))
+    paths = [path for path in paths if "mask" not in str(path).lower()]
+    for path in paths if GPU else paths[:1]:
+        array = np.array(Image.open(path).convert("L"))
+        got = masks_of(torch.from_numpy(array)[None])[0]
+        np.testing.assert_array_equal(got, ap.lung_mask(array))
+
+
 @pytest.mark.parametrize("size", [96, (72, 200)])
 def test_phantoms_in_parts_as_on_a_gpu(size):
     image = phantom_radiograph(size if isinstance(size, int) else max(size), rng=0)
@@ -170,7 +179,7 @@ test_lung_mask_of_many_images = pytest.mark.slow(
 
 def test_checkerboards_and_constants(large_parts):
     y, x = np.mgrid[:64, :64]
-    for dtype in (np.uint8, np.int16, np.float32):
+    for dtype in (np.uint8, np.float32):
         patterns = [0 * y, 0 * y + 200, (y + x) % 2 * 100, (y // 9 + x // 9) % 2 * 100 + 50]
         arrays = np.stack(patterns).astype(dtype) / (256 if np.dtype(dtype).kind == "f" else 1)
         arrays = arrays.astype(dtype)
@@ -260,14 +269,14 @@ def rule(masks, min_area):
 
 def test_boxes_that_cut_others():
     order_matters = 0
-    for seed, share in ((23, 0.5), (30, 0.7), (9, 0.7), (0, 0.3)):  # where it often does
+    for seed, share in ((23, 0.5), (30, 0.7)):  # where it often does
         inside, areas = hooks(np.random.default_rng(seed))
         masks = np.stack([inside, inside[::-1], inside.T, inside.T[::-1]])
         min_area = int(np.quantile(areas, share))
         for one, left in zip(masks, rule(masks, min_area), strict=True):
             np.testing.assert_array_equal(left, functional_boxes(one, min_area))
             order_matters += bool((left != without_order(one, min_area)).any())
-    assert order_matters > 8
+    assert order_matters > 4
 
 
 @pytest.mark.parametrize("size", [(17, 17), (23, 35)])
@@ -283,8 +292,8 @@ def test_as_many_regions_as_fit(size):
 
 
 def test_images_that_are_not_chosen_and_strides(large_parts):
-    images = random_images((4, 3, 40, 70), torch.uint8)
-    chosen = torch.tensor([True, False, True, False])
+    images = random_images((2, 3, 40, 70), torch.uint8)
+    chosen = torch.tensor([False, True])
     expected = masks_of(images, 40)
     assert expected[:, 2:].any()
     for strided in (images.mT.contiguous().mT, images.to(memory_format=torch.channels_last)):
@@ -442,7 +451,42 @@ def test_draws_are_those_of_torch():
         assert torch.equal(got[1], expected[1])
 
 
-# --- what the comparison must see, and what it costs ----------------------------------------------
+# --- what the watch and the comparison must see, and what it costs --------------------------------
+
+
+@triton.jit
+def careless(values, step, factor):
+    at = values + tl.program_id(0) * step
+    tl.store(at, tl.load(at) * factor)
+
+
+@pytest.mark.skipif(GPU, reason="the interpreter is watched")
+def test_the_watch_sees_places_outside_and_overflows():
+    values = torch.full((4,), 2**20, dtype=torch.int32)
+    with Watch(overflow=True) as watch:
+        careless[(4,)](values, 1, 8)
+    assert watch.bytes == {"careless": 4 * 2 * 4}
+    with Watch(overflow=True), pytest.raises(Exception, match="overflow detected"):
+        careless[(4,)](values, 1, 2**10)
+    for step in (2, -1):
+        with Watch(), pytest.raises(Exception, match="careless leaves its tensors"):
+            careless[(4,)](values, step, 1)
+
+
+@pytest.mark.skipif(GPU, reason="the interpreter is watched")
+@pytest.mark.parametrize("side", [40, pytest.param(1024, marks=pytest.mark.slow)])
+def test_32_bits_hold_what_they_must(side, large_parts):
+    images = random_images((1, 3, side, side), torch.int32)
+    everyone = tensors.everyone(images)
+    with Watch(overflow=True):
+        masks = mask_host.mask_triton(images, 400, everyone)
+        units = list(torch.full((10, 1), 1 - 2**-53, dtype=torch.float64))
+        args = ([0.02, 0.15, 0.3, 1 / 0.3, 0.1], [0, 14, 150, 254, 10], 256.0)
+        fields, factors = draw_host.draw_triton(masks, units, *args)
+        drawn = [*fields, *factors]
+        out, _ = paste_host.paste_triton(images, drawn, masks, everyone)
+    assert torch.equal(masks, lungs.mask_cpu(images, 400, everyone))
+    assert torch.equal(out, anatpaste.paste_cpu(images, drawn, masks, everyone)[0])
 
 
 @pytest.mark.parametrize("name", ["nothing", "no border", "no opening", "no boxes", "no order"])
@@ -469,22 +513,23 @@ def test_a_wrong_stage_is_seen(name, monkeypatch, large_parts):
     assert same == (name == "nothing")
 
 
-def cost(name):
-    """Run a part of ``python -m benchmarks gpu-cost`` in a process that compiles kernels."""
-    from benchmarks import gpu_cost
-
-    return gpu_cost.part(name)
-
-
 def test_launches_stay_below_the_bar():
-    stages = cost("launches").values()
+    stages = gpu_cost.part("launches").values()
     kernels_ = sum(stage["kernels"] for stage in stages)
     assert 20 < kernels_ <= kernels_ + sum(stage["operations"] for stage in stages) <= 30
 
 
+@pytest.mark.slow
+def test_kernels_compile_for_amd():
+    assert len(gpu_cost.part("amd")) == 20
+
+
+@pytest.mark.skipif(not gpu_cost.tools(), reason="needs ptxas and cuobjdump, of Triton's wheel")
 @pytest.mark.parametrize("cases", ["quick", pytest.param("compile", marks=pytest.mark.slow)])
 def test_kernels_compile_without_spilling(cases):
-    rows = cost(cases)
+    rows = gpu_cost.part(cases)
     assert {row["target"] for row in rows} == {80, 90, 100}
     assert len({row["kernel"] for row in rows}) == (20 if cases == "quick" else 21)
     assert [row for row in rows if row["stack"]] == []
+    # Nothing is fused or approximated, but the exponential of a drawn aspect.
+    assert {row["kernel"] for row in rows if row["inexact"]} == {"draw_pastes"}

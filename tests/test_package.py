@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -61,12 +62,11 @@ def test_version_is_the_same_everywhere():
     assert re.fullmatch(r"\d+\.\d+\.\d+", anatpaste_aug.__version__)
 
 
-def test_links_of_the_readme_lead_somewhere_from_pypi_too():
+def test_links_of_the_readme_lead_somewhere_and_from_pypi_too():
     root = Path(__file__).resolve().parents[1]
-    if not (root / "setup.cfg").exists() or not (root / "examples").exists():
+    if not (root / "setup.py").exists() or not (root / "examples").exists():
         pytest.skip("needs the source tree")
     source = re.search(r"Source = (.*)", (root / "setup.cfg").read_text())[1]
-    raw = source.replace("//github.com", "//raw.githubusercontent.com") + "/main/"
     readme = (root / "README.md").read_text()
     titles = re.findall(r"^#+ (.*)", readme, re.M)
     anchors = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
@@ -75,9 +75,14 @@ def test_links_of_the_readme_lead_somewhere_from_pypi_too():
     for link in links:
         if link.startswith("#"):
             assert link[1:] in anchors
-        elif link.startswith((f"{source}/blob/main/", raw)):
-            path = link.removeprefix(raw).removeprefix(f"{source}/blob/main/")
-            assert (root / path).exists(), link
+        elif not link.startswith("https://"):
+            assert (root / link).exists(), link
         else:
-            assert link.startswith("https://"), link
             assert "github.com" not in link, link  # another name of the repository
+    page = runpy.run_path(str(root / "setup.py"))["absolute_links"](readme, source)
+    found = re.findall(r"(!?)\[[^]]*\]\(([^)]+)\)", page)
+    assert len(found) == len(links)
+    raw = source.replace("//github.com", "//raw.githubusercontent.com") + "/main/"
+    for (picture, link), before in zip(found, links, strict=True):
+        same = before.startswith(("#", "https://"))
+        assert link == (before if same else (raw if picture else f"{source}/blob/main/") + before)

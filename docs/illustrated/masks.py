@@ -25,9 +25,10 @@ def show(pictures):
     columns = len(pictures)
     figure, axes = plt.subplots(2, columns, figsize=(9, 18.6 / columns), layout="constrained")
     for column, (title, picture) in zip(axes.T, pictures.items()):
+        robust, quality = ap.lung_mask_robust(picture, return_quality=True)
         masks = {
             "published": (ap.lung_mask(picture), "tab:cyan"),
-            "robust": (ap.lung_mask_robust(picture), "tab:orange"),
+            f"robust, quality {quality:.2f}": (robust, "tab:orange"),
         }
         for axis, (name, (mask, colour)) in zip(column, masks.items()):
             axis.imshow(picture, cmap="gray")
@@ -57,9 +58,10 @@ show({"tight field": edge, "with a lesion": dense, "noisy": noisy})
 # Bad cases for the robust mask
 # -----------------------------
 #
-# It looks for an upright pair of lungs and always outlines one, wherever it fits best. Tilted by more
-# than about 15 degrees, lying on the side, or in a picture that is no chest, what it outlines means
-# nothing. Bring images upright first.
+# It looks for an upright pair of lungs and always outlines one, wherever it fits best. In an image
+# that is turned, transposed or no chest, what it outlines means nothing: it gives a warning where the
+# quality of what it found is below 0.5. ``return_quality=True``, as here, returns the quality instead.
+# A good quality is no proof of a good mask. Bring images upright first.
 
 tilted = np.asarray(Image.fromarray(image).rotate(25, Image.Resampling.BILINEAR))
 y, x = np.mgrid[-1:1:256j, -1:1:256j]

@@ -5,6 +5,14 @@ pixel; `pixels` reading and rounding; `tiles` CLAHE; `otsu` the threshold; `labe
 regions; `boxes` the bounding-box rule; `draw` the draw; `alpha` and `patch` the paste. `mask` and
 `paste` put them in order. Kernels are launched in turn, and none reads what another program of its
 own launch writes, but by atomics whose order does not matter.
+
+An image's number, and all that a stride multiplies, has 64 bits. Numbers inside an image have 32,
+which hold its at most 2**24 pixels, 2**23 nodes, and their 5 measures. Places follow from the grid
+and are masked, or from counts of the image itself, or they are limited to the image: parameters
+are not checked. Every loop is over a part of the image, over its regions, or up a tree.
+
+None of this has run on a card yet: it was run in Triton's interpreter, one program after the other,
+and compiled.
 """
 
 from __future__ import annotations

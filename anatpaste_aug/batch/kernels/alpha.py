@@ -193,6 +193,9 @@ def blur_once(
     it comes to now. The `LAST` time it is alpha that is written, everywhere, each pixel once: 0
     outside the lungs, if `lungs` (of an earlier launch) says that there are any in `masks`, and
     where the image is not chosen.
+
+    The loop is over the box, or the image's side where that is shorter; places are limited to the
+    image. A box of at most ``2**21`` pixels of 8 bits sums up to less than 2**31.
     """
     b = tl.program_id(0).to(tl.int64)
     y0, x0 = tl.program_id(1) * ROWS, tl.program_id(2) * COLS
