@@ -458,6 +458,16 @@ def test_a_detector_with_an_unknown_score_is_refused(change, message, trained, t
         Detector.load(path)
 
 
+@pytest.mark.parametrize("network", ["trained", "untrained"])
+def test_a_detector_that_lacks_a_standard_is_refused(network, cropped, tmp_path):
+    tensors, info = storage.load_tensors(cropped / "detector.safetensors", {})
+    del info["standards"][network]["places2"]
+    path = tmp_path / "detector.safetensors"
+    storage.save_tensors(path, tensors, info)
+    with pytest.raises(PipelineError, match="holds no detector: 'places2'"):
+        Detector.load(path)
+
+
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
 def test_predict_scores_files_and_skips_the_unreadable(form, trained, phantoms, tmp_path, capsys):
     good = sorted((phantoms / "test" / "abnormal").iterdir())[:2]
@@ -1185,6 +1195,9 @@ def test_transfer_fits_to_the_other_normals(cropped, phantoms, tmp_path, capsys)
     assert main("transfer", cropped, *options, "--folds", "2") == 1
     assert "folds must be 2 or more and leave 20 normals, got 2" in capsys.readouterr().err
     assert main("transfer", cropped, *options, "--folds", "3") == 0
+    twice = ("--normal", folder, min(folder.iterdir()))
+    assert main("transfer", cropped, *options, "--folds", "3", *twice) == 1
+    assert "an image is given twice" in capsys.readouterr().err
     result = json.loads(output.read_text())
     chosen = evaluate.load_metrics(cropped)["selected"]
     assert result["chosen"] == {name: chosen[name] for name in ("network", "score")}
