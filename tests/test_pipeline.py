@@ -30,8 +30,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score  # noqa: E402
 from sklearn.neighbors import KernelDensity  # noqa: E402
 from threadpoolctl import threadpool_limits  # noqa: E402
 
-from examples.pretrain_gde import cli, data, evaluate, run, storage, train  # noqa: E402
-from examples.pretrain_gde.augment import Augmenter, jitter, reframe, roughen  # noqa: E402
+from examples.pretrain_gde import augment, cli, data, evaluate, run, storage, train  # noqa: E402
+from examples.pretrain_gde.augment import Augmenter, jitter, reframe, roughen, second_view  # noqa: E402
 from examples.pretrain_gde.density import PUBLISHED, SCORES, Scorer  # noqa: E402
 from examples.pretrain_gde.detector import (  # noqa: E402
     Detector,
@@ -41,6 +41,7 @@ from examples.pretrain_gde.detector import (  # noqa: E402
     fit_detector,
 )
 from examples.pretrain_gde.errors import PipelineError  # noqa: E402
+from examples.pretrain_gde.heatmap import heat_maps  # noqa: E402
 from examples.pretrain_gde.metrics import auc_and_ap, best_threshold, measure  # noqa: E402
 from examples.pretrain_gde.model import Network, make_backbone, make_network, prepare  # noqa: E402
 from examples.pretrain_gde.phantoms import write_phantoms  # noqa: E402
@@ -457,6 +458,16 @@ def test_a_detector_with_an_unknown_score_is_refused(change, message, trained, t
         Detector.load(path)
 
 
+@pytest.mark.parametrize("network", ["trained", "untrained"])
+def test_a_detector_that_lacks_a_standard_is_refused(network, cropped, tmp_path):
+    tensors, info = storage.load_tensors(cropped / "detector.safetensors", {})
+    del info["standards"][network]["places2"]
+    path = tmp_path / "detector.safetensors"
+    storage.save_tensors(path, tensors, info)
+    with pytest.raises(PipelineError, match="holds no detector: 'places2'"):
+        Detector.load(path)
+
+
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
 def test_predict_scores_files_and_skips_the_unreadable(form, trained, phantoms, tmp_path, capsys):
     good = sorted((phantoms / "test" / "abnormal").iterdir())[:2]
@@ -491,6 +502,21 @@ def test_predict_scores_files_and_skips_the_unreadable(form, trained, phantoms, 
     assert len(all_files(maps)) == 2
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_heat_maps_leave_the_scorer_on_the_cpu(device, trained, monkeypatch):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    detector = Detector.load(trained / "detector.safetensors", torch.device(device))
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32), np.uint8)
+    before = detector.score(images)
+    monkeypatch.setattr(Scorer, "to", lambda self, where: pytest.fail(f"moved to {where}"))
+    maps = heat_maps(detector, images)
+    assert maps.shape == images.shape
+    assert maps.min() >= 0
+    assert maps.max() == 1
+    np.testing.assert_array_equal(detector.score(images), before)
+
+
 def test_predict_takes_a_single_image_a_folder_and_tells_when_nothing_can_be_read(
     trained, phantoms, tmp_path, capsys
 ):
@@ -520,7 +546,10 @@ def test_compare_makes_one_table(phantoms, cache, tmp_path, capsys):
     assert (tmp_path / "compare.md").read_text() == table
 
 
-def test_benchmark_prints_the_share_of_the_augmentation(phantoms, cache, tmp_path, capsys):
+def test_benchmark_prints_the_share_of_the_augmentation(
+    phantoms, cache, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(train, "Reference", None)  # nothing is scored, so nothing to fit to is made
     options = ("--cache", cache, "--out", tmp_path, *TINY, "--steps", "2")
     assert main("benchmark", "--data", phantoms, *options) == 0
     assert re.search(r"[\d.]+ % of a step for augmentation", capsys.readouterr().out)
@@ -755,20 +784,17 @@ def test_masks_are_found_at_256_pixels(phantoms, cache):
 
 
 @pytest.mark.usefixtures("_no_report")
-def test_the_robust_mask_is_used_or_named(phantoms, cache, tmp_path, monkeypatch, capsys):
+def test_the_robust_mask_is_used(phantoms, cache, tmp_path, monkeypatch):
     import anatpaste_aug
 
-    monkeypatch.delattr(anatpaste_aug, "lung_mask_robust", raising=False)
     options = ("--data", phantoms, "--cache", cache, "--out", tmp_path, *TINY, "--mask", "robust")
-    assert main("train", *options) == 1
-    assert "anatpaste_aug.lung_mask_robust" in capsys.readouterr().err
     seen = []
 
     def robust(image):
         seen.append(image.shape)
         return np.ones(image.shape, bool)
 
-    monkeypatch.setattr(anatpaste_aug, "lung_mask_robust", robust, raising=False)
+    monkeypatch.setattr(anatpaste_aug, "lung_mask_robust", robust)
     assert main("train", *options, "--epochs", "1", "--updates", "1") == 0
     assert seen == [(256, 256)] * (12 + 8)
 
@@ -1103,6 +1129,39 @@ def test_choices_without_labels_are_of_the_by_place_scores_of_both_networks():
     assert choose(labels, "labels", ["trained", "both"]).score == "logit"
 
 
+def test_what_scores_are_fitted_to_is_made_in_pieces(monkeypatch):
+    monkeypatch.setattr(augment, "PIECE", 5 * 32 * 32)
+    images = torch.arange(12, dtype=torch.uint8)[:, None, None, None] * torch.ones(1, 1, 32, 32)
+    images, masks = (20 * images).to(torch.uint8), torch.zeros(12, 1, 32, 32, dtype=torch.bool)
+    for index, mask in enumerate(masks):
+        mask[:, : 2 * index + 4] = True
+    generator = torch.Generator().manual_seed(0)
+    seen, moved = second_view(images, masks, generator)
+    assert seen.shape == moved.shape == images.shape
+    areas = moved.sum((1, 2, 3))
+    assert (areas[4:] > areas[:-4]).all()
+    assert (seen[4:].float().mean((1, 2, 3)) > seen[:-4].float().mean((1, 2, 3))).all()
+    assert second_view(images, None, generator)[1] is None
+
+    augmenter, sizes = Augmenter(Settings(variant="mix", size=32, mask="robust")), []
+
+    def paste(part, inside, generator):
+        sizes.append((len(part), len(inside)))
+        return part, part
+
+    augmenter.contrast = paste
+    assert torch.equal(augmenter.abnormal(images, masks, generator), images)
+    assert sizes == [(5, 5), (5, 5), (2, 2)]
+
+
+def test_training_images_are_not_copied(phantoms, cache):
+    settings = Settings(size=32)
+    dataset = data.load_dataset(phantoms, read_split(phantoms), settings, cache, progress=False)
+    assert dataset.normals("train")[0] is dataset.images["train"]
+    assert dataset.normals("train")[1] is dataset.masks["train"]
+    assert [len(found) for found in dataset.normals("valid")] == [4, 4]
+
+
 def test_all_views_of_an_image_are_left_out_together(phantoms, cache):
     settings = Settings(
         variant="opacity", size=32, crop=True, epochs=0, mask="robust", scores="all"
@@ -1133,6 +1192,9 @@ def test_transfer_fits_to_the_other_normals(cropped, phantoms, tmp_path, capsys)
     assert main("transfer", cropped, *options, "--folds", "2") == 1
     assert "folds must be 2 or more and leave 20 normals, got 2" in capsys.readouterr().err
     assert main("transfer", cropped, *options, "--folds", "3") == 0
+    twice = ("--normal", folder, min(folder.iterdir()))
+    assert main("transfer", cropped, *options, "--folds", "3", *twice) == 1
+    assert "an image is given twice" in capsys.readouterr().err
     result = json.loads(output.read_text())
     chosen = evaluate.load_metrics(cropped)["selected"]
     assert result["chosen"] == {name: chosen[name] for name in ("network", "score")}

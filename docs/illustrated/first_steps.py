@@ -119,13 +119,13 @@ print(images.shape, labels)
 #     python3 -m venv .venv && .venv/bin/pip install '.[pipeline]' && .venv/bin/python -m examples.pretrain_gde
 #
 # On Windows write these in Git's shell. Where other work shares the cores, add ``--threads 1`` to
-# the last command. It ends with a table, untrained against trained, and the report,
-# ``runs/demo/anatpaste/seed0/report.html``, which opens in any browser. New radiographs, here four
+# the last command. It ends with a table of all scores, trained and untrained, and the report,
+# ``runs/demo/mix/seed0/report.html``, which opens in any browser. New radiographs, here four
 # of the test's, get their scores in a table, and a map each of what the score comes from:
 #
 # .. code-block:: bash
 #
-#     .venv/bin/python -m examples.pretrain_gde predict runs/demo/anatpaste/seed0 runs/demo/phantoms/test/*/phantom000[01].png --heat-maps maps
+#     .venv/bin/python -m examples.pretrain_gde predict runs/demo/mix/seed0 runs/demo/phantoms/test/*/phantom000[01].png --heat-maps maps
 #
 # :doc:`Reproduce the paper </reproduce>` says how to do that with real data, and what it reaches.
 #

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -15,9 +16,10 @@ from examples.pretrain_gde.view import NATIVE_SIZE
 MIN_AREA = 400  # pixels of a 256 x 256 image: `lung_mask` removes smaller regions
 KINDS = ("consolidation", "haze")  # what pneumonia looks like
 MOST = 3  # opacities on one image
-OTHER_FRAME = 0.1  # zoom and shift of the normals' second view, as a share of the side
+OTHER_FRAME = 0.1  # zoom and shift of the normals' second view, as a share of half the side
 OTHER_GAMMA = 0.3  # of the logarithm
 OTHER_JITTER = 0.15
+PIECE = 2**26  # pixels to make something of at a time: some 2 GB in between
 
 
 Paste = Callable[
@@ -106,8 +108,21 @@ class Augmenter:
         self, images: torch.Tensor, masks: torch.Tensor | None, generator: torch.Generator
     ) -> torch.Tensor:
         """Make of each normal image one to stand for the abnormal: (B, 1, H, W) uint8."""
-        pasted, _ = self.contrast(images, self.find_masks(images, masks), generator)
-        return pasted
+        return torch.cat(
+            [
+                self.contrast(part, self.find_masks(part, inside), generator)[0]
+                for part, inside in _pieces(images, masks)
+            ]
+        )
+
+
+def _pieces(
+    images: torch.Tensor, masks: torch.Tensor | None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    """Cut images and their masks into pieces of at most `PIECE` pixels, but one image at least."""
+    count = max(PIECE // images[0].numel(), 1)
+    parts = itertools.repeat(None) if masks is None else masks.split(count)
+    return zip(images.split(count), parts, strict=False)
 
 
 def _module(operation: batch.OperationModule) -> Paste:
@@ -169,7 +184,7 @@ def reframe(
     amount: float,
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Zoom each image along either axis, and shift it, by up to `amount` of its side."""
+    """Zoom each image along either axis, and shift it, by up to `amount` of half its side."""
     draws = torch.rand(len(images), 4, generator=generator, device=images.device)
     zoom, shift = (amount * (2 * draws - 1)).split(2, 1)
     theta = torch.cat([torch.diag_embed(1 + zoom), shift[..., None]], 2)
@@ -196,8 +211,13 @@ def second_view(
     images: torch.Tensor, masks: torch.Tensor | None, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Show images in another frame and another tone, as another hospital might."""
-    images, masks = reframe(images, masks, OTHER_FRAME, generator)
-    draws = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device)
-    gamma = torch.exp(OTHER_GAMMA * (2 * draws - 1))
-    toned = (255 * (images.float() / 255) ** gamma).round().to(torch.uint8)
-    return jitter(toned, OTHER_JITTER, generator), masks
+    views, moved = [], []
+    for part, inside in _pieces(images, masks):
+        framed, lungs = reframe(part, inside, OTHER_FRAME, generator)
+        draws = torch.rand(len(part), 1, 1, 1, generator=generator, device=images.device)
+        gamma = torch.exp(OTHER_GAMMA * (2 * draws - 1))
+        toned = (255 * (framed.float() / 255) ** gamma).round().to(torch.uint8)
+        views.append(jitter(toned, OTHER_JITTER, generator))
+        if lungs is not None:
+            moved.append(lungs)
+    return torch.cat(views), torch.cat(moved) if moved else None

@@ -67,7 +67,7 @@ OPTIONS: dict[str, tuple[type, str]] = {
     "weight_decay": (float, "weight decay"),
     "head_layers": (int, "hidden layers of 512 in the head"),
     "jitter": (float, "colour jitter before the augmentation"),
-    "reframe": (float, "zoom and shift before the augmentation, as a share of the side"),
+    "reframe": (float, "zoom and shift before the augmentation, as a share of half the side"),
     "noise": (float, "standard deviation of the noise after it, in grey levels"),
     "map_weight": (float, "weight of the heads that say where something was pasted"),
     "freeze_epochs": (int, "epochs with a frozen backbone, with --imagenet"),

@@ -68,8 +68,9 @@ class Dataset:
 
     def normals(self, part: str) -> tuple[Images, Images | None]:
         """Give the normal images of a part, and their masks where there are any."""
-        normal = ~self.labels(part)
-        masks = self.masks.get(part)
+        normal, masks = ~self.labels(part), self.masks.get(part)
+        if normal.all():  # as in training: without a copy of what is mapped
+            return self.images[part], masks
         return self.images[part][normal], None if masks is None else masks[normal]
 
 
@@ -127,15 +128,7 @@ def load_dataset(
 
 def segmenter(name: str) -> Callable[[Images], npt.NDArray[np.bool_]]:
     """Give the library's function behind the name of a mask."""
-    if name == "default":
-        return ap.lung_mask
-    robust = getattr(ap, "lung_mask_robust", None)
-    if robust is None:
-        raise PipelineError(
-            f"mask {name!r} needs anatpaste_aug.lung_mask_robust, which version "
-            f"{ap.__version__} does not have"
-        )
-    return robust
+    return ap.lung_mask if name == "default" else ap.lung_mask_robust
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ SCORES = {  # by name: the features, whether the pasted are needed too, and the 
     "logit": ("logit", False, "the head's logit"),
 }
 NAMES = {name: words for name, (_, _, words) in SCORES.items()}
+NO_GAUSSIAN = ("kde", "nearest", "logit")  # scores that need none
 NO_LABELS = ("places1", "places2", "places3")  # what may be chosen by pasted images alone
 BANDWIDTH = 1.0
 NEIGHBOURS = 5
@@ -124,7 +125,7 @@ class Scorer(nn.Module):
         near, far = {}, {}
         for name in names:
             feature, relative, _ = SCORES[name]
-            if feature == "logit" or name in ("kde", "nearest"):
+            if name in NO_GAUSSIAN:
                 continue
             if feature not in near:
                 near[feature] = Gaussians.fit(normal[feature])
@@ -178,7 +179,7 @@ class Scorer(nn.Module):
         kinds: dict[str, dict[str, Gaussians]] = {"normal": {}, "pasted": {}}
         for name in names:
             feature, relative, _ = SCORES[name]
-            if feature == "logit" or name in ("kde", "nearest"):
+            if name in NO_GAUSSIAN:
                 continue
             width = WIDTHS[int(feature[-1])]
             places = CELLS**2 if feature.startswith("cells") else 1

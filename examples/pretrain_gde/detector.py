@@ -312,8 +312,8 @@ class Detector:
                 networks[name] = network.eval().to(device)
                 names = score_names(settings, name)
                 scorers[name] = Scorer.from_tensors(_below(tensors, f"{name}.scorer."), names)
-                if choice.network == BOTH:
-                    standards[name][choice.score]
+                if standards or choice.network == BOTH:
+                    standards[name] = {score: standards[name][score] for score in names}
             if any(choice.score not in scorers[name].names for name in choice.networks):
                 raise ValueError(f"it has no {choice.score}")
             normal = tensors["normal_scores"].numpy()

@@ -53,10 +53,7 @@ def heat_maps(
         _map_head
         if has_map(detector)
         else _grad_cam(
-            network,
-            detector.scorers[name].to(device),
-            detector.choice.score,
-            detector.settings.size,
+            network, detector.scorers[name], detector.choice.score, detector.settings.size
         )
     )
     maps = []
@@ -83,14 +80,16 @@ def _map_head(network: Network, inputs: torch.Tensor) -> torch.Tensor:
 
 
 class _Explained(nn.Module):
-    """One score of a network's images, for Grad-CAM."""
+    """One score of a network's images, for Grad-CAM; the scorer stays where it is, on the CPU."""
 
     def __init__(self, network: Network, scorer: Scorer, name: str) -> None:
         super().__init__()
         self.network, self.scorer, self.name = network, scorer, name
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.scorer(self.network.features(inputs), self.name)
+        feature = SCORES[self.name][0]
+        home = self.scorer.centres.device
+        return self.scorer({feature: self.network.features(inputs)[feature].to(home)}, self.name)
 
 
 def _grad_cam(network: Network, scorer: Scorer, name: str, size: int) -> Explain:

@@ -294,7 +294,7 @@ def _draw_histogram(
 
 def _draw_losses(axes: Axes, epochs: list[dict[str, Any]]) -> None:
     axes.plot([r["epoch"] for r in epochs], [r["loss"] for r in epochs], color=BLUE, marker=".")
-    axes.set(title="Training loss", xlabel="epoch", ylabel="cross-entropy")
+    axes.set(title="Training loss", xlabel="epoch", ylabel="loss")
     axes.set_ylim(bottom=0)
     _whole_ticks(axes)
 

@@ -74,7 +74,7 @@ class Settings:
     jitter : float
         Colour jitter of the whole image before the augmentation.
     reframe : float
-        Greatest zoom and shift of the image before the augmentation, as a share of its side.
+        Greatest zoom and shift of the image before the augmentation, as a share of half its side.
     noise : float
         Greatest standard deviation of the noise on every image, original or augmented, in grey
         levels; half of them are blurred before. Above 0 it hides the seams of what was pasted.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 import zlib
@@ -112,7 +113,6 @@ class Trainer:
             dataset.images["train"], dataset.masks.get("train"), settings, runtime
         )
         self.augment = Augmenter(settings)
-        self.reference = Reference(settings, dataset) if runtime.leads else None
         self.files = fingerprint(dataset, ("train", "valid"))
         if resume and (folder / CHECKPOINT).exists():
             tensors, info = load_tensors(folder / CHECKPOINT, CHECKPOINT_FORM)
@@ -149,6 +149,11 @@ class Trainer:
                 bar.set_postfix(loss=f"{record['loss']:.3f}", **self._shown())
         self.runtime.wait()
         return self.progress
+
+    @functools.cached_property
+    def reference(self) -> Reference:
+        """Give what the scores are fitted to; made when it is first needed."""
+        return Reference(self.settings, self.dataset)
 
     def _shown(self) -> dict[str, str]:
         best = self.progress.best
@@ -215,7 +220,7 @@ class Trainer:
 
     def _validate(self) -> dict[str, float]:
         """Compute the validation AUC of each score of the network."""
-        aucs = self.reference.validate(self.network) if self.reference else {}
+        aucs = self.reference.validate(self.network) if self.runtime.leads else {}
         self.runtime.wait()
         return aucs
 

@@ -39,15 +39,18 @@ def transfer(
     Raises
     ------
     PipelineError
-        If an image cannot be read, or there are too few.
+        If an image cannot be read or is given twice, or there are too few.
     """
     fewest = (len(normal) * (folds - 1)) // folds
     if not 2 <= folds <= len(normal) or round(0.2 * fewest) < MIN_VALID or fewest < 5 * MIN_TRAIN:
         raise PipelineError(f"folds must be 2 or more and leave 20 normals, got {folds}")
     if not abnormal:
         raise PipelineError("there are no abnormal images")
+    given = [*normal, *abnormal]
+    if len({path.resolve() for path in given}) < len(given):  # it would be fitted to and tested on
+        raise PipelineError("an image is given twice")
     settings, view = detector.settings, detector.settings.view
-    seen = {path: _read(path, view) for path in tqdm([*normal, *abnormal], disable=not progress)}
+    seen = {path: _read(path, view) for path in tqdm(given, disable=not progress)}
     masks: dict[Path, Images] = {}
     if settings.needs_masks:
         segment = segmenter(settings.mask)
