@@ -9,7 +9,7 @@ import os
 import secrets
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -72,9 +72,18 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def is_among(path: Path, files: Iterable[Path]) -> bool:
+    """Tell whether a path is that of one of some files, under whatever name."""
+    for file in files:
+        with contextlib.suppress(OSError, ValueError):  # missing, for instance
+            if path.samefile(file):
+                return True
+    return False
+
+
 def remove_abandoned(folder: Path) -> None:
     """Remove the unfinished files of processes that have died."""
-    for part in folder.glob(f".*{PART}"):
+    for part in folder.glob(f".*.{'[0-9a-f]' * 16}{PART}"):  # as `_open_part` names them
         with contextlib.suppress(OSError):  # another is faster, or no locks here: it stays
             if sys.platform == "win32":
                 part.unlink()  # fails while it is open

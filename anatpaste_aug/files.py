@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import zlib
 from pathlib import Path
@@ -17,6 +18,8 @@ GREY_MODES = {"1": "L", "LA": "L"}  # what is not grey becomes RGB
 
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # Pillow knows more: that of EPS starts a program
+MAX_SCANS = 100  # of a JPEG, as in libtiff
+BAND = 64  # rows of a DICOM that are transformed at a time
 BYTES_PER_PIXEL = 4  # of the limit, that a DICOM may hold, packed and unpacked
 
 
@@ -46,8 +49,9 @@ def read_image(path: str | os.PathLike[str]) -> Array:
         If there is not enough memory, which says nothing about the file.
     ValueError
         If it is not a picture that can be used: damaged, several frames, 16-bit colour, under 16
-        pixels, more pixels than Pillow's limit against decompression bombs, or a DICOM file whose
-        transforms leave a single grey value. All messages name the file.
+        pixels, more pixels than Pillow's limit against decompression bombs
+        (``PIL.Image.MAX_IMAGE_PIXELS``), a run-length encoded BMP, a JPEG of more than 100 scans,
+        or a DICOM file whose transforms leave a single grey value. All messages name the file.
 
     Examples
     --------
@@ -69,6 +73,7 @@ def read_image(path: str | os.PathLike[str]) -> Array:
             if start[128:] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom"):
                 return as_array(_read_dicom(file))
             with Image.open(file, formats=FORMATS) as opened:
+                _check_cost(opened, file)
                 return as_array(_read_pillow(opened))
     except ImportError as error:
         raise ImportError(f"{path}: {error}") from error
@@ -110,6 +115,23 @@ def _read_pillow(opened: Image.Image) -> Array:
     return image.max() - image if tags.get(262) == 0 and image.dtype != np.uint8 else image
 
 
+def _check_cost(opened: Image.Image, file: BinaryIO) -> None:
+    """Refuse small files that take Pillow long: it looks at their pixels alone, and not at once."""
+    _check_size(opened.width * opened.height, 1)
+    if any(tile[0] == "bmp_rle" for tile in getattr(opened, "tile", [])):
+        raise ValueError("run-length encoded BMP cannot be read")  # row by row, in Python
+    tags = getattr(opened, "tag_v2", {})
+    _check_size(int(tags.get(322, 1)) * int(tags.get(323, 1)), 1)  # a TIFF's tiles
+    if opened.format in ("JPEG", "MPO"):
+        _check_scans(file.read())  # Pillow seeks what it needs
+
+
+def _check_scans(data: bytes) -> None:
+    """Check in how many passes over all its pixels a JPEG is coded; ten are usual."""
+    if (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+        raise ValueError(f"JPEG must have at most {MAX_SCANS} scans, got {scans}")
+
+
 def _count_frames(opened: Image.Image) -> int:
     """Count up to ten frames: Pillow takes minutes for all of a TIFF that is made for it."""
     for frame in range(1, 10):
@@ -126,29 +148,34 @@ def _read_dicom(file: BinaryIO) -> Array:
     try:
         import pydicom
         from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
+        from pydicom.uid import JPEGTransferSyntaxes
     except ImportError as error:
         raise ImportError(
             "reading DICOM needs pydicom: pip install 'anatpaste-aug[dicom]'"
         ) from error
     try:
         _check_size(os.fstat(file.fileno()).st_size, BYTES_PER_PIXEL)  # it may be full of holes
-        _check_deflated(file)
-        data = pydicom.dcmread(file)
+        data = pydicom.dcmread(_Inflating(file))
         photometric = str(data.PhotometricInterpretation)
         frames, samples = int(data.get("NumberOfFrames") or 1), int(data.SamplesPerPixel)
         if (frames, samples) != (1, 1) or not photometric.startswith("MONOCHROME"):
             raise ValueError(f"not one grey frame but {photometric}, {frames} x {samples} channels")
         _check_size(int(data.Rows) * int(data.Columns), 1)
         # Room for what follows: pydicom's decoders turn a lack of memory into other errors.
-        np.empty((4, int(data.Rows), int(data.Columns)))
+        np.empty((2, int(data.Rows), int(data.Columns)))
+        if data.file_meta.get("TransferSyntaxUID") in JPEGTransferSyntaxes:
+            _check_scans(data.PixelData)
         pixels = data.pixel_array
         if pixels.ndim != 2:
             raise ValueError(f"not one grey frame but {photometric} of shape {pixels.shape}")
+        image = np.empty(pixels.shape, np.float32)
         with np.errstate(over="ignore"):  # what is infinite then is refused by `as_array`
-            image = apply_voi_lut(apply_modality_lut(pixels, data), data).astype(np.float32)
+            for at in range(0, len(pixels), BAND):  # pydicom makes several copies in float64
+                rows = slice(at, at + BAND)
+                image[rows] = apply_voi_lut(apply_modality_lut(pixels[rows], data), data)
         if photometric == "MONOCHROME1":
-            image = image.max() - image
-        padding = np.asarray(pixels == data.get("PixelPaddingValue"))
+            np.subtract(image.max(), image, out=image)
+        padding = _find_padding(pixels, *(data.get(name) for name in PADDING))
         shown = pixels
         if padding.any() and not padding.all():
             shown = pixels[~padding]
@@ -165,24 +192,43 @@ def _read_dicom(file: BinaryIO) -> Array:
     return image
 
 
+def _find_padding(pixels: Array, first: object, last: object) -> Array:
+    """Tell which pixels hold the padding's value, or one of its range of values."""
+    if isinstance(first, int) and isinstance(last, int):
+        return (min(first, last) <= pixels) & (pixels <= max(first, last))
+    return np.asarray(pixels == first)
+
+
+PADDING = ("PixelPaddingValue", "PixelPaddingRangeLimit")
 TRANSFORM = ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTFunction")
 
 
-def _check_deflated(file: BinaryIO) -> None:
-    """Check what a deflated DICOM unpacks to, before pydicom unpacks it without a limit."""
-    from pydicom.filereader import _read_file_meta_info, read_preamble
-    from pydicom.uid import DeflatedExplicitVRLittleEndian
+class _Inflating:
+    """A file that pydicom inflates, if it is deflated, only after a look at how much it becomes.
 
-    read_preamble(file, force=False)
-    meta = _read_file_meta_info(file)
-    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-        inflate, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
-        while packed := file.read(2**16):
-            while packed:
-                size += len(inflate.decompress(packed, 2**20))
+    pydicom, which has no limit, reads all that is left of a file for this alone.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, size: int = -1, /) -> bytes:
+        packed = self.file.read(size)
+        if size < 0:
+            _check_inflated(packed)
+        return packed
+
+
+def _check_inflated(packed: bytes) -> None:
+    """Check the size of deflated data; that they are none is left to whoever inflates them."""
+    inflate, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    with contextlib.suppress(zlib.error):
+        for start in range(0, len(packed), 2**16):
+            part = packed[start : start + 2**16]
+            while part:
+                size += len(inflate.decompress(part, 2**20))
                 _check_size(size, BYTES_PER_PIXEL)
-                packed = inflate.unconsumed_tail
-    file.seek(0)
+                part = inflate.unconsumed_tail
 
 
 def _check_size(size: int, per_pixel: int) -> None:

@@ -91,7 +91,7 @@ def choose(images: list, masks: list, chosen: np.ndarray) -> tuple:
             for train, test in halves(len(chosen)):
                 prior = prior_of(images, masks, chosen[train])
                 scores += [
-                    dice(robust.outline_lungs(images[i], prior), masks[i]) for i in chosen[test]
+                    dice(robust.outline_lungs(images[i], prior)[0], masks[i]) for i in chosen[test]
                 ]
         return float(np.mean(scores))
 
@@ -108,7 +108,7 @@ def cross_check(images: list, masks: list, tune: bool) -> tuple[list[Mask], list
         with constants(values[-1]):
             prior = prior_of(images, masks, train)
             for i in test:
-                found[i] = robust.outline_lungs(images[i], prior)
+                found[i] = robust.outline_lungs(images[i], prior)[0]
         tests.append(test)
     return found, tests, values
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 EXPLICIT, DEFLATED = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99"
 IMPLICIT, RLE = "1.2.840.10008.1.2", "1.2.840.10008.1.2.5"
+JPEG = "1.2.840.10008.1.2.4.50"
 LONG = (b"OB", b"OW", b"SQ", b"UN", b"UT")  # value representations with a length of 32 bits
 
 
@@ -74,6 +75,49 @@ def nested(depth):
     return whole[:end] + inner + whole[end:]
 
 
+def encapsulated(pixels, syntax, frame):
+    """Encode a DICOM file whose one frame is compressed."""
+    frame += b"\0" * (len(frame) % 2)
+    items = ((0xE000, b""), (0xE000, frame), (0xE0DD, b""))
+    parts = [struct.pack("<HHI", 0xFFFE, number, len(part)) + part for number, part in items]
+    whole = dicom(pixels, syntax, data=b"")
+    return whole[:-12] + b"\xe0\x7f\x10\0OB\0\0\xff\xff\xff\xff" + b"".join(parts)
+
+
+def scans(width, height, count):
+    """Encode a grey progressive JPEG of very many scans, each of which codes that nothing is."""
+    blocks = -(-width // 8) * -(-height // 8)
+    bits = ("0" + "1" * 14) * -(-blocks // 32767)  # runs of 32767 empty blocks
+    bits += "0" * (-len(bits) % 8)
+    empty = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
+    scan = b"\xff\xda" + struct.pack(">H6B", 8, 1, 1, 0, 1, 63, 0) + empty
+    return (
+        b"\xff\xd8\xff\xdb" + struct.pack(">HB", 67, 0) + b"\1" * 64
+        + b"\xff\xc2" + struct.pack(">HBHH4B", 11, 8, height, width, 1, 1, 0x11, 0)
+        + b"\xff\xc4" + struct.pack(">HBB", 20, 0x00, 1) + bytes(15) + b"\0"
+        + b"\xff\xc4" + struct.pack(">HBB", 20, 0x10, 1) + bytes(15) + b"\xe0"
+        + b"\xff\xda" + struct.pack(">H6B", 8, 1, 1, 0, 0, 0, 0) + bytes(-(-blocks // 8))
+        + scan * count + b"\xff\xd9"
+    )  # fmt: skip
+
+
+def tiled(side):
+    """Encode a TIFF of 32 x 32 pixels in one tile of `side` x `side`."""
+    tile = zlib.compress(bytes(1000))
+    tags = [(256, 32), (257, 32), (258, 8), (259, 8), (262, 1), (277, 1), (322, side), (323, side)]
+    tags += [(324, 8 + 2 + 12 * 10 + 4), (325, len(tile))]
+    table = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + table + bytes(4) + tile
+
+
+def run_length(width, height):
+    """Encode a BMP whose every row is one pixel and "the rest is empty", as Pillow fills it."""
+    data = b"\1\5\0\0" * height + b"\0\1"
+    start = 14 + 40 + 4 * 256
+    head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(data), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", start + len(data), 0, 0, start) + head + bytes(1024) + data
+
+
 def valid(pixels):
     """Give one file of each kind that is read."""
     wide = pixels.astype(np.uint16) * 257
@@ -83,6 +127,8 @@ def valid(pixels):
         "colour.png": picture(np.stack([pixels] * 3, -1), "PNG"),
         "grey.jpg": picture(pixels, "JPEG"),
         "progressive.jpg": picture(pixels, "JPEG", progressive=True),
+        "scans.jpg": scans(64, 64, 90),
+        "frame.dcm": encapsulated(pixels, JPEG, scans(64, 64, 90)),
         "grey.bmp": picture(pixels, "BMP"),
         "grey.tif": picture(pixels, "TIFF"),
         "packed.tif": picture(wide, "TIFF", compression="tiff_lzw"),
@@ -114,6 +160,10 @@ def bad(pixels):
             picture(pixels, "TIFF", save_all=True, append_images=[Image.fromarray(pixels)]),
             "one frame, got 2",
         ),
+        "scans.jpg": (scans(64, 64, 101), "at most 100 scans"),
+        "scans.dcm": (encapsulated(pixels, JPEG, scans(64, 64, 101)), "at most 100 scans"),
+        "tile.tif": (tiled(40_000), "decompression bomb"),
+        "rows.bmp": (run_length(64, 64), "run-length encoded BMP"),
         "text.dcm": (b"text", "DICM"),
         "header.dcm": (b"\0" * 128 + b"DICM", "damaged"),
         "cut.dcm": (dicom(ramp)[:-100], "damaged"),

@@ -755,6 +755,23 @@ def test_one_of_several_segments_once_and_compiles():
         assert module(fakes).images.device.type == "cuda"
 
 
+def test_only_the_named_results_come_out():
+    images = torch.rand(4, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    module = batch.AnatPaste(p=0.5)
+    wanted = module(images, generator=torch.Generator().manual_seed(3))
+    for names, expected in (
+        (["images"], wanted.images),
+        (["images", "regions"], (wanted.images, wanted.regions)),
+        (["labels"], wanted.labels),
+    ):
+        only = batch.Only(module, *names)
+        got = only(images, generator=torch.Generator().manual_seed(3))
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
+        assert str(tuple(names)) in repr(only)
+    with pytest.raises(AttributeError, match="masks"):
+        batch.Only(module, "masks")(images)
+
+
 def test_masks_of_any_integer_dtype():
     images = random_images((2, 1, 200, 200), torch.uint8)
     drawn, expected = shapes(opacity=[254] * 2), None
@@ -1224,6 +1241,8 @@ PARAMS = batch.sample_paste(torch.zeros(2, 32, 32, dtype=torch.bool))
         (lambda: batch.Opacity(kinds="mass"), ValueError, "kinds must be out of .* got 'mass'"),
         (lambda: batch.sample_opacity(IMAGES), TypeError, "masks must be a bool or integer"),
         (lambda: batch.apply_opacity(IMAGES, PARAMS), TypeError, "batch.OpacityParams, got Paste"),
+        (lambda: batch.Only(batch.lung_mask, "images"), TypeError, "nn.Module, got function"),
+        (lambda: batch.Only(batch.AnatPaste()), ValueError, "names must be at least one"),
         (lambda: batch.OneOf([]), ValueError, "modules must be at least one, got none"),
         (lambda: batch.OneOf([torch.nn.Identity()]), TypeError, "OperationModules, got Identity"),
         (lambda: batch.OneOf([batch.Opacity()]), ValueError, "p=1 and no segment, got Opacity"),

@@ -81,15 +81,16 @@ def test_what_a_killed_process_leaves_is_removed_and_what_a_living_one_writes_is
     writer, tmp_path
 ):
     (tmp_path / ".other").touch()
+    (tmp_path / ".notes.part~").touch()  # somebody's own
     during = names(tmp_path)
     remove_abandoned(tmp_path)
     assert names(tmp_path) == during
-    assert len(during) == 3  # the other file, the lock, and the one that is being written
+    assert len(during) == 4  # the other files, the lock, and the one that is being written
     writer.send_signal(signal.SIGKILL)
     writer.wait()
     with locking(tmp_path):
         pass
-    assert names(tmp_path) == [".other"]
+    assert names(tmp_path) == [".notes.part~", ".other"]
 
 
 @needs_locks
@@ -130,7 +131,7 @@ def test_links_in_the_place_of_the_lock_lead_nowhere(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_pipes_and_devices_are_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    os.mkfifo(tmp_path / ".pipe.part~")
+    os.mkfifo(tmp_path / ".pipe.0123456789abcdef.part~")
     for path in (tmp_path / "pipe", Path("/dev/zero")):
         with pytest.raises(OSError, match="not a regular file"), reading(path):
             pass
@@ -140,4 +141,4 @@ def test_pipes_and_devices_are_refused_at_once(tmp_path):
     for path in (tmp_path / "pipe", tmp_path):
         with pytest.raises(OSError, match="not a regular file"), replacing(path):
             pass
-    assert names(tmp_path) == [".pipe.part~", "pipe"]
+    assert names(tmp_path) == [".pipe.0123456789abcdef.part~", "pipe"]

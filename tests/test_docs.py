@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+PAGES = ("index", "batches", "exact")  # of the site; test_operations.py runs own_operation
 MODULES = (
     "lungs",
     "operations.anatpaste",
@@ -33,8 +35,8 @@ TORCH_MODULES = (
 )
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(), re.M | re.S)
+def blocks(language, page=README):
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
 
 
 @pytest.mark.parametrize("name", MODULES + TORCH_MODULES)
@@ -58,6 +60,34 @@ def test_readme_python(tmp_path, monkeypatch):
     assert names["region"].any()
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_snippets_of_the_site(name, tmp_path, monkeypatch):
+    pytest.importorskip("torchvision", reason="needs torchvision")
+    page = ROOT / f"docs/{name}.md"
+    if not page.exists():
+        pytest.skip("needs the source tree")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for snippet in blocks("python", page):
+        exec(compile(snippet, page.name, "exec"), names)
+    assert names
+
+
+def test_no_page_of_the_site_has_snippets_that_nobody_runs():
+    if not (ROOT / "docs/conf.py").exists():
+        pytest.skip("needs the source tree")
+    pages = {page.stem for page in (ROOT / "docs").glob("*.md") if blocks("python", page)}
+    assert pages - {"clients"} == {*PAGES, "own_operation"}
+
+
+def test_the_first_page_s_commands_are_the_readme_s():
+    page = ROOT / "docs/illustrated/first_steps.py"
+    if not page.exists():
+        pytest.skip("needs the source tree")
+    command = next(line for line in blocks("bash") if "venv .venv " in line).splitlines()[0]
+    assert f"#     {command}\n" in page.read_text(encoding="utf-8")
+
+
 def test_readme_commands(tmp_path, phantom):
     from PIL import Image
 
@@ -76,3 +106,15 @@ def test_readme_setup_is_two_lines_of_one_command_each():
     assert len(setup) == 2
     assert all(line.startswith("python3 -m venv .venv") for line in setup)
     assert "pytest" in setup[1]
+
+
+@pytest.mark.parametrize("name", ["functions", "transforms", "batches", "operations"])
+def test_the_site_s_api_lists_everything_public(name):
+    module = {"functions": "", "batches": ".batch"}.get(name, f".{name}")
+    if module in (".transforms", ".batch"):
+        pytest.importorskip("torchvision", reason="needs torchvision")
+    page = ROOT / f"docs/api/{name}.rst"
+    if not page.exists():
+        pytest.skip("needs the source tree")
+    public = {*importlib.import_module(f"anatpaste_aug{module}").__all__} - {"__version__"}
+    assert public <= set(re.findall(r"^   ([\w.]+)$", page.read_text(encoding="utf-8"), re.M))

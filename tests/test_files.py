@@ -119,6 +119,12 @@ def test_images_too_large_to_open(tmp_path, phantom, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ValueError, match=r"image\.png: .*decompression bomb"):
         read_image(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", phantom.size - 1)  # Pillow warns, up to twice it
+    with (
+        pytest.warns(Image.DecompressionBombWarning),
+        pytest.raises(ValueError, match="decompression bomb"),
+    ):
+        read_image(path)
 
 
 def test_files_that_are_no_images(tmp_path, phantom):
@@ -223,6 +229,14 @@ def test_dicom_padding_becomes_black(tmp_path, phantom, photometric):
     assert np.ptp(offset) == 0
 
 
+@pytest.mark.parametrize("ends", [(100, 120), (120, 100)])
+def test_dicom_padding_may_be_a_range(ends, tmp_path):
+    pixels = np.arange(1024, dtype=np.uint16).reshape(32, 32) + 100
+    more = [(0x120 + i, b"US", hostile.short(end)) for i, end in enumerate(ends)]
+    image = read_image(write(tmp_path, "range.dcm", hostile.dicom(pixels, more=more)))
+    np.testing.assert_array_equal(image, np.maximum(pixels, 121))
+
+
 def test_bad_dicoms(tmp_path, phantom):
     write_dicom(tmp_path / "frames.dcm", np.stack([phantom] * 2))
     with pytest.raises(ValueError, match="not one grey frame but MONOCHROME2"):
@@ -310,6 +324,34 @@ def test_a_deflated_dicom_is_not_unpacked_beyond_the_limit(tmp_path, monkeypatch
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as Pillow's, the limit can be lifted
     with pytest.raises(ValueError, match=r"damaged|all pixels"):
         read_image(path)
+
+
+def test_a_deflated_dicom_is_found_behind_command_elements(tmp_path, monkeypatch):
+    # Read as deflated data, this element is two stored blocks, empty and the last: no bomb at all.
+    command = struct.pack("<HHI", 0, 0xFF00, 0xFF) + b"\xff\xff\1\0\0\xff\xff" + bytes(248)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2**20)
+    whole = hostile.dicom(syntax=hostile.DEFLATED, data=bytes(2**26))
+    meta = 144 + struct.unpack("<I", whole[140:144])[0]
+    path = write(tmp_path, "bomb.dcm", whole[:meta] + command + whole[meta:])
+    with pytest.raises(ValueError, match="decompression bomb"):
+        read_image(path)
+
+
+def test_a_dicom_is_transformed_in_bands(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 4096, (2000, 500), np.uint16)
+    more = ((0x1052, b"DS", "-7"), (0x1053, b"DS", "0.5"), *hostile.window(900, 1500))
+    path = write(tmp_path, "large.dcm", hostile.dicom(pixels, more=more))
+    tracemalloc.start()
+    image = read_image(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 * pixels.size  # bytes; 34, were it done at once
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
+
+    data = pydicom.dcmread(path)
+    whole = apply_voi_lut(apply_modality_lut(pixels, data), data).astype(np.float32)
+    np.testing.assert_array_equal(image, whole)
 
 
 def test_a_tiff_of_very_many_frames_is_refused_at_once(small, tmp_path):

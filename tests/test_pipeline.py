@@ -31,15 +31,23 @@ from sklearn.neighbors import KernelDensity  # noqa: E402
 from threadpoolctl import threadpool_limits  # noqa: E402
 
 from examples.pretrain_gde import cli, data, evaluate, run, storage, train  # noqa: E402
-from examples.pretrain_gde.augment import Augmenter, jitter  # noqa: E402
-from examples.pretrain_gde.density import ESTIMATORS, Density, TorchScore  # noqa: E402
+from examples.pretrain_gde.augment import Augmenter, jitter, reframe, roughen  # noqa: E402
+from examples.pretrain_gde.density import PUBLISHED, SCORES, Scorer  # noqa: E402
+from examples.pretrain_gde.detector import (  # noqa: E402
+    Detector,
+    Reference,
+    auc_between,
+    choose,
+    fit_detector,
+)
 from examples.pretrain_gde.errors import PipelineError  # noqa: E402
 from examples.pretrain_gde.metrics import auc_and_ap, best_threshold, measure  # noqa: E402
-from examples.pretrain_gde.model import Network, make_backbone, prepare  # noqa: E402
+from examples.pretrain_gde.model import Network, make_backbone, make_network, prepare  # noqa: E402
 from examples.pretrain_gde.phantoms import write_phantoms  # noqa: E402
 from examples.pretrain_gde.readers import Entry, read_split  # noqa: E402
 from examples.pretrain_gde.runtime import Runtime  # noqa: E402
 from examples.pretrain_gde.settings import VARIANTS, Settings  # noqa: E402
+from examples.pretrain_gde.view import View  # noqa: E402
 
 COUNTS = {
     ("train", "normal"): 12,
@@ -48,8 +56,22 @@ COUNTS = {
     ("test", "normal"): 5,
     ("test", "abnormal"): 5,
 }
-TINY = ["--size", "32", "--batch", "4", "--epochs", "2", "--updates", "2", "--validate-every", "1"]
+TINY = [
+    "--preset",
+    "quick",
+    "--size",
+    "32",
+    "--batch",
+    "4",
+    "--epochs",
+    "2",
+    "--updates",
+    "2",
+    "--validate-every",
+    "1",
+]
 TINY += ["--precision", "fp32", "--quiet", "--device", "cpu"]
+LAPTOP = ["--preset", "laptop", *TINY[2:]]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -120,12 +142,14 @@ def test_a_run_leaves_metrics_scores_split_and_report(trained):
     for record in metrics["epochs"]:
         assert record["loss"] > 0
         assert 0 < record["augmentation_share"] < 1
-        assert set(record["valid"]) == set(ESTIMATORS)
-    assert metrics["selected"]["valid_auc"] == max(
+        assert set(record["valid"]) == set(PUBLISHED)
+    assert metrics["selected"]["auc"] == max(
         auc for record in metrics["epochs"] for auc in record["valid"].values()
     )
-    for name in ESTIMATORS:
-        for results in (metrics["test"], metrics["untrained"]["test"]):
+    assert metrics["selected"]["network"] == "trained"
+    assert set(metrics["test"]) == {"trained", "untrained"}
+    for results in metrics["test"].values():
+        for name in PUBLISHED:
             low, high = results[name]["auc_interval"]
             assert 0 <= low <= results[name]["auc"] <= high <= 1
     assert metrics["environment"]["versions"]["torch"] == torch.__version__.partition("+")[0]
@@ -134,9 +158,10 @@ def test_a_run_leaves_metrics_scores_split_and_report(trained):
         rows = list(csv.DictReader(file))
     assert len(rows) == 10
     truth = [int(row["abnormal"]) for row in rows]
-    for name in ESTIMATORS:
-        auc = roc_auc_score(truth, [float(row[name]) for row in rows])
-        assert auc == pytest.approx(metrics["test"][name]["auc"])
+    for network, results in metrics["test"].items():
+        for name in PUBLISHED:
+            auc = roc_auc_score(truth, [float(row[f"{network}_{name}"]) for row in rows])
+            assert auc == pytest.approx(results[name]["auc"])
 
     split = json.loads((trained / "split.json").read_text())
     assert [len(split[part]) for part in ("train", "valid", "test")] == [12, 8, 10]
@@ -191,8 +216,9 @@ def test_several_seeds_are_summed_up(phantoms, cache, tmp_path, capsys):
     assert main("train", "--data", phantoms, "--cache", cache, "--out", tmp_path, *short) == 0
     summary = json.loads((tmp_path / "anatpaste" / "summary.json").read_text())
     assert summary["seeds"] == [3, 4]
-    assert summary["chosen"]["mean"] == pytest.approx(np.mean(summary["chosen"]["values"]))
-    assert summary["chosen"]["sd"] == pytest.approx(np.std(summary["chosen"]["values"], ddof=1))
+    chosen = summary["columns"]["chosen"]
+    assert chosen["mean"] == pytest.approx(np.mean(chosen["values"]))
+    assert chosen["sd"] == pytest.approx(np.std(chosen["values"], ddof=1))
     assert "over 2 seeds" in capsys.readouterr().out
     assert list((tmp_path / "anatpaste" / "seed3" / "tensorboard").glob("events*"))
 
@@ -375,9 +401,7 @@ def test_imagenet_weights_that_cannot_be_had(phantoms, cache, tmp_path, monkeypa
 
 
 def test_a_frozen_backbone_stays_while_the_head_learns(phantoms, cache, monkeypatch, tmp_path):
-    monkeypatch.setattr(
-        train, "seeded_network", lambda seed, classes, layers, imagenet: Network(classes, layers)
-    )
+    monkeypatch.setattr(train, "seeded_network", make_network)
     settings = Settings(
         size=32, batch=4, epochs=2, updates=1, validate_every=2, imagenet=True, freeze_epochs=1
     )
@@ -388,10 +412,10 @@ def test_a_frozen_backbone_stays_while_the_head_learns(phantoms, cache, monkeypa
     before = trainer.network.backbone.conv1.weight.clone()
     head = trainer.network.head[0].weight.clone()
     model = trainer.model(frozen=True)
-    trainer.update(model, *trainer.augment(*trainer.source(0)))
+    trainer.update(model, trainer.augment(*trainer.source(0)))
     assert torch.equal(trainer.network.backbone.conv1.weight, before)
     assert not torch.equal(trainer.network.head[0].weight, head)
-    trainer.update(trainer.model(frozen=False), *trainer.augment(*trainer.source(1)))
+    trainer.update(trainer.model(frozen=False), trainer.augment(*trainer.source(1)))
     assert not torch.equal(trainer.network.backbone.conv1.weight, before)
 
 
@@ -403,7 +427,7 @@ def test_evaluate_repeats_the_numbers_of_training(trained, phantoms, cache, caps
     assert main("evaluate", trained, "--quiet", "--published", "rsna") == 0
     assert not (trained / "cache").exists()  # that of the run was found
     assert evaluate.load_metrics(trained) == before
-    assert f"test AUC {evaluate.chosen_auc(before):.3f}" in capsys.readouterr().out
+    assert f"test AUC {evaluate.auc_of(before):.3f}" in capsys.readouterr().out
 
 
 def test_evaluate_and_predict_need_a_finished_run(tmp_path, capsys):
@@ -417,14 +441,20 @@ def test_evaluate_and_predict_need_a_finished_run(tmp_path, capsys):
     assert "detector.safetensors" in capsys.readouterr().err
 
 
-def test_a_detector_with_an_unknown_estimator_is_refused(trained, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"score": "other"}, r"info\.choice\.score must be one of kde, .* got 'other'"),
+        ({"score": "places2"}, "it has no places2"),
+        ({"network": "both"}, "holds no detector"),
+    ],
+)
+def test_a_detector_with_an_unknown_score_is_refused(change, message, trained, tmp_path):
     tensors, info = storage.load_tensors(trained / "detector.safetensors", {})
     path = tmp_path / "detector.safetensors"
-    storage.save_tensors(path, tensors, {**info, "estimator": "other"})
-    with pytest.raises(
-        PipelineError, match=r"info\.estimator must be one of kde, gaussian, got 'other'"
-    ):
-        evaluate.Detector.load(path)
+    storage.save_tensors(path, tensors, {**info, "choice": {**info["choice"], **change}})
+    with pytest.raises(PipelineError, match=message):
+        Detector.load(path)
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
@@ -450,7 +480,9 @@ def test_predict_scores_files_and_skips_the_unreadable(form, trained, phantoms, 
             Path(row["path"]).name: row for row in csv.DictReader(file) if row["abnormal"] == "1"
         }
     for row, path in zip(rows, good, strict=True):
-        assert float(row["score"]) == pytest.approx(float(known[path.name][row["estimator"]]))
+        assert float(row["score"]) == pytest.approx(
+            float(known[path.name][f"{row['network']}_{row['kind']}"])
+        )
         assert 0 <= float(row["percentile"]) <= 100
         assert str(row["abnormal"]) in ("True", "False")
         with Image.open(row["heat_map"]) as image:
@@ -505,7 +537,7 @@ def test_the_demonstration_runs_without_arguments(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cli.main() == 0
     captured = capsys.readouterr()
-    assert re.search(r"untrained +trained", captured.out)
+    assert re.search(r"trained +untrained", captured.out)
     assert (tmp_path / "runs" / "demo" / "anatpaste" / "seed0" / "report.html").exists()
     assert main("--seed", "1", "--quiet") == 0  # options alone go to the demonstration
 
@@ -538,9 +570,8 @@ def test_the_module_is_a_program(tmp_path):
 # Several processes.
 
 
-@pytest.mark.slow
-def test_two_processes_do_what_one_does(phantoms, cache, tmp_path):
-    options = ["--data", phantoms, "--cache", cache, "--out", tmp_path, *TINY, "--threads", "1"]
+def run_two(options):
+    """Train in two processes; give the exit statuses and what was printed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -568,7 +599,27 @@ def test_two_processes_do_what_one_does(phantoms, cache, tmp_path):
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    return [process.returncode for process in processes], outputs
+
+
+@pytest.mark.slow
+def test_the_other_process_says_in_one_line_that_the_first_has_ended(phantoms, tmp_path):
+    folder = tmp_path / "anatpaste" / "seed0"
+    folder.mkdir(parents=True)
+    options = ["--data", phantoms, "--out", tmp_path, *TINY, "--threads", "1"]
+    with storage.locked(folder):
+        statuses, (first, other) = run_two(options)
+    assert statuses == [1, 1]
+    assert "another process is at work here" in first
+    assert "error: another of the processes has ended; it says why" in other
+    assert "Traceback" not in first + other
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(phantoms, cache, tmp_path):
+    options = ["--data", phantoms, "--cache", cache, "--out", tmp_path, *TINY, "--threads", "1"]
+    statuses, outputs = run_two(options)
+    assert statuses == [0, 0], outputs
     together = evaluate.load_metrics(tmp_path / "anatpaste" / "seed0")
     assert together["environment"]["processes"] == 2
 
@@ -579,7 +630,8 @@ def test_two_processes_do_what_one_does(phantoms, cache, tmp_path):
     halves = [Runtime(cpu, rank, 2, progress=False) for rank in range(2)]
     trainer = train.Trainer(settings, dataset, tmp_path, Runtime(cpu, progress=False))
     network, optimizer = trainer.network, trainer.optimizer
-    sources = [train.Batches(dataset.images["train"], dataset.masks, settings, h) for h in halves]
+    masks = dataset.masks["train"]
+    sources = [train.Batches(dataset.images["train"], masks, settings, h) for h in halves]
     buffers = {name for name, _ in network.named_buffers()}
     network.train()
     for epoch in range(settings.epochs):
@@ -590,9 +642,9 @@ def test_two_processes_do_what_one_does(phantoms, cache, tmp_path):
             optimizer.zero_grad()
             for rank, source in enumerate(sources):
                 kept = {name: network.state_dict()[name].clone() for name in buffers}
-                inputs, labels = trainer.augment(*source(step))
+                inputs, labels, _ = trainer.augment(*source(step))
                 assert len(inputs) == 4  # half of 4 originals and 4 augmented images
-                loss = torch.nn.functional.cross_entropy(network(inputs), labels)
+                loss = torch.nn.functional.cross_entropy(network(inputs).logits, labels)
                 (loss / 2).backward()
                 total += loss.item() / 2
                 if rank:  # running statistics are those of the first process
@@ -615,7 +667,7 @@ def test_two_processes_do_what_one_does(phantoms, cache, tmp_path):
             saved[f"network.{name}"], parameter.detach(), rtol=1e-4, atol=1e-6
         )
     assert together["epochs"][-1]["valid"] == pytest.approx(
-        train.validate(network, dataset), abs=1e-3
+        Reference(settings, dataset).validate(network), abs=1e-3
     )
 
 
@@ -650,16 +702,19 @@ def test_batches_show_every_image_before_any_comes_again():
 def test_the_augmenter_labels_what_it_makes(variant, phantoms):
     settings = Settings(variant=variant, size=64)
     paths = sorted((phantoms / "train" / "normal").iterdir())[:6]
-    images = torch.stack([torch.from_numpy(data.decode(path, 64))[None] for path in paths])
+    images = torch.stack([torch.from_numpy(data.decode(path, View(64)))[None] for path in paths])
     masks = torch.zeros_like(images, dtype=torch.bool)
     masks[..., 20:50, 10:25] = True
-    inputs, labels = Augmenter(settings)(images, masks, torch.Generator().manual_seed(0))
-    assert inputs.dtype == torch.uint8
+    inputs, labels, alpha = Augmenter(settings)(images, masks, torch.Generator().manual_seed(0))
+    assert inputs.dtype == alpha.dtype == torch.uint8
+    assert alpha.shape == inputs.shape
+    assert not alpha[labels == 0].any()
     assert labels.tolist() == [kind for kind in range(settings.classes) for _ in range(6)]
     originals = inputs[labels == 0]
     for kind in range(1, settings.classes):
         changed = inputs[labels == kind] != originals
         assert changed.any((1, 2, 3)).sum() >= 4
+        assert not (changed & (alpha[labels == kind] == 0)).any()
         if variant == "anatpaste":
             assert not (changed & ~masks).any()
 
@@ -667,9 +722,9 @@ def test_the_augmenter_labels_what_it_makes(variant, phantoms):
 def test_fresh_masks_are_found_at_every_draw(phantoms, cache):
     settings = Settings(size=64, batch=4, fresh_masks=True)
     dataset = data.load_dataset(phantoms, read_split(phantoms), settings, cache, progress=False)
-    assert dataset.masks is None
+    assert dataset.masks == {}
     source = train.Batches(dataset.images["train"], None, settings, Runtime(torch.device("cpu")))
-    inputs, labels = Augmenter(settings)(*source(0))
+    inputs, labels, _ = Augmenter(settings)(*source(0))
     assert (inputs[labels == 1] != inputs[labels == 0]).any()
 
 
@@ -690,8 +745,8 @@ def test_masks_are_found_at_256_pixels(phantoms, cache):
     from anatpaste_aug import lung_mask
 
     entries = read_split(phantoms).train
-    native = data.load_images(phantoms, entries, 256, cache, progress=False)
-    small = data.load_masks(native, "default", lung_mask, 64, cache, progress=False)
+    native = data.load_images(phantoms, entries, View(256), cache, progress=False)
+    small = data.load_masks(native, "default", lung_mask, View(64), cache, progress=False)
     full = np.stack([lung_mask(image) for image in native.images])
     shares = full.reshape(len(full), 64, 4, 64, 4).mean((2, 4))
     decided = abs(shares - 0.5) > 0.01  # Pillow rounds a half its own way
@@ -715,34 +770,61 @@ def test_the_robust_mask_is_used_or_named(phantoms, cache, tmp_path, monkeypatch
 
     monkeypatch.setattr(anatpaste_aug, "lung_mask_robust", robust, raising=False)
     assert main("train", *options, "--epochs", "1", "--updates", "1") == 0
-    assert seen == [(256, 256)] * 12
+    assert seen == [(256, 256)] * (12 + 8)
 
 
-def test_density_scores_as_scikit_learn_does():
-    draw = np.random.default_rng(0)
-    features = draw.normal(size=(40, 512)) + 1
-    features /= np.linalg.norm(features, axis=1, keepdims=True)
-    raw = draw.normal(size=(7, 512))
-    others = raw / np.linalg.norm(raw, axis=1, keepdims=True)
-    density = Density.fit(features)
-    kernels = KernelDensity(kernel="gaussian", bandwidth=1).fit(features)
-    np.testing.assert_allclose(density.score(others, "kde"), -kernels.score_samples(others))
-    gaussian = LedoitWolf().fit(features)
+def _features(count, seed):
+    """Make features of nothing, as `embed` gives them."""
+    draw = torch.Generator().manual_seed(seed)
+    found = {"logit": torch.randn(count, generator=draw)}
+    for stage, width in ((1, 64), (2, 128), (3, 256), (4, 512)):
+        pooled = torch.randn(count, width, generator=draw) + 1
+        found[f"pool{stage}"] = torch.nn.functional.normalize(pooled)
+        if stage < 4:
+            found[f"cells{stage}"] = torch.randn(count, 16, width, generator=draw)
+    return found
+
+
+def test_scores_are_scikit_learns():
+    normal, pasted, others = _features(40, 0), _features(40, 1), _features(7, 2)
+    scorer = Scorer.fit(normal, pasted, tuple(SCORES))
+    scores = scorer.score(others)
+    assert tuple(scores) == tuple(SCORES)
+    values = {name: found.double().numpy() for name, found in normal.items()}
+    far = {name: found.double().numpy() for name, found in pasted.items()}
+    asked = {name: found.double().numpy() for name, found in others.items()}
+
+    def distance(fitted, given):
+        return np.sqrt(LedoitWolf().fit(fitted).mahalanobis(given))
+
+    kernels = KernelDensity(kernel="gaussian", bandwidth=1).fit(values["pool4"])
+    np.testing.assert_allclose(scores["kde"], -kernels.score_samples(asked["pool4"]))
+    alone = distance(values["pool4"], asked["pool4"])
+    np.testing.assert_allclose(scores["gaussian"], alone, rtol=1e-6)
     np.testing.assert_allclose(
-        density.score(others, "gaussian") ** 2, gaussian.mahalanobis(others), rtol=1e-6
+        scores["pooled3"],
+        distance(values["pool3"], asked["pool3"]) - distance(far["pool3"], asked["pool3"]),
+        atol=1e-6,
     )
-    with pytest.raises(ValueError, match="estimator must be one of kde, gaussian, got 'other'"):
-        density.score(others, "other")
-    again = Density.from_tensors(density.as_tensors())
-    for name in ESTIMATORS:
-        np.testing.assert_array_equal(again.score(others, name), density.score(others, name))
-        # The differentiable form ranks alike; it leaves out the kernel density's constant.
-        tensor = TorchScore(density, name)(torch.from_numpy(raw).float()).numpy()
-        np.testing.assert_allclose(
-            tensor - tensor[0],
-            density.score(others, name) - density.score(others, name)[0],
-            atol=5e-3,
-        )
+    cells = [
+        [distance(kind["cells2"][:, place], asked["cells2"][:, place]) for place in range(16)]
+        for kind in (values, far)
+    ]
+    np.testing.assert_allclose(scores["plain2"], np.mean(cells[0], 0), rtol=1e-6)
+    difference = np.mean(cells[0], 0) - np.mean(cells[1], 0)
+    np.testing.assert_allclose(scores["places2"], difference, atol=1e-6)
+    likeness = np.sort(asked["pool4"] @ values["pool4"].T)[:, -5:]
+    np.testing.assert_allclose(scores["nearest"], 1 - likeness.mean(1), rtol=1e-6)
+    np.testing.assert_array_equal(scores["logit"], asked["logit"])
+    again = Scorer.from_tensors(scorer.state_dict(), tuple(SCORES)).score(others)
+    for name in SCORES:
+        np.testing.assert_array_equal(again[name], scores[name])
+
+
+def test_features_of_one_value_are_refused():
+    same = {name: found[:1].expand(9, *found.shape[1:]) for name, found in _features(1, 0).items()}
+    with pytest.raises(PipelineError, match="all normal images are the same"):
+        Scorer.fit(same, None, ["gaussian"])
 
 
 @pytest.mark.parametrize("levels", [3, 1000])
@@ -790,7 +872,8 @@ def test_the_network_is_as_published():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("size", 8), ("epochs", 0), ("variant", "other"), ("mask", "best")]
+    ("name", "value"),
+    [("size", 8), ("epochs", -1), ("tone", "warm"), ("variant", "other"), ("mask", "best")],
 )
 def test_settings_are_checked(name, value):
     with pytest.raises(PipelineError, match=f"{name} must"):
@@ -823,11 +906,11 @@ def test_the_cache_is_keyed_by_content_and_size(phantoms, tmp_path):
     cache = tmp_path / "cache"
 
     def load(size):
-        return data.load_images(folder, entries, size, cache, progress=False)
+        return data.load_images(folder, entries, View(size), cache, progress=False)
 
     first = load(32)
     assert first.images.shape == (2, 32, 32)
-    np.testing.assert_array_equal(first.images[0], data.decode(folder / "a.png", 32))
+    np.testing.assert_array_equal(first.images[0], data.decode(folder / "a.png", View(32)))
     assert load(32).key == first.key
     assert load(48).key != first.key
     (folder / "a.png").rename(folder / "c.png")
@@ -836,5 +919,232 @@ def test_the_cache_is_keyed_by_content_and_size(phantoms, tmp_path):
     (folder / "a.png").write_bytes(source[5].read_bytes())
     changed = load(32)
     assert changed.key != first.key
-    np.testing.assert_array_equal(changed.images[0], data.decode(source[5], 32))
+    np.testing.assert_array_equal(changed.images[0], data.decode(source[5], View(32)))
     assert len(list(cache.glob("*.npy"))) == 3
+
+
+# Views, relative scores, and runs without training or labels.
+
+
+@pytest.fixture(scope="module")
+def cropped(phantoms, cache, tmp_path_factory):
+    """Give the folder of a finished run of the preset `laptop`, made tiny."""
+    out = tmp_path_factory.mktemp("cropped")
+    options = ("--data", phantoms, "--cache", cache, "--out", out)
+    assert main("train", *options, *LAPTOP, "--seeds", "5") == 0
+    return out / "mix" / "seed5"
+
+
+@pytest.fixture
+def normals(phantoms, tmp_path):
+    """Give a folder of nothing but normal images."""
+    folder = tmp_path / "normals"
+    folder.mkdir()
+    for path in (phantoms / "train" / "normal").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def test_a_view_is_the_lungs_in_their_own_tones():
+    from anatpaste_aug import lung_crop, lung_mask_robust
+    from anatpaste_aug.data import phantom_radiograph
+
+    image = phantom_radiograph(256, rng=3)
+    assert np.array_equal(View(256).see(image), image)
+    lungs = lung_mask_robust(image)
+    part, inside = lung_crop(image, return_mask=True)
+    cut = View(64, crop=True)
+    expected = Image.fromarray(part).resize((64, 64), Image.Resampling.BILINEAR)
+    difference = abs(cut.see(image).astype(int) - np.asarray(expected))
+    assert difference[1:-1, 1:-1].max() <= 1  # at the border, the crop sees what lies beyond
+    mask = cut.see_mask(image, lungs)
+    assert mask.dtype == bool
+    assert mask.mean() == pytest.approx(inside.mean(), abs=0.01)
+
+    toned = View(64, crop=True, tone="lungs")
+    low, high = np.percentile(toned.see(image)[mask], (5, 95))
+    assert (low, high) == pytest.approx((64, 192), abs=3)
+    darker = (image * 0.6 + 20).round().astype(np.uint8)  # tone and contrast make no difference
+    assert abs(toned.see(darker).astype(int) - toned.see(image)).mean() < 4
+    blank = np.full((70, 50), 7, np.uint8)
+    for view in (cut, toned, View(64, tone="lungs")):
+        assert view.see(blank).shape == (64, 64)
+
+
+def test_reframing_moves_images_and_masks_together():
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.zeros(200, 1, 64, 64, dtype=torch.bool)
+    mask[..., 24:40, 24:40] = True
+    images = mask.to(torch.uint8) * 200
+    moved, lungs = reframe(images, mask, 0.1, generator)
+    assert ((moved > 100) == lungs).float().mean() > 0.995
+    centres = (lungs * torch.arange(64)).sum((1, 2, 3)) / lungs.sum((1, 2, 3))
+    assert 2.5 < (centres - 31.5).abs().max() < 4.5  # a tenth of the half side, and zoom
+    assert reframe(images, None, 0.1, generator)[1] is None
+
+
+def test_roughening_blurs_half_and_adds_noise_up_to_its_limit():
+    flat = torch.full((400, 1, 32, 32), 128, dtype=torch.uint8)
+    deviations = roughen(flat, 6.0, torch.Generator().manual_seed(0)).float().std((1, 2, 3))
+    assert deviations.min() < 0.6
+    assert 5.5 < deviations.max() < 6.5
+    stripes = flat.clone()
+    stripes[..., ::2] = 0
+    contrast = roughen(stripes, 0.0, torch.Generator().manual_seed(0)).float().std((1, 2, 3))
+    assert 0.4 < (contrast < 63.9).float().mean() < 0.6
+    assert contrast.min() > 64 * 0.3  # what a box of three leaves of stripes
+
+
+def test_the_laptop_preset_leaves_all_scores(cropped):
+    metrics = evaluate.load_metrics(cropped)
+    assert set(metrics["test"]) == {"trained", "untrained", "both"}
+    assert set(metrics["test"]["trained"]) == set(SCORES)
+    assert set(metrics["test"]["both"]) == set(SCORES) - {"logit"}
+    best = max(auc for found in metrics["validation"]["labels"].values() for auc in found.values())
+    assert metrics["selected"]["auc"] == best
+    assert metrics["without_labels"]["network"] == "both"
+    assert metrics["without_labels"]["score"].startswith("places")
+    assert metrics["without_training"]["network"] == "untrained"
+    text = (cropped / "report.html").read_text()
+    assert "relative by place, stage 2" in text
+    assert "Without its labels" in text
+    detector = Detector.load(cropped / "detector.safetensors")
+    assert len(detector.normal_scores) == 12
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32), np.uint8)
+    every = detector.score_all(images)
+    chosen = every[detector.choice.network][detector.choice.score]
+    np.testing.assert_allclose(detector.score(images), chosen)
+    for name in ("kde", "places3"):
+        parts = []
+        for network in ("trained", "untrained"):
+            mean, deviation = detector.standards[network][name]
+            parts.append((every[network][name] - mean) / deviation)
+        np.testing.assert_allclose(every["both"][name], sum(parts))
+
+
+def test_evaluate_repeats_the_numbers_of_all_scores(cropped, capsys):
+    before = evaluate.load_metrics(cropped)
+    assert main("evaluate", cropped, "--quiet") == 0
+    assert evaluate.load_metrics(cropped) == before
+
+
+def test_without_epochs_nothing_is_trained(phantoms, cache, tmp_path, capsys):
+    options = ("--data", phantoms, "--cache", cache, "--out", tmp_path, *LAPTOP, "--epochs", "0")
+    assert main("train", *options) == 0
+    folder = tmp_path / "mix" / "seed0"
+    metrics = evaluate.load_metrics(folder)
+    assert set(metrics["test"]) == {"untrained"}
+    assert metrics["selected"]["network"] == "untrained"
+    assert {path.name for path in folder.iterdir()} >= {"detector.safetensors", "report.html"}
+    assert not (folder / "checkpoint.safetensors").exists()
+    assert main("train", *options, "--resume") == 0
+    image = min((phantoms / "test" / "normal").iterdir())
+    maps = tmp_path / "maps"
+    assert main("predict", folder, image, "--quiet", "--heat-maps", maps) == 0
+    assert len(all_files(maps)) == 1
+
+
+@pytest.mark.parametrize("preset", ["laptop", "quick"])
+def test_normal_images_alone_are_enough(preset, normals, tmp_path, capsys):
+    options = ("--data", normals, "--out", tmp_path / "out", *TINY, "--preset", preset)
+    assert main("train", *options, "--seeds", "0", "1") == 0
+    told = capsys.readouterr()
+    assert "nothing tested" in told.out
+    (folder,) = (tmp_path / "out").glob("*/seed0")
+    metrics = evaluate.load_metrics(folder)
+    assert metrics["data"]["images"] == {"train": 10, "valid": 2, "test": 0}
+    assert metrics["test"] is None
+    assert "labels" not in metrics["validation"]
+    assert metrics["selected"]["by"] == "pasted"
+    assert metrics["selected"]["network"] == ("both" if preset == "laptop" else "trained")
+    assert not (folder / "scores.csv").exists()
+    assert "no abnormal images to validate on" in (folder / "report.html").read_text()
+    image = min(normals.iterdir())
+    assert main("predict", folder, image, "--quiet", "--format", "jsonl") == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["network"] == metrics["selected"]["network"]
+    assert main("evaluate", folder, "--quiet") == 0
+    assert main("compare", *options, "--resume", "--variants", metrics["settings"]["variant"]) == 0
+
+
+def test_parts_of_the_plain_layout_may_be_missing(phantoms, tmp_path):
+    names = ("train/normal", "valid/normal")
+    for name in names:
+        (tmp_path / name).mkdir(parents=True)
+        for path in (phantoms / name).iterdir():
+            (tmp_path / name / path.name).write_bytes(path.read_bytes())
+    split = read_split(tmp_path)
+    assert [len(split[part]) for part in ("train", "valid", "test")] == [12, 4, 0]
+    for path in (tmp_path / "valid" / "normal").iterdir():
+        path.unlink()
+    with pytest.raises(PipelineError, match="validation needs at least 2 normal images"):
+        read_split(tmp_path)
+    (tmp_path / "valid" / "normal").rmdir()
+    (tmp_path / "valid").rmdir()
+    first, other = (read_split(tmp_path, seed=seed) for seed in (0, 1))
+    assert [len(first[part]) for part in ("train", "valid", "test")] == [10, 2, 0]
+    assert not {e.path for e in first.train} & {e.path for e in first.valid}
+    assert first.valid != other.valid
+
+
+def test_choices_without_labels_are_of_the_by_place_scores_of_both_networks():
+    names = ("kde", "places1", "places2", "logit")
+    aucs = {
+        "pasted": {
+            "trained": dict(zip(names, (0.7, 0.97, 0.98, 0.99), strict=True)),
+            "untrained": dict(zip(names[:3], (0.6, 0.8, 0.7), strict=True)),
+            "both": dict(zip(names[:3], (0.96, 0.9, 0.95), strict=True)),
+        }
+    }
+    choice = choose(aucs, "pasted", tuple(aucs["pasted"]))
+    assert (choice.network, choice.score, choice.auc) == ("both", "places2", 0.95)
+    assert choose(aucs, "pasted", ["untrained"]).score == "places1"
+    labels = {"labels": {"trained": {"kde": 0.8, "logit": 0.9}, "both": {"kde": 0.85}}}
+    assert choose(labels, "labels", ["trained", "both"]).score == "logit"
+
+
+def test_all_views_of_an_image_are_left_out_together(phantoms, cache):
+    settings = Settings(
+        variant="opacity", size=32, crop=True, epochs=0, mask="robust", scores="all"
+    )
+    dataset = data.load_dataset(phantoms, read_split(phantoms), settings, cache, progress=False)
+    reference = Reference(settings, dataset)
+    assert len(reference.normal) == len(reference.pasted) == 2 * 12
+    np.testing.assert_array_equal(reference.normal[:12], dataset.images["train"])
+    network = make_network(settings)
+    detector, selection = fit_detector({"untrained": network}, settings, dataset)
+    name = selection.choice.score
+    normal, pasted = reference.embed(network, [name])
+    by_hand = []
+    for fold in np.array_split(np.arange(12), 5):
+        rest = [index for index in range(24) if index % 12 not in fold]
+        fitted = ({k: v[rest] for k, v in f.items()} for f in (normal, pasted or normal))
+        scores = Scorer.fit(*fitted, [name]).score({k: v[fold] for k, v in normal.items()})
+        by_hand += scores[name].tolist()
+    np.testing.assert_allclose(detector.normal_scores, np.sort(by_hand))
+
+
+def test_transfer_fits_to_the_other_normals(cropped, phantoms, tmp_path, capsys):
+    more = tmp_path / "more"
+    write_phantoms(more, 64, seed=1, counts={("train", "normal"): 30}, progress=False)
+    folder, abnormal = more / "train" / "normal", phantoms / "test" / "abnormal"
+    output = tmp_path / "transfer.json"
+    options = ("--normal", folder, "--abnormal", abnormal, "--quiet", "--output", output)
+    assert main("transfer", cropped, *options, "--folds", "2") == 1
+    assert "folds must be 2 or more and leave 20 normals, got 2" in capsys.readouterr().err
+    assert main("transfer", cropped, *options, "--folds", "3") == 0
+    result = json.loads(output.read_text())
+    chosen = evaluate.load_metrics(cropped)["selected"]
+    assert result["chosen"] == {name: chosen[name] for name in ("network", "score")}
+    assert result["images"] == {"normal": 30, "abnormal": 5}
+    assert set(result["auc"]) == {"trained", "untrained", "both"}
+    values = result["auc"]["both"]["places2"]["values"]
+    assert len(values) == 3
+    assert result["auc"]["both"]["places2"]["mean"] == pytest.approx(np.mean(values))
+    (folder / "bad.png").write_bytes(b"no image")
+    assert main("transfer", cropped, *options, "--folds", "3") == 1
+    assert "bad.png cannot be read" in capsys.readouterr().err
+
+
+def test_an_auc_between_groups():
+    assert auc_between(np.array([0.0, 1.0]), np.array([0.5, 2.0])) == 0.75

@@ -37,6 +37,7 @@ from examples.pretrain_gde.forms import check_form  # noqa: E402
 from examples.pretrain_gde.phantoms import write_phantoms  # noqa: E402
 from examples.pretrain_gde.readers import Entry, read_split  # noqa: E402
 from examples.pretrain_gde.settings import Settings  # noqa: E402
+from examples.pretrain_gde.view import View  # noqa: E402
 
 COUNTS = {
     ("train", "normal"): 8,
@@ -45,7 +46,20 @@ COUNTS = {
     ("test", "normal"): 4,
     ("test", "abnormal"): 4,
 }
-TINY = ["--size", "32", "--batch", "4", "--epochs", "1", "--updates", "1", "--validate-every", "1"]
+TINY = [
+    "--preset",
+    "quick",
+    "--size",
+    "32",
+    "--batch",
+    "4",
+    "--epochs",
+    "1",
+    "--updates",
+    "1",
+    "--validate-every",
+    "1",
+]
 TINY += ["--precision", "fp32", "--variant", "cutpaste"]
 
 
@@ -152,18 +166,25 @@ SCRIPT = "<script>alert(1)</script>"
 @pytest.mark.parametrize(
     ("place", "new", "message"),
     [
-        ("selected.epoch", SCRIPT, "metrics.selected.epoch must be an integer in 1..1000000"),
-        ("selected.estimator", SCRIPT, "metrics.selected.estimator must be one of kde, gaussian"),
-        ("selected.valid_auc", 2, "metrics.selected.valid_auc must be a number in 0.0..1.0, got 2"),
-        ("test.kde.auc", True, "metrics.test.kde.auc must be a number in 0.0..1.0, got True"),
-        ("test.kde.auc_interval", [0.1], "auc_interval must be a list of 2, got a list of 1"),
+        ("selected.epoch", SCRIPT, "metrics.selected.epoch must be an integer in 0..1000000"),
+        ("selected.score", SCRIPT, "metrics.selected.score must be one of kde, gaussian"),
+        ("selected.score", "logit", "selected names a score that was not measured"),
+        ("selected.network", "both", "selected names a score that was not measured"),
+        ("without_labels.network", SCRIPT, "without_labels.network must be one of trained"),
+        ("selected.auc", 2, "metrics.selected.auc must be a number in 0.0..1.0, got 2"),
+        ("test.trained.kde.auc", True, "kde.auc must be a number in 0.0..1.0, got True"),
+        ("test.trained.kde.auc_interval", [0.1], "must be a list of 2, got a list of 1"),
+        ("test.trained.other", {}, "metrics.test.trained must not hold 'other'"),
+        ("test.other", {}, "metrics.test must not hold 'other'"),
+        ("validation.labels.trained.kde", "1", "trained.kde must be a number"),
+        ("validation.labels", {}, "selected names a score that was not measured"),
         ("epochs.0.loss", -1, "metrics.epochs[0].loss must be a number"),
-        ("epochs", [], "epochs must not be empty"),
+        ("epochs", [], "it holds 0 epochs"),
         ("epochs", {}, "metrics.epochs must be a list, got an object"),
         ("seconds", "1", "metrics.seconds must be a number"),
         ("data", ..., "metrics lacks data"),
         ("data.files.test", 1.5, "metrics.data.files.test must be an integer"),
-        ("thresholds.kde", None, "metrics.thresholds lacks kde"),
+        ("threshold", None, "metrics lacks threshold"),
         ("environment.versions", ["torch"], "metrics.environment.versions must be an object"),
         ("environment.deep", [[[[]]]], "metrics.environment must not hold 'deep'"),
         ("settings.size", "32", "size must be an integer in 32..4096, got '32'"),
@@ -255,25 +276,42 @@ def tell(name, value):
     return lambda tensors, info: info.update({name: value})
 
 
+def negative(tensors, info):
+    tensors[f"{GAUSSIAN}.precision"].fill_(-1.0)
+    info["choice"]["score"] = "gaussian"
+
+
+def choose(**settings):
+    return lambda tensors, info: info["settings"].update(settings)
+
+
+NET, GAUSSIAN = "trained.network.backbone", "trained.scorer.normal.pool4"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (fill("backbone.conv1.weight", float("nan")), "conv1.weight holds NaN or infinity"),
-        (fill("density.features", float("inf")), "density.features holds NaN or infinity"),
-        (fill("backbone.conv1.weight", 1e38), "features that are not finite"),
-        (fill("backbone.bn1.running_var", -1.0), "features that are not finite"),
-        (fill("density.precision", -1.0), "scores that are not finite"),
-        (swap("density.features", (0, 512)), "density.features must be (N, 512), got (0, 512)"),
-        (swap("density.features", (3, 4)), "density.features must be (N, 512), got (3, 4)"),
-        (swap("density.mean", (4,)), "the Gaussian must have 512 dimensions, got (4,)"),
-        (swap("normal_scores.kde", (0,)), "normal_scores.kde must be sorted, one at least"),
-        (lambda tensors, info: tensors.pop("density.mean"), "holds no detector: 'density.mean'"),
-        (lambda tensors, info: tensors.pop("backbone.bn1.bias"), "holds no detector: Error"),
-        (swap("backbone.conv1.weight", (2, 2)), "holds no detector: Error"),
-        (tell("size", 10**9), "info.size must be an integer in 32..4096"),
-        (tell("size", True), "info.size must be an integer"),
-        (tell("thresholds", {"kde": 1, "gaussian": "x"}), "info.thresholds.gaussian must be"),
-        (lambda tensors, info: info.clear(), "info lacks thresholds"),
+        (fill(f"{NET}.conv1.weight", float("nan")), "conv1.weight holds NaN or infinity"),
+        (fill("trained.scorer.centres", float("inf")), "centres holds NaN or infinity"),
+        (fill(f"{NET}.conv1.weight", 1e38), "features that are not finite"),
+        (fill(f"{NET}.bn1.running_var", -1.0), "features that are not finite"),
+        (negative, "scores that are not finite (trained, gaussian)"),
+        (swap("trained.scorer.centres", (0, 512)), "centres must be (N, 512), got (0, 512)"),
+        (swap("trained.scorer.centres", (3, 4)), "centres must be (N, 512), got (3, 4)"),
+        (swap(f"{GAUSSIAN}.mean", (4,)), "a Gaussian of pool4 must be (1, 512), got (4,)"),
+        (swap("normal_scores", (0,)), "normal_scores must be sorted, one at least"),
+        (swap("normal_scores", ()), "normal_scores must be sorted, one at least"),
+        (lambda tensors, info: tensors.pop("normal_scores"), "no detector: 'normal_scores'"),
+        (lambda tensors, info: tensors.pop(f"{GAUSSIAN}.mean"), "no detector: 'normal.pool4.mean'"),
+        (lambda tensors, info: tensors.pop(f"{NET}.bn1.bias"), "holds no detector: Error"),
+        (swap(f"{NET}.conv1.weight", (2, 2)), "holds no detector: Error"),
+        (choose(size=10**9), "size must be an integer in 32..4096"),
+        (choose(size=True), "size must be an integer"),
+        (choose(scores="all"), "holds no detector"),
+        (choose(other=1), "unexpected keyword argument 'other'"),
+        (tell("threshold", "x"), "info.threshold must be a number"),
+        (tell("standards", {"trained": {"kde": [1]}}), "info.standards.trained.kde must be"),
+        (lambda tensors, info: info.clear(), "info lacks settings"),
     ],
 )
 @pytest.mark.filterwarnings("error")
@@ -289,7 +327,16 @@ def test_detectors_that_cannot_score_say_so(change, message, copy, capsys):
 
 
 def test_a_detector_of_another_run_is_refused(copy, capsys):
-    rewrite(run_of(copy) / "detector.safetensors", tell("size", 64))
+    rewrite(run_of(copy) / "detector.safetensors", choose(size=64))
+    assert main("evaluate", run_of(copy)) == 1
+    assert "are not of one run" in capsys.readouterr().err
+
+
+def test_a_detector_of_another_seed_is_refused(copy, capsys):
+    assert train(copy, "--seeds", "1") == 0
+    name = "detector.safetensors"
+    os.replace(copy / "out" / "cutpaste" / "seed1" / name, run_of(copy) / name)
+    capsys.readouterr()
     assert main("evaluate", run_of(copy)) == 1
     assert "are not of one run" in capsys.readouterr().err
 
@@ -297,7 +344,7 @@ def test_a_detector_of_another_run_is_refused(copy, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (tell("best", {"epoch": SCRIPT, "estimator": "kde", "valid_auc": 1}), "info.best.epoch"),
+        (tell("best", {"epoch": SCRIPT, "score": "kde", "auc": 1}), "info.best.epoch"),
         (tell("epochs", [1]), "info.epochs[0] must be an object"),
         (lambda tensors, info: info["epochs"].append(info["epochs"][0]), "holds no checkpoint"),
         (lambda tensors, info: info["settings"].update(jitter=[1]), "jitter must be a number"),
@@ -328,7 +375,7 @@ def test_weights_of_another_network_are_refused(copy, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: "path,abnormal\n", "has no column kde"),
+        (lambda text: "path,abnormal\n", "has no column trained_kde"),
         (lambda text: text.partition("\n")[0], "not of the images of the test part"),
         (lambda text: text.replace(",1,", ",0,", 1), "not of the images of the test part"),
         (lambda text: text[:-1].rpartition(",")[0] + ",nan\n", "a score is not finite"),
@@ -442,7 +489,7 @@ def test_no_file_is_dropped_for_want_of_memory_or_handles(number, made, tmp_path
     monkeypatch.setattr(data, "read_image", lacks)
     entries = read_split(made / "data").train
     with pytest.raises(PipelineError, match="was not read"):
-        data.load_images(made / "data", entries, 48, tmp_path, skip_bad=True, progress=False)
+        data.load_images(made / "data", entries, View(48), tmp_path, skip_bad=True, progress=False)
 
 
 def test_the_hostile_corpus_is_named_and_skipped(copy, tmp_path, capsys):
@@ -453,6 +500,8 @@ def test_the_hostile_corpus_is_named_and_skipped(copy, tmp_path, capsys):
     bad = hostile.bad(pixels)
     for name, (content, _) in bad.items():
         (folder / name).write_bytes(content)
+    bad["words.dcm"] = hostile.dicom(photometric="X" * 60_000), ""
+    (folder / "words.dcm").write_bytes(bad["words.dcm"][0])
     (folder / "good.png").write_bytes(hostile.valid(pixels)["grey.png"])
     assert main("predict", run_of(copy), folder) == 3
     captured = capsys.readouterr()
@@ -463,6 +512,14 @@ def test_the_hostile_corpus_is_named_and_skipped(copy, tmp_path, capsys):
         f"skipped {folder / name}" for name in sorted(bad)
     ]
     assert all(line.count(str(folder)) == 1 for line in lines[:-1])
+    assert max(map(len, lines)) < 800
+
+
+def test_all_runs_are_looked_at_before_the_first_is_evaluated(copy, capsys):
+    before = all_files(run_of(copy))
+    assert main("evaluate", run_of(copy), copy / "none") == 1
+    assert "none holds no finished run" in only_line(capsys)
+    assert all_files(run_of(copy)) == before
 
 
 # Silently wrong.
@@ -513,12 +570,12 @@ def test_the_report_says_that_images_changed(copy):
     )
 
 
-@pytest.mark.parametrize("change", ["pixels", "digest", "deep", "index"])
+@pytest.mark.parametrize("change", ["pixels", "digest", "deep", "index", "archive"])
 def test_a_cache_that_was_changed_is_made_again(change, made, tmp_path):
     entries = read_split(made / "data").train
 
     def load():
-        return data.load_images(made / "data", entries, 32, tmp_path, progress=False)
+        return data.load_images(made / "data", entries, View(32), tmp_path, progress=False)
 
     before = load().images.copy()
     (path,) = tmp_path.glob("*.npy")
@@ -526,6 +583,12 @@ def test_a_cache_that_was_changed_is_made_again(change, made, tmp_path):
     if change == "pixels":
         path.unlink()  # not in place: the array is mapped
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 255]))
+    elif change == "archive":
+        path.unlink()
+        with path.open("wb") as file:
+            np.savez(file, before)
+        with changed_json(sidecar) as told:
+            told["sha256"] = data._digest(path)
     elif change == "deep":
         sidecar.write_text('{"bad":' * 10_000 + "1" + "}" * 10_000)
     else:
@@ -550,7 +613,30 @@ def test_two_runs_cannot_work_in_one_folder(copy, capsys):
     assert train(copy, "--resume") == 0
 
 
+@pytest.mark.usefixtures("_no_report")
+def test_what_is_left_out_for_its_name_is_told(copy, capsys):
+    folder = copy / "data" / "train" / "normal"
+    (folder / "patient").mkdir()
+    for name in ("IM0001", "scan.webp", ".hidden"):
+        shutil.copy(folder / "phantom0000.png", folder / name)
+    assert train(copy, "--seeds", "1") == 0
+    told = "3 left out, by their names no images: train/normal/IM0001, train/normal/patient, "
+    assert told in capsys.readouterr().err
+    assert main("predict", run_of(copy), folder) == 0
+    assert f"{folder}: 3 left out" in capsys.readouterr().err
+
+
 # Lost work.
+
+
+def test_the_demonstration_replaces_no_other_run(copy, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "write_phantoms", None)  # not reached
+    run = copy / "out" / "mix" / "seed0"
+    shutil.move(run_of(copy).parent, run.parent)
+    before = all_files(run)
+    assert main("demo", "--out", copy / "out") == 1
+    assert "holds a run on other images" in only_line(capsys)
+    assert all_files(run) == before
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs names that are no text")
@@ -612,6 +698,15 @@ def test_results_obey_the_umask(tmp_path):
     assert (tmp_path / "file.json").stat().st_mode & 0o777 == 0o600
 
 
+def test_no_file_that_is_read_is_written_over(copy, capsys):
+    image = copy / "data" / "test" / "normal" / "phantom0000.png"
+    for output in (image, run_of(copy) / "detector.safetensors"):
+        before = output.read_bytes()
+        assert main("predict", run_of(copy), image.parent, "--output", output) == 1
+        assert "--output must be none of the files read" in only_line(capsys)
+        assert output.read_bytes() == before
+
+
 @pytest.mark.parametrize("target", ["folder", "file/inside.csv"])
 def test_an_output_that_cannot_be_written_comes_out_before_the_work(
     target, made, tmp_path, monkeypatch, capsys
@@ -640,7 +735,7 @@ def test_an_output_that_cannot_be_written_comes_out_before_the_work(
         (["--size", "1" + "0" * 400], "size must be an integer in 32..4096, got an integer of"),
         (["--batch", str(10**12)], "batch must be an integer in 1..1048576, got 1000000000000"),
         (["--batch", "1000000"], "batch must be at most 1048575 at 32 pixels"),
-        (["--epochs", str(10**12)], "epochs must be an integer in 1..1000000"),
+        (["--epochs", str(10**12)], "epochs must be an integer in 0..1000000"),
         (["--head-layers", "1000000"], "head_layers must be an integer in 0..100"),
         (["--jitter", "inf"], "jitter must be a number in 0.0..1.0, got inf"),
         (["--jitter", "nan"], "jitter must be a number in 0.0..1.0, got nan"),

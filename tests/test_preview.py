@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -10,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anatpaste_aug.__main__ import main
-from anatpaste_aug.preview import LUNG_COLOUR, REGION_COLOUR, preview_row, stack_rows
+from anatpaste_aug.__main__ import FLAGS, OPERATIONS, main, make_parser
+from anatpaste_aug.preview import LUNG_COLOUR, REGION_COLOUR, preview_row, resize_square, stack_rows
 
 
 def count(picture, colour, column):
@@ -85,10 +86,22 @@ def test_names_that_are_no_text(tmp_path, phantom, monkeypatch, capsysbinary):
     monkeypatch.chdir(tmp_path)
     name = os.fsdecode(b"\xff.png")
     Image.fromarray(phantom).save(name)
-    assert main(["preview", name, os.fsdecode(b"\xfe"), "-o", name]) == 2
+    assert main(["preview", name, os.fsdecode(b"\xfe"), "-o", os.fsdecode(b"\xfd.png")]) == 2
     captured = capsysbinary.readouterr()
-    assert captured.out == b"wrote '\\udcff.png'\n"
+    assert captured.out == b"wrote '\\udcfd.png'\n"
     assert captured.err == b"'\\udcfe': No such file or directory\n"
+
+
+def test_no_image_is_written_over(tmp_path, phantom, capsys):
+    path = tmp_path / "image.png"
+    Image.fromarray(phantom).save(path)
+    before = path.read_bytes()
+    (tmp_path / "link.png").hardlink_to(path)
+    for output in (path, tmp_path / "link.png"):
+        with pytest.raises(SystemExit):
+            main(["preview", str(tmp_path / "none"), str(path), "-o", str(output)])
+        assert "-o must not be one of the images" in capsys.readouterr().err
+    assert path.read_bytes() == before
 
 
 def test_nothing_readable_writes_nothing(tmp_path, capsys):
@@ -118,6 +131,15 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch, capsys):
         (["-o", "/nowhere/out.png"], "-o must lie in a folder that exists"),
         (["--seed", "-1"], "--seed must be at least 0, got -1"),
         (["--seed", "x"], "invalid int value"),
+        (["--size", "8"], "invalid size value: '8'"),
+        (["--size", "all"], "invalid size value: 'all'"),
+        (["--opacity", "300"], "opacity must lie in 0..255, got 300"),
+        (["--blur", "1", "2", "3"], "--blur takes one number or two, got 3"),
+        (["--operation", "cutpaste", "--blur", "3"], "--blur is no option of cutpaste"),
+        (["--operation", "cutpaste", "--lengths-for", "none"], "--lengths-for is no option of"),
+        (["--operation", "cutpaste", "--mask", "robust"], "--mask is no option of cutpaste, which"),
+        (["--lesion-size", "2"], "--lesion-size is no option of anatpaste"),
+        (["--margin", "x"], "invalid number value: 'x'"),
     ],
 )
 def test_bad_arguments(arguments, message, capsys):
@@ -125,3 +147,82 @@ def test_bad_arguments(arguments, message, capsys):
         main(["preview", *arguments])
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def show(tmp_path, *arguments):
+    """Run the command; return the picture without its titles and labels, as tiles."""
+    assert main(["preview", "-o", str(tmp_path / "out.png"), *map(str, arguments)]) == 0
+    with Image.open(tmp_path / "out.png") as picture:
+        pixels = np.asarray(picture)
+    return pixels[18:-18].reshape(pixels.shape[0] - 36, -1, 256, 3)
+
+
+def test_images_are_squeezed_as_for_training(tmp_path, phantom):
+    path = tmp_path / "a.png"
+    Image.fromarray(phantom.repeat(2, 0).repeat(3, 1)).save(path)
+    with Image.open(path) as large:
+        plain = np.asarray(large.resize((256, 256), Image.Resampling.BILINEAR), int)
+    assert np.abs(show(tmp_path, path)[:, 0, :, 0] - plain).max() <= 1
+    assert show(tmp_path, path, "--size", "native").shape[0] == round(256 * 512 / 768)
+    small = show(tmp_path, path, "--size", 64)
+    assert small.shape[0] == 256  # enlarged again, to look at
+    assert np.abs(np.diff(small[:, 0, :, 0].astype(int))).mean() < 5
+    assert (show(tmp_path, "--size", 64) != show(tmp_path, "--size", 512)).any()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "int32", "float32", "float64"])
+@pytest.mark.parametrize("colour", [False, True])
+def test_squeezing_keeps_dtype_channels_and_values(phantom, dtype, colour):
+    image = phantom.astype(dtype)
+    image = np.stack([image, image // 2, image // 3], axis=-1) if colour else image
+    out = resize_square(image, 64)
+    assert (out.dtype, out.shape) == (image.dtype, (64, 64, *image.shape[2:]))
+    plain = Image.fromarray(phantom).resize((64, 64), Image.Resampling.BILINEAR)
+    first = out[..., 0] if colour else out
+    assert np.abs(first.astype(float) - np.asarray(plain, float)).max() <= 1
+    assert resize_square(phantom, 256) is phantom
+
+
+def test_every_operation_with_options(tmp_path):
+    rows = {name: show(tmp_path, "--operation", name) for name in OPERATIONS}
+    assert {name: row.shape[1] for name, row in rows.items()} == {
+        "anatpaste": 6,
+        "opacity": 6,
+        "cutpaste": 5,
+        "cutpaste_scar": 5,
+        "cutpaste_union": 5,
+    }
+    default = rows["anatpaste"]
+    fixed = show(tmp_path, "--opacity", 200, "--blur", 0)
+    assert set(np.unique(fixed[:, 2])) == {0, 200}  # alpha
+    assert default[:, 2].max() < 255
+    np.testing.assert_array_equal(fixed[:, :2], default[:, :2])
+    nodule = show(tmp_path, "--operation", "opacity", "--kinds", "nodule", "--lesion-size", 0.5)
+    assert 0 < (nodule[:, 2] > 0).mean() < (rows["opacity"][:, 2] > 0).mean()
+    flat = show(tmp_path, "--operation", "cutpaste_scar", "--angle", 0, "--height", 10, 12)
+    assert (flat != rows["cutpaste_scar"]).any()
+    pixels = show(tmp_path, "--size", 128, "--lengths-for", "none")
+    assert (pixels != show(tmp_path, "--size", 128)).any()
+
+
+def test_help_is_plain_text_and_says_the_defaults(capsys):
+    for arguments in (["--help"], ["preview", "--help"]):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 0
+        text = capsys.readouterr().out
+        assert "`" not in text
+        assert "*" not in text
+    text = " ".join(text.split())
+    assert "the picture to write (default: preview.png)" in text
+    assert "(default: 256, the size that the published lengths are made for)" in text
+
+
+def test_every_option_of_every_operation_is_one_of_the_command():
+    options = {
+        FLAGS.get(field.name, field.name)
+        for kind in OPERATIONS.values()
+        for field in dataclasses.fields(kind)
+    }
+    _, command = make_parser()
+    assert options <= {action.dest for action in command._actions}

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from anatpaste_aug import robust
+from anatpaste_aug import anatpaste, robust
+from anatpaste_aug.data import phantom_radiograph
 from anatpaste_aug.robust import lung_mask_robust
 
 ROOT = Path(__file__).parents[1]
@@ -214,6 +215,7 @@ def test_hostile_images_are_answered_quietly(name):
     image = hostile()[name]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "lung_mask_robust found no upright pair of lungs")
         mask = lung_mask_robust(image)
     assert mask.shape == image.shape
     assert mask.dtype == bool
@@ -259,6 +261,90 @@ def test_errors(image, error, message):
         lung_mask_robust(image)
 
 
+TURNS = {
+    "transposed": lambda a: a.T,
+    "turned by 90": lambda a: np.rot90(a),
+    "turned by 180": lambda a: np.rot90(a, 2),
+    "turned by 270": lambda a: np.rot90(a, 3),
+    "upside down": lambda a: a[::-1],
+}
+NO_LUNGS = "found no upright pair of lungs: .* neither turned nor transposed"
+
+
+@pytest.mark.parametrize("size", [64, 256, 1024])
+def test_upright_lungs_are_found_quietly(size):
+    for seed in range(3):
+        image = phantom_radiograph(size, rng=seed, abnormal=seed == 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            mask = lung_mask_robust(image)
+            for other in (image[:, ::-1], 255 - image, np.pad(image, ((0, 0), (size // 5, 0)))):
+                lung_mask_robust(other)
+        same, quality = lung_mask_robust(image, return_quality=True)
+        np.testing.assert_array_equal(same, mask)
+        assert 0.5 < quality <= 1
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_turned_radiographs_are_warned_about(turn):
+    for seed in range(3):
+        image = TURNS[turn](phantom_radiograph(256, rng=seed))
+        with pytest.warns(UserWarning, match=NO_LUNGS):
+            mask = lung_mask_robust(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            same, quality = lung_mask_robust(image, return_quality=True)
+        np.testing.assert_array_equal(same, mask)
+        assert 0 <= quality < 0.5
+
+
+@pytest.mark.parametrize("name", ["noise", "two values", "half", "ramp", "lateral"])
+def test_other_pictures_are_warned_about(name):
+    with pytest.warns(UserWarning, match=NO_LUNGS):
+        lung_mask_robust(hostile()[name])
+
+
+def test_an_empty_mask_is_warned_about():
+    with pytest.warns(UserWarning, match=NO_LUNGS):
+        lung_mask_robust(np.zeros((64, 64)))
+    assert lung_mask_robust(np.zeros((64, 64)), return_quality=True)[1] < 0.01
+
+
+def test_each_place_warns_once_by_python_s_own_filter():
+    rng = np.random.default_rng(0)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("default")
+        for _ in range(5):
+            lung_mask_robust(rng.random((64, 64)))
+        lung_mask_robust(rng.random((64, 64)))
+    assert [one.filename for one in seen] == [__file__, __file__]
+    with warnings.catch_warnings(record=True) as seen:  # as a segmenter: once for all images
+        warnings.simplefilter("default")
+        for seed in range(5):
+            anatpaste(rng.random((64, 64)), seed, segment=lung_mask_robust)
+    assert len(seen) == 1
+
+
+def test_return_quality_must_be_a_flag(drawn):
+    with pytest.raises(TypeError, match="return_quality"):
+        lung_mask_robust(drawn[0], return_quality=1)
+
+
+def test_radiographs_are_warned_about_when_turned_and_hardly_ever_upright(montgomery):
+    """The set of the fit is left out: every first adult, and all but the children's test set."""
+    images = montgomery[0][1::2]
+    children = sorted((DATA / "zhanglab224" / "test").glob("*/*"))[::4]
+    images += [np.asarray(Image.open(file).convert("L")) for file in children]
+
+    def share(change):
+        results = [lung_mask_robust(change(a), return_quality=True)[1] for a in images]
+        return np.mean(np.array(results) < 0.5)
+
+    assert share(lambda a: a) <= 0.01
+    for turn in TURNS.values():
+        assert share(turn) >= 0.95
+
+
 def test_prior_is_small_and_sound():
     file = Path(robust.__file__).with_name("lung_prior.npz")
     assert file.stat().st_size < 8000
@@ -299,7 +385,7 @@ def test_agrees_with_radiologists_whom_the_prior_did_not_see(montgomery, make_lu
     for train, test in ((0, 1), (1, 0)):
         prior = make_lung_prior.build_prior(images[train::2], masks[train::2])
         for image, mask in zip(images[test::2], masks[test::2], strict=True):
-            scores.append(dice(robust.outline_lungs(image, prior), mask))
+            scores.append(dice(robust.outline_lungs(image, prior)[0], mask))
     assert np.mean(scores) > 0.945
     assert np.percentile(scores, 5) > 0.9
     assert min(scores) > 0.75

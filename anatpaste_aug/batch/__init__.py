@@ -23,6 +23,7 @@ from anatpaste_aug.batch.modules import (
     CutPasteScar,
     CutPasteUnion,
     OneOf,
+    Only,
     Opacity,
     OperationModule,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "CutPasteUnion",
     "LungCrop",
     "OneOf",
+    "Only",
     "Opacity",
     "OpacityParams",
     "OperationModule",

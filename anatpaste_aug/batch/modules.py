@@ -299,6 +299,54 @@ class OneOf(nn.Module):
         return Augmented(images, regions, chosen.long())
 
 
+class Only(nn.Module):
+    """Run a module of this package, and return only some of its results.
+
+    For containers that hand on whatever comes out, as `torch.nn.Sequential` and kornia's do, and
+    for callers that want a pair of images and masks, as anomalib's models do.
+
+    Parameters
+    ----------
+    module : nn.Module
+        One that returns a named tuple.
+    *names : str
+        Of one result, which comes as it is, or of several, which come as a tuple: ``"images"``,
+        ``"regions"``, ``"labels"``, for `LungCrop` ``"images"``, ``"masks"``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `module` is no module, or no name is given; AttributeError, when called, if a result of
+        that name is not there.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from anatpaste_aug import batch
+    >>> augment = torch.nn.Sequential(batch.Only(batch.AnatPaste(p=0.5), "images"))
+    >>> augment(torch.randint(256, (8, 1, 64, 64), dtype=torch.uint8)).shape
+    torch.Size([8, 1, 64, 64])
+    """
+
+    def __init__(self, module: nn.Module, *names: str):
+        super().__init__()
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"module must be an nn.Module, got {type(module).__name__}")
+        if not names:
+            raise ValueError("names must be at least one, got none")
+        self.module, self.names = module, names
+
+    def extra_repr(self) -> str:
+        """Return the names for ``repr``."""
+        return f"names={self.names}"
+
+    def forward(self, images: Tensor, **options: Any) -> Any:
+        """Run the module, and return what is named."""
+        out = self.module(images, **options)
+        parts = tuple(getattr(out, name) for name in self.names)
+        return parts if len(parts) > 1 else parts[0]
+
+
 class CutPaste(OperationModule):
     """Paste a patch of each image whole at a random place, with a probability: *normal*.
 

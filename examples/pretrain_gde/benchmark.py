@@ -53,8 +53,8 @@ def benchmark(settings: Settings, source: Source, steps: int, runtime: Runtime) 
             clock = Clock(runtime.device)
         begin = time.perf_counter()
         with clock:
-            inputs, labels = trainer.augment(*trainer.source(step))
-        trainer.update(model, inputs, labels)
+            classes = trainer.augment(*trainer.source(step))
+        trainer.update(model, classes)
         if runtime.device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - begin)

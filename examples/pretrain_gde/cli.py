@@ -11,25 +11,25 @@ from typing import Any
 
 import torch
 
+from anatpaste_aug.disk import is_among
 from examples.pretrain_gde.benchmark import benchmark
 from examples.pretrain_gde.compare import compare
 from examples.pretrain_gde.data import load_dataset
-from examples.pretrain_gde.density import ESTIMATORS
+from examples.pretrain_gde.density import NAMES
+from examples.pretrain_gde.detector import Detector
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.evaluate import (
     DETECTOR,
-    METRICS,
     SPLIT,
-    Detector,
+    auc_of,
     changed_parts,
-    chosen_auc,
     evaluate,
     load_metrics,
 )
 from examples.pretrain_gde.phantoms import write_phantoms
 from examples.pretrain_gde.predict import find_images, predict, write_predictions
 from examples.pretrain_gde.readers import PUBLISHED_AUC, READERS, SPLIT_FORM, Split
-from examples.pretrain_gde.report import NAMES, REPORT, write_report
+from examples.pretrain_gde.report import REPORT, write_report
 from examples.pretrain_gde.run import (
     Source,
     describe_result,
@@ -43,18 +43,22 @@ from examples.pretrain_gde.settings import (
     MASKS,
     PRECISIONS,
     PRESETS,
+    SCORINGS,
     VARIANTS,
     Settings,
     default_precision,
 )
-from examples.pretrain_gde.storage import locked, printable, read_json
+from examples.pretrain_gde.storage import locked, printable, read_json, write_json
+from examples.pretrain_gde.transfer import transfer
+from examples.pretrain_gde.view import TONES
 
+RESULTS = "results, by one process at a time, which is not seen to on Windows (runs/gde)"
 DEMO_PIXELS = 128  # of the phantoms' files
 
 # Settings that have an option of their own name: their type and their help.
 OPTIONS: dict[str, tuple[type, str]] = {
     "size": (int, "side of the input in pixels"),
-    "epochs": (int, "epochs; a checkpoint is written after each"),
+    "epochs": (int, "epochs; a checkpoint is written after each; 0: no training"),
     "updates": (int, "updates per epoch"),
     "batch": (int, "originals per update"),
     "validate_every": (int, "epochs between validations"),
@@ -63,8 +67,14 @@ OPTIONS: dict[str, tuple[type, str]] = {
     "weight_decay": (float, "weight decay"),
     "head_layers": (int, "hidden layers of 512 in the head"),
     "jitter": (float, "colour jitter before the augmentation"),
+    "reframe": (float, "zoom and shift before the augmentation, as a share of the side"),
+    "noise": (float, "standard deviation of the noise after it, in grey levels"),
+    "map_weight": (float, "weight of the heads that say where something was pasted"),
     "freeze_epochs": (int, "epochs with a frozen backbone, with --imagenet"),
 }
+
+# Those with an option of its own kind; None is as the preset has it.
+CHOSEN = ("crop", "tone", "mask", "scores")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -110,21 +120,28 @@ def demo_command(options: argparse.Namespace, runtime: Runtime) -> None:
         **PRESETS["demo"], seed=options.seed, precision=default_precision(runtime.device)
     )
     data = options.out / "phantoms"
+    folder = run_folder(options.out, settings.variant, settings.seed)
+    if (folder / SPLIT).exists():
+        made_from = read_json(folder / SPLIT, SPLIT_FORM).get("folder")
+        if made_from != str(data.resolve()):  # the demonstration replaces its own runs alone
+            raise PipelineError(f"{folder} holds a run on other images: give another --out")
     if runtime.leads:
         write_phantoms(data, DEMO_PIXELS, progress=runtime.progress)
     runtime.wait()
-    folder = run_folder(options.out, settings.variant, settings.seed)
     source = Source(data, options.out / "cache")
     metrics = run(settings, source, folder, runtime, overwrite=True)
     if not runtime.leads:
         return
-    before = metrics["untrained"]
-    print(f"\n{'test AUC on phantoms':24}{'untrained':>12}{'trained':>12}")
-    for name in ESTIMATORS:
-        values = before["test"][name]["auc"], metrics["test"][name]["auc"]
-        print(f"{NAMES[name]:24}{values[0]:12.3f}{values[1]:12.3f}")
-    values = before["test"][before["estimator"]]["auc"], chosen_auc(metrics)
-    print(f"{'chosen on validation':24}{values[0]:12.3f}{values[1]:12.3f}")
+    test = metrics["test"]
+    print(f"\n{'test AUC on phantoms':28}" + "".join(f"{network:>12}" for network in test))
+    for name, words in NAMES.items():
+        cells = [f"{found[name]['auc']:.3f}" if name in found else "" for found in test.values()]
+        print(f"{words:28}" + "".join(f"{cell:>12}" for cell in cells))
+    print(
+        f"chosen on validation: {metrics['selected']['network']}, "
+        f"{NAMES[metrics['selected']['score']]}: {auc_of(metrics):.3f}; without training: "
+        f"{auc_of(metrics, 'without_training'):.3f}"
+    )
     print(f"\nreport: {folder / REPORT}")
 
 
@@ -140,7 +157,9 @@ def train_command(options: argparse.Namespace, runtime: Runtime) -> None:
         resume=options.resume,
     )
     if runtime.leads and len(results) > 1:
-        chosen = summarise(results)["chosen"]
+        chosen = summarise(results)["columns"].get("chosen")
+        if chosen is None:
+            return
         print(
             f"{settings.variant}: test AUC {chosen['mean']:.3f}, standard deviation "
             f"{chosen['sd']:.3f} over {len(results)} seeds"
@@ -165,8 +184,8 @@ def compare_command(options: argparse.Namespace, runtime: Runtime) -> None:
 def evaluate_command(options: argparse.Namespace, runtime: Runtime) -> None:
     """Score the test part of finished runs anew."""
     for folder in options.runs:
-        if not (folder / METRICS).exists():
-            raise PipelineError(f"{folder} holds no finished run: no {METRICS}")
+        load_metrics(folder)  # before the first takes its time
+    for folder in options.runs:
         with locked(folder):
             metrics = evaluate_run(folder, options, runtime)
         print(f"{folder}: {describe_result(metrics)}")
@@ -205,7 +224,7 @@ def evaluate_run(folder: Path, options: argparse.Namespace, runtime: Runtime) ->
             "--changed-images scores these all the same, and the report says so"
         )
     detector = Detector.load(folder / DETECTOR, runtime.device)
-    metrics = evaluate(detector, settings, dataset, folder, metrics, runtime)
+    metrics = evaluate(detector, dataset, folder, metrics)
     write_report(folder, dataset, options.published or saved.get("published"))
     return metrics
 
@@ -213,9 +232,11 @@ def evaluate_run(folder: Path, options: argparse.Namespace, runtime: Runtime) ->
 def predict_command(options: argparse.Namespace, runtime: Runtime) -> int:
     """Score new images; 3 if some could not be read, 1 if none could."""
     detector = Detector.load(options.run / DETECTOR, runtime.device)
+    paths = find_images(options.images)
+    _check_output(options.output, [*paths, options.run / DETECTOR])
     rows = predict(
         detector,
-        find_images(options.images),
+        paths,
         heat_map_folder=options.heat_maps,
         progress=runtime.progress,
     )
@@ -223,6 +244,39 @@ def predict_command(options: argparse.Namespace, runtime: Runtime) -> int:
     if failed:
         print(f"{failed} of {scored + failed} images could not be read", file=sys.stderr)
     return 0 if not failed else 3 if scored else 1
+
+
+def _check_output(output: Path | None, read: Sequence[Path]) -> None:
+    """Check that no file that is read will be written over."""
+    if output is not None and is_among(output, read):
+        raise PipelineError(f"--output must be none of the files read, got {output}")
+
+
+def transfer_command(options: argparse.Namespace, runtime: Runtime) -> None:
+    """Test a finished run's networks on images of another source, and print the table."""
+    detector = Detector.load(options.run / DETECTOR, runtime.device)
+    normal, abnormal = find_images(options.normal), find_images(options.abnormal)
+    _check_output(options.output, [*normal, *abnormal, options.run / DETECTOR])
+    result = transfer(
+        detector,
+        normal,
+        abnormal,
+        options.folds,
+        progress=runtime.progress,
+    )
+    if options.output is not None:
+        write_json(options.output, result)
+    aucs, chosen = result["auc"], result["chosen"]
+    print(f"{'AUC, mean of the folds':28}" + "".join(f"{network:>12}" for network in aucs))
+    for name, words in NAMES.items():
+        cells = [f"{found[name]['mean']:.3f}" if name in found else "" for found in aucs.values()]
+        if any(cells):
+            print(f"{words:28}" + "".join(f"{cell:>12}" for cell in cells))
+    best = aucs[chosen["network"]][chosen["score"]]
+    print(
+        f"chosen when trained: {chosen['network']}, {NAMES[chosen['score']]}: {best['mean']:.3f}, "
+        f"standard deviation {best['sd']:.3f} over {result['folds']} folds"
+    )
 
 
 def benchmark_command(options: argparse.Namespace, runtime: Runtime) -> None:
@@ -241,16 +295,16 @@ def benchmark_command(options: argparse.Namespace, runtime: Runtime) -> None:
         )
 
 
-def make_settings(options: argparse.Namespace, runtime: Runtime, variant: str) -> Settings:
+def make_settings(options: argparse.Namespace, runtime: Runtime, variant: str | None) -> Settings:
     """Put single options over the preset."""
     chosen: dict[str, Any] = dict(PRESETS[options.preset])
-    for name in OPTIONS:
+    for name in (*OPTIONS, *CHOSEN):
         if getattr(options, name) is not None:
             chosen[name] = getattr(options, name)
+    if variant is not None:
+        chosen["variant"] = variant
     return Settings(
         **chosen,
-        variant=variant,
-        mask=options.mask,
         fresh_masks=options.fresh_masks,
         imagenet=options.imagenet,
         precision=options.precision or default_precision(runtime.device),
@@ -286,7 +340,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     training = commands.add_parser("train", help="train and evaluate, one run per seed")
     _add_run_options(training)
-    training.add_argument("--variant", choices=VARIANTS, default="anatpaste")
+    training.add_argument("--variant", choices=VARIANTS, help="(that of the preset)")
     training.set_defaults(command=train_command)
 
     table = commands.add_parser("compare", help="all variants, same budget and seeds, one table")
@@ -317,9 +371,22 @@ def make_parser() -> argparse.ArgumentParser:
     scoring.add_argument("--heat-maps", type=Path, metavar="DIR", help="where to write heat maps")
     scoring.set_defaults(command=predict_command)
 
+    elsewhere = commands.add_parser(
+        "transfer", help="test a finished run on another hospital's images, fitted to its normals"
+    )
+    _add_common(elsewhere)
+    elsewhere.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+    for kind in ("normal", "abnormal"):
+        elsewhere.add_argument(
+            f"--{kind}", type=Path, nargs="+", required=True, help="files or folders"
+        )
+    elsewhere.add_argument("--folds", type=int, default=5, help="of the normals (5)")
+    elsewhere.add_argument("--output", type=Path, help="JSON file to write")
+    elsewhere.set_defaults(command=transfer_command)
+
     speed = commands.add_parser("benchmark", help="time the training step and the augmentation")
     _add_run_options(speed)
-    speed.add_argument("--variant", choices=VARIANTS, default="anatpaste")
+    speed.add_argument("--variant", choices=VARIANTS, help="(that of the preset)")
     speed.add_argument("--steps", type=int, default=50, help="steps to time (50)")
     speed.set_defaults(command=benchmark_command)
     return parser
@@ -347,8 +414,8 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave out missing and damaged files"
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/gde"), help="results (runs/gde)")
-    parser.add_argument("--preset", choices=tuple(PRESETS), default="quick", help="(quick)")
+    parser.add_argument("--out", type=Path, default=Path("runs/gde"), help=RESULTS)
+    parser.add_argument("--preset", choices=tuple(PRESETS), default="laptop", help="(laptop)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run per seed (0)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoints")
     parser.add_argument(
@@ -359,7 +426,12 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         help="images per class set aside, where the data set leaves it open",
     )
     _add_published(parser)
-    parser.add_argument("--mask", choices=MASKS, default="default", help="which lung mask")
+    parser.add_argument("--mask", choices=MASKS, help="which lung mask")
+    parser.add_argument(
+        "--crop", action=argparse.BooleanOptionalAction, help="whether to cut images to the lungs"
+    )
+    parser.add_argument("--tone", choices=TONES, help="whose grey values decide the tone")
+    parser.add_argument("--scores", choices=SCORINGS, help="which scores to choose from")
     parser.add_argument(
         "--fresh-masks", action="store_true", help="segment at every draw, not once per image"
     )

@@ -14,9 +14,10 @@ from examples.pretrain_gde.storage import write_json, write_text
 
 COLUMNS = {
     "chosen": "AUC, chosen on validation",
-    "gaussian": "AUC, single Gaussian",
-    "kde": "AUC, kernel density",
-    "untrained": "AUC, untrained",
+    "without_labels": "AUC, chosen without labels",
+    "trained_gaussian": "AUC, single Gaussian",
+    "trained_kde": "AUC, kernel density",
+    "without_training": "AUC, untrained",
 }
 
 
@@ -55,14 +56,20 @@ def make_table(summaries: dict[str, dict[str, Any]]) -> str:
         f"| variant | {' | '.join(COLUMNS.values())} | seeds | minutes a seed |",
         "| --- " * (len(COLUMNS) + 3) + "|",
     ]
-    for variant, summary in sorted(summaries.items(), key=lambda pair: -pair[1]["chosen"]["mean"]):
-        cells = [_mean_and_sd(summary[name]) for name in COLUMNS]
+    for variant, summary in sorted(summaries.items(), key=_order):
+        cells = [_mean_and_sd(summary["columns"].get(name)) for name in COLUMNS]
         seeds = ", ".join(map(str, summary["seeds"]))
         minutes = sum(summary["minutes"]) / len(summary["minutes"])
         lines.append(f"| {variant} | {' | '.join(cells)} | {seeds} | {minutes:.1f} |")
     return "\n".join(lines) + "\n"
 
 
-def _mean_and_sd(column: dict[str, Any]) -> str:
+def _order(pair: tuple[str, dict[str, Any]]) -> float:
+    return -pair[1]["columns"]["chosen"]["mean"] if pair[1]["columns"] else 0.0
+
+
+def _mean_and_sd(column: dict[str, Any] | None) -> str:
+    if column is None:
+        return "-"
     spread = "" if column["sd"] is None else f" ± {column['sd']:.3f}"
     return f"{column['mean']:.3f}{spread}"

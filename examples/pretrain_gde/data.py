@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 from tqdm import tqdm
 
 import anatpaste_aug as ap
@@ -27,11 +26,13 @@ from anatpaste_aug.files import read_image
 from anatpaste_aug.images import to_grey
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.readers import PARTS, Entry, Split, check_split
-from examples.pretrain_gde.settings import NATIVE_SIZE, Settings
+from examples.pretrain_gde.settings import Settings
 from examples.pretrain_gde.storage import read_json, replacing, write_json
+from examples.pretrain_gde.view import NATIVE_SIZE, View
 
 Images = npt.NDArray[np.uint8]
 MISSING = "no such file"
+LONGEST = 500  # characters of a reason: a file may hold what it is quoted with
 CACHE_VERSION = 3  # to be raised when decoding changes
 
 
@@ -45,20 +46,31 @@ class Dataset:
         The files, without those that were skipped.
     images : dict of str to (N, S, S) uint8 array
         For each part; memory-mapped.
-    masks : (N, S, S) uint8 array or None
-        Lung masks of the training part, 0 or 1.
+    masks : dict of str to (N, S, S) uint8 array
+        Lung masks of the training and validation parts, 0 or 1; none where they are not needed, or
+        found afresh at every draw.
     skipped : tuple of str
         Files that were missing or damaged, with the reason.
     """
 
     split: Split
     images: dict[str, Images]
-    masks: Images | None
+    masks: dict[str, Images]
     skipped: tuple[str, ...]
 
     def labels(self, part: str) -> npt.NDArray[np.bool_]:
         """Tell which images of a part are abnormal."""
-        return np.array([entry.abnormal for entry in self.split[part]])
+        return np.array([entry.abnormal for entry in self.split[part]], bool)
+
+    def has_labels(self, part: str) -> bool:
+        """Tell whether a part holds both classes, so that it has an AUC."""
+        return len(set(self.labels(part).tolist())) == 2
+
+    def normals(self, part: str) -> tuple[Images, Images | None]:
+        """Give the normal images of a part, and their masks where there are any."""
+        normal = ~self.labels(part)
+        masks = self.masks.get(part)
+        return self.images[part][normal], None if masks is None else masks[normal]
 
 
 def load_dataset(
@@ -83,12 +95,13 @@ def load_dataset(
     disk.remove_abandoned(cache)
     segment = segmenter(settings.mask) if settings.needs_masks else None
     caches = (cache, *readable)
-    parts, images, skipped, masks = {}, {}, [], None
+    parts, images, skipped = {}, {}, []
+    masks: dict[str, Images] = {}
     bad: list[str] = []
     for part in PARTS:
         try:
             stored = load_images(
-                folder, split[part], settings.size, *caches, skip_bad=skip_bad, progress=progress
+                folder, split[part], settings.view, *caches, skip_bad=skip_bad, progress=progress
             )
         except BadFilesError as error:  # to name those of all parts together
             bad += error.lines
@@ -101,12 +114,14 @@ def load_dataset(
     remaining = Split(split.layout, **parts)
     check_split(remaining, folder)
     if segment is not None and not settings.fresh_masks:
-        native = load_images(
-            folder, parts["train"], NATIVE_SIZE, *caches, skip_bad=skip_bad, progress=progress
-        )
-        masks = load_masks(
-            native, settings.mask, segment, settings.size, *caches, progress=progress
-        )
+        whole = View(NATIVE_SIZE)
+        for part in ("train", "valid"):
+            native = load_images(
+                folder, parts[part], whole, *caches, skip_bad=skip_bad, progress=progress
+            )
+            masks[part] = load_masks(
+                native, settings.mask, segment, settings.view, *caches, progress=progress
+            )
     return Dataset(remaining, images, masks, tuple(skipped))
 
 
@@ -148,32 +163,34 @@ class StoredImages:
 def load_images(
     folder: Path,
     entries: Sequence[Entry],
-    size: int,
+    view: View,
     *caches: Path,
     skip_bad: bool = False,
     progress: bool = True,
 ) -> StoredImages:
-    """Decode files to `size` x `size` pixels, or take them from a cache; the first is written to.
+    """Decode files to what the network sees, or take them from a cache; the first is written to.
 
     Without a cache and without bad files that is::
 
-        np.stack([decode(folder / entry.path, size) for entry in entries])
+        np.stack([decode(folder / entry.path, view) for entry in entries])
 
     Raises
     ------
     BadFilesError
         If files are missing or damaged and `skip_bad` is false.
     """
+    if not entries:  # an empty file cannot be mapped
+        return StoredImages(np.zeros((0, view.size, view.size), np.uint8), [], [], "")
     names = [entry.path for entry in entries]
     with ThreadPoolExecutor(_workers()) as pool:
         digests = list(pool.map(_digest, (folder / name for name in names)))
-    key = _key("images", size, *digests)
-    shape = (len(names), size, size)
+    key = _key("images", *_view_key(view), *digests)
+    shape = (len(names), view.size, view.size)
     paths = [folder / name for name in names]
     missing = {i: MISSING for i, digest in enumerate(digests) if digest == "missing"}
     found = _cached(key, shape, caches)
     if found is not None and any(
-        isinstance(attempt(paths[index], size), np.ndarray)  # a decoder was missing, perhaps
+        isinstance(attempt(paths[index], view), np.ndarray)  # a decoder was missing, perhaps
         for index in found[1]
         if index not in missing
     ):
@@ -186,7 +203,7 @@ def load_images(
                 raise BadFilesError(folder, _lines(names, bad))
             return bad
 
-        rows = _decoded(paths, size, bad, progress)
+        rows = _decoded(paths, view, bad, progress)
         found = _store(key, rows, shape, caches[0], listed)
     stored, reasons = found
     if reasons and not skip_bad:
@@ -204,7 +221,7 @@ def load_masks(
     native: StoredImages,
     name: str,
     segment: Callable[[Images], npt.NDArray[np.bool_]],
-    size: int,
+    view: View,
     *caches: Path,
     progress: bool = True,
 ) -> Images:
@@ -213,26 +230,28 @@ def load_masks(
     The method's lengths are those of 256 x 256 images, so the lungs are found at that size and the
     mask is scaled: a pixel is lung if at least half of it is.
     """
-    key = _key("masks", name, ap.__version__, size, len(native.images), native.key)
-    shape = (len(native.images), size, size)
+    key = _key("masks", name, ap.__version__, *_view_key(view), len(native.images), native.key)
+    shape = (len(native.images), view.size, view.size)
     found = _cached(key, shape, caches)
     if found is None:
         with ThreadPoolExecutor(_workers()) as pool:
-            rows = pool.map(lambda image: _resize_mask(segment(image), size), native.images)
+            rows = pool.map(
+                lambda image: view.see_mask(image, segment(image)).astype(np.uint8), native.images
+            )
             bar = tqdm(rows, "lung masks", shape[0], unit="img", disable=not progress)
             found = _store(key, bar, shape, caches[0], dict)
     return found[0]
 
 
-def _resize_mask(mask: npt.NDArray[np.bool_], size: int) -> Images:
-    if mask.shape == (size, size):
-        return mask.astype(np.uint8)
-    grey = Image.fromarray(mask.astype(np.uint8) * 255)
-    return (np.asarray(grey.resize((size, size), Image.Resampling.BOX)) >= 128).astype(np.uint8)
+def _view_key(view: View) -> tuple[Any, ...]:
+    """Give what decides how an image is seen, as a part of the key of a cache."""
+    if not view.needs_lungs:
+        return (view.size,)
+    return (view.size, view.crop, view.tone, ap.__version__)
 
 
-def decode(path: Path, size: int) -> Images:
-    """Decode an image file to 8-bit grey, `size` x `size` pixels; the aspect ratio is not kept.
+def decode(path: Path, view: View) -> Images:
+    """Decode an image file to 8-bit grey, and give what the network sees of it: (S, S).
 
     Read by the library's `read_image`. 8-bit images stay as they are; all others, DICOM among them
     (after its window and with air dark), are stretched from their minimum to their maximum.
@@ -247,18 +266,21 @@ def decode(path: Path, size: int) -> Images:
     grey = to_grey(read_image(path))
     if grey.dtype != np.uint8:
         grey = _stretched(grey.astype(float))
-    resized = Image.fromarray(grey).resize((size, size), Image.Resampling.BICUBIC)
-    return np.array(resized)
+    return view.see(grey)
 
 
 def _stretched(values: npt.NDArray[np.float64]) -> Images:
+    """Stretch values, which are worked on in place, from 0 to 255."""
     low, high = values.min(), values.max()
     if low == high:
         return np.zeros(values.shape, np.uint8)
-    return ((values - low) / (high - low) * 255).round().astype(np.uint8)
+    values -= low
+    values /= high - low
+    values *= 255
+    return values.round(out=values).astype(np.uint8)
 
 
-def attempt(path: Path, size: int) -> Images | str:
+def attempt(path: Path, view: View) -> Images | str:
     """Decode an image file, or say why it cannot be.
 
     Raises
@@ -267,12 +289,12 @@ def attempt(path: Path, size: int) -> Images | str:
         If that is not the file's fault: a package or memory is missing.
     """
     try:
-        return decode(path, size)
+        return decode(path, view)
     except Exception as error:  # decoders raise whatever they like on damaged files
         told = getattr(error, "strerror", None) or str(error).removeprefix(f"{path}: ")
         if isinstance(error, (ImportError, MemoryError)) or _lacks(error):
             raise PipelineError(f"{path} was not read: {told or type(error).__name__}") from error
-        return f"{type(error).__name__}: {told}"
+        return f"{type(error).__name__}: {told[:LONGEST]}{'...' if len(told) > LONGEST else ''}"
 
 
 def _lacks(error: Exception) -> bool:
@@ -281,21 +303,23 @@ def _lacks(error: Exception) -> bool:
 
 
 def _decoded(
-    paths: Sequence[Path], size: int, bad: dict[int, str], progress: bool
+    paths: Sequence[Path], view: View, bad: dict[int, str], progress: bool
 ) -> Iterable[Images]:
     """Decode files in order, blank where one is bad, and put down why in `bad`."""
 
     def result_of(index: int) -> Images | str:
-        return bad[index] if index in bad else attempt(paths[index], size)
+        return bad[index] if index in bad else attempt(paths[index], view)
 
     with ThreadPoolExecutor(_workers()) as pool:
         results = pool.map(result_of, range(len(paths)))
         for index, result in enumerate(
-            tqdm(results, f"decoding at {size} px", len(paths), unit="img", disable=not progress)
+            tqdm(
+                results, f"decoding at {view.size} px", len(paths), unit="img", disable=not progress
+            )
         ):
             if isinstance(result, str):
                 bad[index] = result
-                result = np.zeros((size, size), np.uint8)
+                result = np.zeros((view.size, view.size), np.uint8)
             yield result
 
 
@@ -349,10 +373,10 @@ def _cached(key: str, shape: tuple[int, ...], caches: Iterable[Path]) -> Stored 
             if _digest(path) != sidecar["sha256"] or not reasons.keys() <= set(range(shape[0])):
                 continue
             stored = np.load(path, mmap_mode="c")
+            if stored.shape == shape and stored.dtype == np.uint8:
+                return stored, reasons
         except Exception:  # whatever is wrong with it, it is made again
             continue
-        if stored.shape == shape and stored.dtype == np.uint8:
-            return stored, reasons
     return None
 
 

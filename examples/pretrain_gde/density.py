@@ -1,139 +1,197 @@
-"""Gaussian density estimation: how far an image's features lie from those of normal images.
+"""The scores: how far an image's features lie from those of normal images.
 
-Two estimators, as in the published comparison: a Gaussian kernel density (the released default)
-and a single Gaussian with Ledoit-Wolf covariance. Both are kept as plain arrays.
+The published ones are densities of the pooled features after the last stage: a Gaussian kernel
+density (the released default), and a single Gaussian with Ledoit-Wolf covariance. A *relative*
+score is the distance to the normals less that to the same normals with something pasted in (as
+Ren et al., arXiv:2106.09022, with the pasted as the other class): density tells what is unusual,
+the difference in which direction. All is kept as plain arrays, and can be differentiated.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+import math
+from collections.abc import Collection
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from sklearn.covariance import LedoitWolf
-from sklearn.neighbors import KernelDensity
+from torch import nn
 
 from examples.pretrain_gde.errors import PipelineError
-from examples.pretrain_gde.model import FEATURES
+from examples.pretrain_gde.model import CELLS, WIDTHS, Features
 
-Floats = npt.NDArray[np.float64]
-ESTIMATORS = ("kde", "gaussian")
+PUBLISHED = ("kde", "gaussian")
+SCORES = {  # by name: the features, whether the pasted are needed too, and the words for it
+    "kde": ("pool4", False, "kernel density"),
+    "gaussian": ("pool4", False, "single Gaussian"),
+    "nearest": ("pool4", False, "nearest normals"),
+    "plain1": ("cells1", False, "Gaussians by place, stage 1"),
+    "plain2": ("cells2", False, "Gaussians by place, stage 2"),
+    "plain3": ("cells3", False, "Gaussians by place, stage 3"),
+    "pooled2": ("pool2", True, "relative, stage 2"),
+    "pooled3": ("pool3", True, "relative, stage 3"),
+    "pooled4": ("pool4", True, "relative, stage 4"),
+    "places1": ("cells1", True, "relative by place, stage 1"),
+    "places2": ("cells2", True, "relative by place, stage 2"),
+    "places3": ("cells3", True, "relative by place, stage 3"),
+    "logit": ("logit", False, "the head's logit"),
+}
+NAMES = {name: words for name, (_, _, words) in SCORES.items()}
+NO_LABELS = ("places1", "places2", "places3")  # what may be chosen by pasted images alone
 BANDWIDTH = 1.0
+NEIGHBOURS = 5
+
+Scores = dict[str, npt.NDArray[np.float64]]
 
 
-@dataclass(frozen=True)
-class Density:
-    """A density of normal features.
+def needed_features(names: Collection[str]) -> set[str]:
+    """Tell which features some scores need."""
+    return {SCORES[name][0] for name in names}
 
-    Attributes
-    ----------
-    features : (N, D) float array
-        L2-normalised features of the training normals: the kernels' centres.
-    mean : (D,) float array
-        Of the single Gaussian.
-    precision : (D, D) float array
-        Inverse of its Ledoit-Wolf covariance.
-    """
 
-    features: Floats
-    mean: Floats
-    precision: Floats
+class Gaussians(nn.Module):
+    """A Gaussian for each place: (K, D) means and (K, D, D) inverse covariances, as doubles."""
+
+    mean: torch.Tensor
+    precision: torch.Tensor
+
+    def __init__(self, mean: torch.Tensor, precision: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("precision", precision)
 
     @classmethod
-    def fit(cls, features: npt.ArrayLike) -> Density:
-        """Fit both estimators to L2-normalised features.
+    def fit(cls, values: torch.Tensor) -> Gaussians:
+        """Fit (N, D) or (N, K, D) features with Ledoit-Wolf covariances.
 
         Raises
         ------
         PipelineError
             If all features are alike, as those of a network that has collapsed.
         """
-        values = np.asarray(features, np.float64)
-        gaussian = LedoitWolf(store_precision=False).fit(values)
-        try:  # scikit-learn's own inverse is general, and many times slower
-            factor = cho_factor(gaussian.covariance_)
-        except LinAlgError as error:
-            raise PipelineError("the features of all normal images are the same") from error
-        return cls(values, gaussian.location_, cho_solve(factor, np.eye(values.shape[1])))
+        cells = values.reshape(len(values), -1, values.shape[-1]).double().numpy()
+        means, precisions = [], []
+        for place in range(cells.shape[1]):
+            fitted = LedoitWolf(store_precision=False).fit(cells[:, place])
+            try:  # scikit-learn's own inverse is general, and many times slower
+                factor = cho_factor(fitted.covariance_)
+            except LinAlgError as error:
+                raise PipelineError("the features of all normal images are the same") from error
+            means.append(fitted.location_)
+            precisions.append(cho_solve(factor, np.eye(cells.shape[2])))
+        return cls(torch.from_numpy(np.stack(means)), torch.from_numpy(np.stack(precisions)))
 
-    def score(self, features: npt.ArrayLike, estimator: str) -> Floats:
-        """Score (N, D) features: higher is less normal.
-
-        Parameters
-        ----------
-        features : (N, D) float array
-            L2-normalised.
-        estimator : {"kde", "gaussian"}
-            Negative log-likelihood of the kernel density, or Mahalanobis distance.
-        """
-        values = np.asarray(features, np.float64)
-        if estimator == "kde":
-            return np.asarray(-self._kernels.score_samples(values))
-        if estimator == "gaussian":
-            offset = values - self.mean
-            return np.sqrt(np.einsum("nd,de,ne->n", offset, self.precision, offset, optimize=True))
-        raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
-
-    @cached_property
-    def _kernels(self) -> KernelDensity:
-        return KernelDensity(kernel="gaussian", bandwidth=BANDWIDTH).fit(self.features)
-
-    def as_tensors(self) -> dict[str, torch.Tensor]:
-        """Give the arrays as tensors, to be stored."""
-        return {
-            "density.features": torch.from_numpy(self.features),
-            "density.mean": torch.from_numpy(self.mean),
-            "density.precision": torch.from_numpy(self.precision),
-        }
-
-    @classmethod
-    def from_tensors(cls, tensors: dict[str, torch.Tensor]) -> Density:
-        """Read what `as_tensors` gave.
-
-        Raises
-        ------
-        ValueError
-            If an array is missing or has another shape.
-        """
-        names = ("features", "mean", "precision")
-        features, mean, precision = (tensors[f"density.{name}"].numpy() for name in names)
-        size = FEATURES
-        if features.shape != (len(features), size) or not len(features):
-            raise ValueError(f"density.features must be (N, {size}), got {features.shape}")
-        if mean.shape != (size,) or precision.shape != (size, size):
-            raise ValueError(f"the Gaussian must have {size} dimensions, got {mean.shape}")
-        return cls(features, mean, precision)
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Give the Mahalanobis distance at each place, averaged: (N,)."""
+        cells = values.reshape(len(values), -1, values.shape[-1]).to(self.mean.dtype)
+        offset = (cells - self.mean).transpose(0, 1)
+        squares = ((offset @ self.precision) * offset).sum(-1)
+        return squares.sqrt().mean(0)
 
 
-class TorchScore(torch.nn.Module):
-    """The score of a density as a differentiable module, for heat maps.
+class Scorer(nn.Module):
+    """Scores of features, by name; higher is less normal.
 
     Parameters
     ----------
-    density : Density
-        What to score with.
-    estimator : {"kde", "gaussian"}
-        As for `Density.score`.
+    centres : (N, 512) double tensor
+        ``pool4`` of the normals: the kernels' centres, and the neighbours.
+    normal, pasted : dict of str to Gaussians
+        By feature: of the normals, and of the same with something pasted in.
+    names : collection of str
+        The scores to give, out of `SCORES`.
     """
 
-    features: torch.Tensor
-    mean: torch.Tensor
-    precision: torch.Tensor
+    centres: torch.Tensor
 
-    def __init__(self, density: Density, estimator: str) -> None:
+    def __init__(
+        self,
+        centres: torch.Tensor,
+        normal: dict[str, Gaussians],
+        pasted: dict[str, Gaussians],
+        names: Collection[str],
+    ) -> None:
         super().__init__()
-        self.estimator = estimator
-        for name in ("features", "mean", "precision"):
-            self.register_buffer(name, torch.from_numpy(getattr(density, name)).float())
+        self.names = tuple(names)
+        self.register_buffer("centres", centres)
+        self.normal, self.pasted = nn.ModuleDict(normal), nn.ModuleDict(pasted)
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Score (N, D) features that are not normalised yet: (N,)."""
-        values = torch.nn.functional.normalize(features)
-        if self.estimator == "kde":
-            squares = torch.cdist(values, self.features) ** 2
-            return -torch.logsumexp(-squares / (2 * BANDWIDTH**2), dim=1)
-        offset = values - self.mean
-        return ((offset @ self.precision) * offset).sum(1).sqrt()
+    @classmethod
+    def fit(cls, normal: Features, pasted: Features | None, names: Collection[str]) -> Scorer:
+        """Fit to the features of normals, and of the same normals with something pasted in."""
+        near, far = {}, {}
+        for name in names:
+            feature, relative, _ = SCORES[name]
+            if feature == "logit" or name in ("kde", "nearest"):
+                continue
+            if feature not in near:
+                near[feature] = Gaussians.fit(normal[feature])
+            if relative and feature not in far and pasted is not None:
+                far[feature] = Gaussians.fit(pasted[feature])
+        return cls(normal["pool4"].double(), near, far, names)
+
+    def forward(self, features: Features, name: str) -> torch.Tensor:
+        """Score features by name: (N,)."""
+        feature, relative, _ = SCORES[name]
+        values = features[feature]
+        if name == "kde":
+            return self._kernel_density(values)
+        if name == "nearest":
+            likeness = nn.functional.normalize(values.to(self.centres.dtype)) @ self.centres.T
+            most = min(NEIGHBOURS, len(self.centres))
+            return 1 - likeness.topk(most).values.mean(1)
+        if name == "logit":
+            return values
+        distance: torch.Tensor = self.normal[feature](values)
+        return distance - self.pasted[feature](values) if relative else distance
+
+    def _kernel_density(self, values: torch.Tensor) -> torch.Tensor:
+        """Give the negative log-density of a sum of Gaussians of one width, as scikit-learn."""
+        count, width = self.centres.shape
+        squares = torch.cdist(
+            values.to(self.centres.dtype),
+            self.centres,
+            compute_mode="donot_use_mm_for_euclid_dist",
+        ).square()
+        total = torch.logsumexp(-squares / (2 * BANDWIDTH**2), 1)
+        return math.log(count) + width / 2 * math.log(2 * math.pi * BANDWIDTH**2) - total
+
+    @torch.no_grad()
+    def score(self, features: Features) -> Scores:
+        """Score features by all names: (N,) float64 arrays."""
+        return {name: self(features, name).double().numpy() for name in self.names}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, torch.Tensor], names: Collection[str]) -> Scorer:
+        """Read the state of a scorer.
+
+        Raises
+        ------
+        ValueError, KeyError
+            If an array is missing or has another shape.
+        """
+        centres = tensors["centres"]
+        if centres.ndim != 2 or centres.shape[1] != WIDTHS[4] or not len(centres):
+            raise ValueError(f"centres must be (N, {WIDTHS[4]}), got {tuple(centres.shape)}")
+        kinds: dict[str, dict[str, Gaussians]] = {"normal": {}, "pasted": {}}
+        for name in names:
+            feature, relative, _ = SCORES[name]
+            if feature == "logit" or name in ("kde", "nearest"):
+                continue
+            width = WIDTHS[int(feature[-1])]
+            places = CELLS**2 if feature.startswith("cells") else 1
+            for kind in ("normal", "pasted") if relative else ("normal",):
+                mean = tensors[f"{kind}.{feature}.mean"]
+                precision = tensors[f"{kind}.{feature}.precision"]
+                for what, wanted in (
+                    (mean, (places, width)),
+                    (precision, (places, width, width)),
+                ):
+                    if what.shape != wanted:
+                        raise ValueError(
+                            f"a Gaussian of {feature} must be {wanted}, got {tuple(what.shape)}"
+                        )
+                kinds[kind][feature] = Gaussians(mean, precision)
+        return cls(centres, **kinds, names=names)

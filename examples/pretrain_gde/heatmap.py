@@ -1,7 +1,8 @@
-"""Where a score comes from: Grad-CAM of the score itself, drawn over the image."""
+"""Where a score comes from, drawn over the image."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import matplotlib
@@ -11,12 +12,13 @@ import torch
 from captum.attr import LayerAttribution, LayerGradCam
 from torch import nn
 
-from examples.pretrain_gde.density import TorchScore
-from examples.pretrain_gde.evaluate import Detector
-from examples.pretrain_gde.model import prepare
+from examples.pretrain_gde.density import SCORES, Scorer
+from examples.pretrain_gde.detector import Detector
+from examples.pretrain_gde.model import MAPPED, STRIDES, Network, prepare
 
+Explain = Callable[[Network, torch.Tensor], torch.Tensor]
+SURE = 0.5  # of a map head, where a heat map is brightest
 MIN_MAP = 8  # pixels: coarser maps point at nothing
-STRIDES = {"layer1": 4, "layer2": 8, "layer3": 16, "layer4": 32}
 
 
 def heat_maps(
@@ -24,37 +26,80 @@ def heat_maps(
 ) -> npt.NDArray[np.float32]:
     """Compute where the score of each image comes from.
 
-    Grad-CAM (Selvaraju et al., ICCV 2017) of the anomaly score, at the deepest stage of the network
-    whose map is at least `MIN_MAP` pixels wide.
+    What the finest head says that was trained to tell where something was pasted, if there is one:
+    how sure it is, from 0 to `SURE`.
+    Else Grad-CAM (Selvaraju et al., ICCV 2017) of the chosen score, at the deepest stage that it
+    depends on whose map is at least `MIN_MAP` pixels wide. Of two networks, the trained one's.
 
     Parameters
     ----------
     detector : Detector
-        Its chosen estimator is explained.
+        Its chosen score is explained.
     images : (N, S, S) uint8 array
-        Images of the detector's size.
+        What the detector sees of images.
     batch : int, optional
         Images at a time.
 
     Returns
     -------
     maps : (N, S, S) float32 array
-        0..1 within each image; all 0 where nothing raises the score.
+        0..1. Grad-CAM is scaled to its maximum within each image, and all 0 where nothing raises
+        the score.
     """
-    backbone = detector.backbone.eval()
-    device = next(backbone.parameters()).device
-    fine = [name for name, stride in STRIDES.items() if detector.size // stride >= MIN_MAP]
-    layer = getattr(backbone, fine[-1] if fine else "layer1")
-    score = TorchScore(detector.density, detector.estimator).to(device)
-    explain = LayerGradCam(nn.Sequential(backbone, score), layer)
+    name = detector.choice.networks[0]
+    network = detector.networks[name].eval()
+    device = next(network.parameters()).device
+    explain = (
+        _map_head
+        if has_map(detector)
+        else _grad_cam(
+            network,
+            detector.scorers[name].to(device),
+            detector.choice.score,
+            detector.settings.size,
+        )
+    )
     maps = []
     for part in torch.from_numpy(images)[:, None].split(batch):
-        cam = explain.attribute(prepare(part.to(device)), relu_attributions=True)
-        full = LayerAttribution.interpolate(cam, part.shape[-2:], "bilinear")
+        found = explain(network, prepare(part.to(device)))
+        full = LayerAttribution.interpolate(found, part.shape[-2:], "bilinear")
         maps.append(full.detach().cpu()[:, 0])
     stack = torch.cat(maps)
+    if has_map(detector):
+        return (stack / SURE).clamp(max=1).numpy()
     peak = stack.amax((1, 2), keepdim=True)
     return (stack / peak.clamp(min=torch.finfo(torch.float32).tiny)).numpy()
+
+
+def has_map(detector: Detector) -> bool:
+    """Tell whether heat maps come from a head that was trained to say where."""
+    network = detector.networks[detector.choice.networks[0]]
+    return detector.choice.networks[0] == "trained" and len(network.map_heads) > 0
+
+
+@torch.no_grad()
+def _map_head(network: Network, inputs: torch.Tensor) -> torch.Tensor:
+    return torch.sigmoid(network.map_heads[0](network.stages(inputs)[MAPPED[0]]))
+
+
+class _Explained(nn.Module):
+    """One score of a network's images, for Grad-CAM."""
+
+    def __init__(self, network: Network, scorer: Scorer, name: str) -> None:
+        super().__init__()
+        self.network, self.scorer, self.name = network, scorer, name
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.scorer(self.network.features(inputs), self.name)
+
+
+def _grad_cam(network: Network, scorer: Scorer, name: str, size: int) -> Explain:
+    feature = SCORES[name][0]
+    deepest = 4 if feature == "logit" else int(feature[-1])
+    fine = [s for s, stride in STRIDES.items() if s <= deepest and size // stride >= MIN_MAP]
+    layer = getattr(network.backbone, f"layer{fine[-1] if fine else 1}")
+    cam = LayerGradCam(_Explained(network, scorer, name), layer)
+    return lambda network, inputs: cam.attribute(inputs, relu_attributions=True)
 
 
 def overlay(image: npt.NDArray[np.uint8], heat: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:

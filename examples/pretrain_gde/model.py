@@ -1,22 +1,37 @@
-"""The network: a ResNet-18 whose pooled features are kept, and the head that pretraining needs."""
+"""The network: a ResNet-18 whose features are kept, and the heads that pretraining needs."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import cast
+from collections.abc import Collection, Iterator
+from typing import NamedTuple, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torchvision
 from torch import nn
 
 from examples.pretrain_gde.errors import PipelineError
+from examples.pretrain_gde.settings import Settings
 
-FEATURES = 512
+WIDTHS = {1: 64, 2: 128, 3: 256, 4: 512}  # channels after each stage of a ResNet-18
+STRIDES = {1: 4, 2: 8, 3: 16, 4: 32}
+MAPPED = (2, 3)  # stages after which a head says where
+CELLS = 4  # places along each side
+
+Features = dict[str, torch.Tensor]
+
+
+class Outputs(NamedTuple):
+    """What the heads say: (B, classes) logits, and (B, 1, h, w) logits of each map."""
+
+    logits: torch.Tensor
+    maps: tuple[torch.Tensor, ...]
 
 
 class Network(nn.Module):
-    """ResNet-18, then a head of fully connected layers.
+    """ResNet-18, then a head of fully connected layers, and heads of one convolution for maps.
 
     Parameters
     ----------
@@ -26,21 +41,60 @@ class Network(nn.Module):
         Hidden layers of 512 before the last of 128.
     imagenet : bool
         Whether the backbone starts from ImageNet weights (downloaded by torchvision).
+    maps : bool
+        Whether there are heads that say where something was pasted.
     """
 
-    def __init__(self, classes: int, head_layers: int, imagenet: bool = False) -> None:
+    def __init__(
+        self, classes: int, head_layers: int, imagenet: bool = False, maps: bool = False
+    ) -> None:
         super().__init__()
         self.channels_last = True  # the memory layout that inputs are given
         self.backbone = make_backbone(imagenet)
         layers: list[nn.Module] = []
-        for width in (*[FEATURES] * head_layers, 128):
-            layers += [nn.Linear(FEATURES, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
+        for width in (*[WIDTHS[4]] * head_layers, 128):
+            layers += [nn.Linear(WIDTHS[4], width), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
         self.head = nn.Sequential(*layers, nn.Linear(128, classes))
+        self.map_heads = nn.ModuleList(nn.Conv2d(WIDTHS[s], 1, 1) for s in MAPPED if maps)
+        for head in self.map_heads:
+            nn.init.zeros_(cast(nn.Conv2d, head).bias)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Classify (B, 1, H, W) uint8 images: (B, classes) logits."""
-        inputs = prepare(images, channels_last=self.channels_last)
-        return cast(torch.Tensor, self.head(self.backbone(inputs)))
+    def forward(self, images: torch.Tensor) -> Outputs:
+        """Classify (B, 1, H, W) uint8 images."""
+        stages = self.stages(prepare(images, channels_last=self.channels_last))
+        maps = [head(stages[stage]) for head, stage in zip(self.map_heads, MAPPED, strict=False)]
+        return Outputs(self.head(stages[4].mean((2, 3))), tuple(maps))
+
+    def stages(self, inputs: torch.Tensor) -> dict[int, torch.Tensor]:
+        """Give what each stage of the backbone makes of (B, 3, H, W) inputs."""
+        net = self.backbone
+        values = net.maxpool(net.relu(net.bn1(net.conv1(inputs))))
+        found = {}
+        for stage in WIDTHS:
+            found[stage] = values = getattr(net, f"layer{stage}")(values)
+        return found
+
+    def features(self, inputs: torch.Tensor) -> Features:
+        """Give all that is scored of (B, 3, H, W) inputs.
+
+        Returns
+        -------
+        dict of str to tensor
+            ``pool1`` to ``pool4``, (B, D): the mean of a stage over the image, L2-normalised.
+            ``cells1`` to ``cells3``, (B, 16, D): the means over `CELLS` x `CELLS` places.
+            ``logit``, (B,): how much sooner the head takes the image for augmented.
+        """
+        stages = self.stages(inputs)
+        found = {}
+        for stage, values in stages.items():
+            pooled = values.mean((2, 3))
+            found[f"pool{stage}"] = nn.functional.normalize(pooled)
+            if stage < 4:
+                cells = nn.functional.adaptive_avg_pool2d(values, CELLS)
+                found[f"cells{stage}"] = cells.flatten(2).transpose(1, 2)
+        logits = self.head(pooled)
+        found["logit"] = torch.logsumexp(logits[:, 1:], 1) - logits[:, 0]
+        return found
 
 
 def make_backbone(imagenet: bool = False) -> nn.Module:
@@ -61,30 +115,49 @@ def prepare(images: torch.Tensor, *, channels_last: bool = True) -> torch.Tensor
     return scaled.expand(-1, 3, -1, -1).contiguous(memory_format=layout)
 
 
-def seeded_network(seed: int, classes: int, head_layers: int, imagenet: bool = False) -> Network:
+def make_network(settings: Settings, *, imagenet: bool = False) -> Network:
+    """Make a network of the form that settings ask for."""
+    maps = settings.map_weight > 0
+    network = Network(settings.classes, settings.head_layers, imagenet, maps)
+    network.channels_last = settings.channels_last
+    return network
+
+
+def seeded_network(settings: Settings) -> Network:
     """Make the network whose initial weights a seed stands for; torch's own seed is left alone."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Network(classes, head_layers, imagenet)
+        torch.manual_seed(settings.seed)
+        return make_network(settings, imagenet=settings.imagenet)
 
 
 @torch.no_grad()
-def embed(backbone: nn.Module, images: torch.Tensor, batch: int = 128) -> torch.Tensor:
-    """Give the L2-normalised features of (N, 1, H, W) uint8 images: (N, 512) float32, on the CPU.
+def embed(
+    network: Network, images: npt.NDArray[np.uint8], names: Collection[str], batch: int = 128
+) -> Features:
+    """Give the named features of (N, S, S) uint8 images, float32 on the CPU.
 
     Always in fp32 without TF32, whatever the training's precision, so that scores agree between
     machines but for rounding.
+
+    Raises
+    ------
+    PipelineError
+        If they are not finite: the weights are of no use.
     """
-    device = next(backbone.parameters()).device
-    training = backbone.training
-    backbone.eval()
+    device = next(network.parameters()).device
+    training = network.training
+    network.eval()
+    parts: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     with full_precision(device):
-        parts = [
-            nn.functional.normalize(backbone(prepare(part.to(device)))).cpu()
-            for part in images.split(batch)
-        ]
-    backbone.train(training)
-    return torch.cat(parts)
+        for part in torch.from_numpy(images)[:, None].split(batch):
+            found = network.features(prepare(part.to(device)))
+            for name in names:
+                parts[name].append(found[name].cpu())
+    network.train(training)
+    features = {name: torch.cat(values) for name, values in parts.items()}
+    if not all(values.isfinite().all() for values in features.values()):
+        raise PipelineError("the network gives features that are not finite: its weights diverged")
+    return features
 
 
 @contextlib.contextmanager

@@ -16,13 +16,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from examples.pretrain_gde.data import Images, attempt
+from examples.pretrain_gde.detector import Detector
 from examples.pretrain_gde.errors import PipelineError
-from examples.pretrain_gde.evaluate import Detector
 from examples.pretrain_gde.heatmap import heat_maps, overlay
-from examples.pretrain_gde.readers import SUFFIXES
+from examples.pretrain_gde.readers import SUFFIXES, other_files
 from examples.pretrain_gde.storage import csv_cell, printable, replacing
 
-COLUMNS = ("path", "score", "percentile", "abnormal", "estimator", "heat_map")
+COLUMNS = ("path", "score", "percentile", "abnormal", "network", "kind", "heat_map")
 BATCH = 32
 
 
@@ -51,7 +51,8 @@ def predict(
     dict
         ``path``; ``score``, higher being less normal; ``percentile``, the share of the training
         normals that score lower, in per cent; ``abnormal``, whether the score reaches the threshold
-        chosen on the validation part; ``estimator``; ``heat_map``, the file or None.
+        chosen on the validation part; ``network`` and ``kind``, the score that was chosen there;
+        ``heat_map``, the file or None. The map is of what the detector sees of the image.
     """
     bar = tqdm(total=len(paths), desc="scoring", unit="img", disable=not progress)
     with bar:
@@ -59,7 +60,7 @@ def predict(
             batch = paths[begin : begin + BATCH]
             rows, images = [], []
             for path in batch:
-                result = attempt(path, detector.size)
+                result = attempt(path, detector.settings.view)
                 if isinstance(result, str):
                     rows.append({"path": str(path), "error": result})
                 else:
@@ -79,16 +80,14 @@ def _fill(
     heat_map_folder: Path | None,
     begin: int,
 ) -> None:
-    name = detector.estimator
-    scores = detector.score(images)[name]
-    ranks = np.searchsorted(detector.normal_scores[name], scores, side="left")
-    percentiles = 100 * ranks / len(detector.normal_scores[name])
+    scores = detector.score(images)
+    percentiles = 100 * detector.share_below(scores)
     maps = None if heat_map_folder is None else heat_maps(detector, images)
     for index, row in enumerate(rows):
         row["score"] = float(scores[index])
         row["percentile"] = float(percentiles[index])
-        row["abnormal"] = bool(scores[index] >= detector.thresholds[name])
-        row["estimator"] = name
+        row["abnormal"] = bool(scores[index] >= detector.threshold)
+        row["network"], row["kind"] = detector.choice.network, detector.choice.score
         row["heat_map"] = None
         if heat_map_folder is not None and maps is not None:
             # Numbered, as images of several folders may bear one name; the name may be too long.
@@ -113,6 +112,10 @@ def find_images(names: Sequence[Path]) -> list[Path]:
             if not inside:
                 raise PipelineError(f"{name} holds no images")
             paths += inside
+            others = other_files(name)
+            if others:
+                told = f"warning: {name}: {len(others)} left out, by their names no images"
+                print(printable(told), file=sys.stderr)
         else:
             paths.append(name)
     return paths

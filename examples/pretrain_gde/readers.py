@@ -2,7 +2,7 @@
 
 A reader lists; it opens no image. Every reader gives the same thing, a `Split`: the plain layout
 takes it from the folders, the three published data sets draw it by seed, by patient where patients
-are named.
+are named. Normal images alone are enough: what is to be set aside of them is drawn.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ from examples.pretrain_gde.storage import read_csv
 PARTS = ("train", "valid", "test")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm", ".dicom")
 MIN_TRAIN = 4  # images: fewer make no density
+MIN_VALID = 2
+MOST_HELD_OUT = 100  # normals for validation, where the folders set none aside, and at most ...
+SHARE_HELD_OUT = 0.2  # ... this share of them
 HELD_OUT = {"zhanglab": (100, 0), "chexpert": (250, 250), "rsna": (250, 250)}
 PUBLISHED_AUC = {"zhanglab": 0.921, "chexpert": 0.787, "rsna": 0.819}
 
 _ENTRIES = [{"path": str, "abnormal": bool, "patient?": str}]
 SHARED_FORM = {"patients": COUNT, "images": dict.fromkeys(PARTS, COUNT)}
 SPLIT_FORM: dict[str, Any] = {
-    "layout": ("plain", *HELD_OUT),
+    "layout": ("plain", "normals", *HELD_OUT),
     **dict.fromkeys(PARTS, _ENTRIES),
     "seed?": (0, 2**63 - 1),
     "folder?": str,
@@ -103,7 +106,8 @@ def read_split(
     ----------
     folder : Path
         The data set as distributed, or the plain layout
-        ``{train,valid,test}/{normal,abnormal}``.
+        ``{train,valid,test}/{normal,abnormal}``, of which ``train/normal`` alone must be there, or
+        a folder of normal images.
     layout : str, optional
         A name out of `READERS`, or "auto" to tell by the files.
     seed : int, optional
@@ -115,15 +119,17 @@ def read_split(
     Raises
     ------
     PipelineError
-        If no layout fits, a part is missing or empty, or one that is scored has one class only.
+        If no layout fits, there are too few images, or a part that is scored has one class only.
     """
     if not folder.is_dir():
         raise PipelineError(f"{folder} is not a folder")
     name = find_layout(folder) if layout == "auto" else layout
     if name not in READERS:
         raise PipelineError(f"layout must be auto or one of {', '.join(READERS)}, got {layout!r}")
-    if name == "plain" and held_out is not None:
-        raise PipelineError("held-out numbers cannot be given for plain: its folders are the split")
+    if name in ("plain", "normals") and held_out is not None:
+        raise PipelineError(
+            f"held-out numbers cannot be given for {name}: its folders are the split"
+        )
     if held_out is not None and min(held_out) < 0:
         raise PipelineError(f"held-out numbers must be at least 0, got {held_out}")
     if name == "zhanglab" and held_out is not None and held_out[1] != 0:
@@ -148,8 +154,11 @@ def find_layout(folder: Path) -> str:
         return "zhanglab"
     if "normal" in _names(folder / "train"):
         return "plain"
+    if any(Path(name).suffix.lower() in SUFFIXES for name in names):
+        return "normals"
     raise PipelineError(
-        f"{folder} has no known layout: expected train/normal (plain), train/NORMAL (Zhanglab), "
+        f"{folder} has no known layout: expected train/normal (plain), images (normals), "
+        "train/NORMAL (Zhanglab), "
         "train.csv (CheXpert) or stage_2_detailed_class_info.csv (RSNA)"
     )
 
@@ -162,15 +171,17 @@ def check_split(split: Split, folder: Path) -> None:
         )
     if any(entry.abnormal for entry in split.train):
         raise PipelineError("the training part holds abnormal images")
-    for part in ("valid", "test"):
-        kinds = {entry.abnormal for entry in split[part]}
-        if not kinds:
-            raise PipelineError(f"{folder} has no {part} images")
-        if len(kinds) == 1:
-            kind = "abnormal" if kinds == {True} else "normal"
-            raise PipelineError(
-                f"the {part} part of {folder} holds {kind} images only: an AUC needs both classes"
-            )
+    if sum(not entry.abnormal for entry in split.valid) < MIN_VALID:
+        raise PipelineError(
+            f"validation needs at least {MIN_VALID} normal images, {folder} has "
+            f"{sum(not entry.abnormal for entry in split.valid)}"
+        )
+    kinds = {entry.abnormal for entry in split.test}
+    if len(kinds) == 1:
+        kind = "abnormal" if kinds == {True} else "normal"
+        raise PipelineError(
+            f"the test part of {folder} holds {kind} images only: an AUC needs both classes"
+        )
     owner: dict[str, str] = {}
     paths: set[str] = set()
     for part in PARTS:
@@ -206,17 +217,64 @@ def shared_patients(split: Split) -> dict[str, Any]:
     return {"patients": len(shared), "images": images}
 
 
+def unread(folder: Path, split: Split) -> list[str]:
+    """List what lies among the images of a split and by its name is none, where folders decide."""
+    if split.layout not in ("plain", "normals", "zhanglab"):
+        return []
+    inside = {(folder / entry.path).parent for part in PARTS for entry in split[part]}
+    return [_below(folder, path) for each in sorted(inside) for path in other_files(each)]
+
+
+def other_files(folder: Path) -> list[Path]:
+    """List what a folder holds, hidden files apart, that by its name is no image."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(
+        path for path in found if path.suffix.lower() not in SUFFIXES and path.name[0] != "."
+    )
+
+
 def read_plain(folder: Path, rng: np.random.Generator, held_out: tuple[int, int]) -> Split:
-    """Read ``{train,valid,test}/{normal,abnormal}``; nothing is drawn."""
+    """Read ``{train,valid,test}/{normal,abnormal}``; abnormal images, and the test, may be missing.
+
+    Without ``valid`` the training part is split by `set_aside`.
+    """
     parts = {}
     for part in PARTS:
         kinds = ("normal",) if part == "train" else ("normal", "abnormal")
         entries: list[Entry] = []
         for kind in kinds:
-            found = _images(folder / part / kind)
-            entries += [Entry(_below(folder, path), kind == "abnormal") for path in found]
+            where = folder / part / kind
+            if part == "train" or where.is_dir():
+                entries += [
+                    Entry(_below(folder, path), kind == "abnormal") for path in _images(where)
+                ]
         parts[part] = tuple(entries)
+    if not (folder / "valid").is_dir():
+        parts["valid"], parts["train"] = set_aside(parts["train"], rng)
     return Split("plain", **parts)
+
+
+def read_normals(folder: Path, rng: np.random.Generator, held_out: tuple[int, int]) -> Split:
+    """Read a folder of normal images, split by `set_aside`; nothing is tested."""
+    entries = [Entry(_below(folder, path), False) for path in _images(folder)]
+    valid, train = set_aside(entries, rng)
+    return Split("normals", train, valid, ())
+
+
+def set_aside(
+    entries: Sequence[Entry], rng: np.random.Generator
+) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
+    """Draw normals to validate with: `SHARE_HELD_OUT` of them, at most `MOST_HELD_OUT`.
+
+    Of patients who are named nothing is known: images of one may come to lie on both sides.
+    """
+    order = rng.permutation(len(entries))
+    count = min(round(SHARE_HELD_OUT * len(entries)), MOST_HELD_OUT)
+    drawn = {int(index) for index in order[:count]}
+    return (
+        tuple(entry for index, entry in enumerate(entries) if index in drawn),
+        tuple(entry for index, entry in enumerate(entries) if index not in drawn),
+    )
 
 
 def read_zhanglab(folder: Path, rng: np.random.Generator, held_out: tuple[int, int]) -> Split:
@@ -262,7 +320,8 @@ def read_chexpert(folder: Path, rng: np.random.Generator, held_out: tuple[int, i
     root = folder / "CheXpert-v1.0-small" if (folder / "CheXpert-v1.0-small").is_dir() else folder
     entries = []
     table = root / "train.csv"
-    for line, row in read_csv(table, ("Path", "Frontal/Lateral", "No Finding")):
+    columns = ("Path", "Frontal/Lateral", "No Finding", *CHEXPERT_FINDINGS)
+    for line, row in read_csv(table, columns):
         # Paths in the CSV begin with the data set's own folder, whatever it is called here.
         named = Path(row["Path"])
         patient = next((part for part in named.parts if re.fullmatch(r"patient\d+", part)), None)
@@ -280,7 +339,7 @@ def read_chexpert(folder: Path, rng: np.random.Generator, held_out: tuple[int, i
         path = _below(folder, root.joinpath(*named.parts[1:]))
         try:
             normal = _is_one(row["No Finding"])
-            ill = any([_is_one(row.get(finding)) for finding in CHEXPERT_FINDINGS])
+            ill = any([_is_one(row[finding]) for finding in CHEXPERT_FINDINGS])
         except ValueError as error:
             raise PipelineError(f"{table}, line {line}: {error}") from error
         if normal or ill:
@@ -304,9 +363,12 @@ CHEXPERT_FINDINGS = (
 )
 
 
-def _is_one(cell: str | None) -> bool:
+def _is_one(cell: str) -> bool:
     """Tell whether a finding is certain: 1, not 0 (absent), -1 (uncertain) or empty (untold)."""
-    return float(cell or 0) == 1
+    value = float(cell or 0)
+    if value not in (1, 0, -1):  # nor is NaN
+        raise ValueError(f"a finding must be 1, 0, -1 or empty, got {cell!r}")
+    return value == 1
 
 
 RSNA_CLASSES = ("Normal", "Lung Opacity", "No Lung Opacity / Not Normal")
@@ -340,6 +402,7 @@ def read_rsna(folder: Path, rng: np.random.Generator, held_out: tuple[int, int])
 
 READERS: dict[str, Callable[[Path, np.random.Generator, tuple[int, int]], Split]] = {
     "plain": read_plain,
+    "normals": read_normals,
     "zhanglab": read_zhanglab,
     "chexpert": read_chexpert,
     "rsna": read_rsna,

@@ -19,25 +19,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
-from scipy import ndimage
 from sklearn.metrics import roc_curve
 
 from examples.pretrain_gde.augment import Augmenter
 from examples.pretrain_gde.data import Dataset, Images
-from examples.pretrain_gde.density import ESTIMATORS
-from examples.pretrain_gde.evaluate import DETECTOR, SCORES, Detector, load_metrics, read_scores
-from examples.pretrain_gde.heatmap import heat_maps, overlay
+from examples.pretrain_gde.density import NAMES
+from examples.pretrain_gde.detector import CALLED, AllScores, Detector
+from examples.pretrain_gde.evaluate import DETECTOR, SCORE_TABLE, load_metrics, read_scores
+from examples.pretrain_gde.heatmap import has_map, heat_maps, overlay
 from examples.pretrain_gde.readers import PUBLISHED_AUC
 from examples.pretrain_gde.settings import Settings
 from examples.pretrain_gde.storage import write_text
 
 REPORT = "report.html"
-NAMES = {"kde": "kernel density", "gaussian": "single Gaussian"}
 CHANGED = (
     "Warning: these numbers are of other images or labels than the run was made with "
     "(evaluate --changed-images)."
 )
 SHOWN = 6  # images in a row
+DRAWN = 4  # curves of validation
+PARTS = {"test": "test", "valid": "validation"}
 BLUE, ORANGE, GREY, GREEN = "#2b6cb0", "#c05621", "#718096", "#2f855a"
 
 STYLE = """
@@ -49,7 +50,9 @@ p.warning { border-left: .3rem solid #c05621; padding-left: .6rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem 1.2rem .25rem 0; border-bottom: 1px solid #e2e8f0;
          vertical-align: top; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1rem; }
+.wide { overflow-x: auto; } .wide table { font-size: .85rem; }
+.plots { display: grid; gap: 1rem;
+         grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); }
 .plots img { width: 100%; }
 .row { display: grid; grid-template-columns: repeat(6, 1fr); gap: .5rem; margin: .5rem 0; }
 figure { margin: 0; } figure img { width: 100%; display: block; background: #000; }
@@ -71,40 +74,42 @@ def write_report(folder: Path, dataset: Dataset, published: str | None = None) -
     """
     metrics = load_metrics(folder)
     detector = Detector.load(folder / DETECTOR)
-    truth = dataset.labels("test")
-    scores = read_scores(folder / SCORES, truth)
     settings = Settings(**metrics["settings"])
-    known = PUBLISHED_AUC.get(published or dataset.split.layout)
-    chosen = metrics["selected"]["estimator"]
-    test = metrics["test"][chosen]
-    before = metrics["untrained"]
-    title = f"{settings.variant}, seed {settings.seed}: test AUC {test['auc']:.3f}"
+    tested = metrics["test"] is not None
+    part = "test" if tested else "valid"
+    truth = dataset.labels(part)
+    plots = []
+    if tested:
+        scores = read_scores(folder / SCORE_TABLE, truth, metrics["test"])
+        chosen = scores[detector.choice.network][detector.choice.score]
+        known = PUBLISHED_AUC.get(published or dataset.split.layout)
+        plots.append(_plot(lambda axes: _draw_roc(axes, truth, scores, metrics, known)))
+    else:
+        chosen = detector.score(dataset.images[part])
+    plots.append(_plot(lambda axes: _draw_histogram(axes, truth, chosen, metrics, part)))
+    if metrics["epochs"]:
+        plots.append(_plot(lambda axes: _draw_losses(axes, metrics["epochs"])))
+        if sum("valid" in record for record in metrics["epochs"]) > 1:
+            plots.append(_plot(lambda axes: _draw_validation(axes, metrics["epochs"])))
+    title = f"{settings.variant}, seed {settings.seed}: {_headline(metrics)}"
     sections = [
         f"<h1>{html.escape(title)}</h1>",
-        _paragraph(
-            "lead",
-            f"95 % interval {_interval(test['auc_interval'])}, average precision "
-            f"{test['ap']:.3f}. Scored by the {NAMES[chosen]} after epoch "
-            f"{metrics['selected']['epoch']}, both chosen on the validation part. Before training: "
-            f"{before['test'][before['estimator']]['auc']:.3f}.",
-        ),
+        _paragraph("lead", _lead(metrics)),
         _paragraph("note", "For research, not for diagnosis."),
         *([_paragraph("warning", CHANGED)] if metrics["evaluated"] else []),
-        _results_table(metrics),
         '<div class="plots">',
-        _plot(lambda axes: _draw_roc(axes, truth, scores, chosen, before["estimator"], known)),
-        _plot(lambda axes: _draw_histogram(axes, truth, scores[chosen], metrics, chosen)),
-        _plot(lambda axes: _draw_losses(axes, metrics["epochs"])),
-        _plot(lambda axes: _draw_validation(axes, metrics["epochs"], metrics["selected"])),
+        *plots,
         "</div>",
-        "<h2>What the network learnt to tell apart</h2>",
+        "<h2>All scores, and the choice</h2>",
+        _paragraph("note", _reason(metrics)),
+        _results_table(metrics),
+        "<h2>What was pasted</h2>",
         *_gallery(settings, dataset),
-        "<h2>Test images with the highest scores</h2>",
-        *_ranked(detector, dataset, scores[chosen], highest=True),
-        "<h2>Test images with the lowest scores</h2>",
-        *_ranked(detector, dataset, scores[chosen], highest=False),
-        '<p class="note">Below each image: Grad-CAM of its score, scaled to its own maximum. The '
-        "share is that of the training normals that score lower.</p>",
+        f"<h2>Images of the {PARTS[part]} part with the highest scores</h2>",
+        *_ranked(detector, dataset, part, chosen, highest=True),
+        f"<h2>Images of the {PARTS[part]} part with the lowest scores</h2>",
+        *_ranked(detector, dataset, part, chosen, highest=False),
+        _paragraph("note", _explain_maps(detector)),
         "<h2>Settings</h2>",
         _settings_table(metrics),
     ]
@@ -118,31 +123,103 @@ def write_report(folder: Path, dataset: Dataset, published: str | None = None) -
     )
 
 
+def _headline(metrics: dict[str, Any]) -> str:
+    if metrics["test"] is None:
+        return f"AUC {metrics['selected']['auc']:.3f} on validation, nothing tested"
+    return f"test AUC {_result(metrics, 'selected')['auc']:.3f}"
+
+
+def _result(metrics: dict[str, Any], which: str) -> dict[str, Any]:
+    """Give what a choice reached on the test part."""
+    choice = metrics[which]
+    result: dict[str, Any] = metrics["test"][choice["network"]][choice["score"]]
+    return result
+
+
+def _name(choice: dict[str, Any]) -> str:
+    network = {"both": "both networks", "trained": "the trained network"}
+    words = network.get(choice["network"], "the untrained network")
+    return f"{words}, {NAMES[choice['score']]}"
+
+
+def _lead(metrics: dict[str, Any]) -> str:
+    chosen = metrics["selected"]
+    told = f"Scored by {_name(chosen)}"
+    if chosen.get("epoch"):
+        told += f" (epoch {chosen['epoch']})"
+    if metrics["test"] is None:
+        return f"{told}. There is no test part with both classes."
+    result = _result(metrics, "selected")
+    return (
+        f"95 % interval {_interval(result['auc_interval'])}, average precision "
+        f"{result['ap']:.3f}. {told}. Before training: "
+        f"{_result(metrics, 'without_training')['auc']:.3f}."
+    )
+
+
+def _reason(metrics: dict[str, Any]) -> str:
+    chosen, other = metrics["selected"], metrics["without_labels"]
+    if chosen["by"] == "pasted":
+        return (
+            f"There are no abnormal images to validate on. Of the by-place scores, if there are "
+            f"any, the chosen one told the validation normals best from themselves with something "
+            f"pasted in (AUC {chosen['auc']:.3f}); the threshold is the value that "
+            f"{100 * CALLED:.0f} % of them stay below."
+        )
+    text = (
+        f"Chosen: {_name(chosen)}, whose AUC on the validation part was the greatest "
+        f"({chosen['auc']:.3f}). Without its labels, {_name(other)} would have been chosen "
+        f"({other['auc']:.3f} between its normals and themselves with something pasted in)"
+    )
+    if metrics["test"] is None:
+        return text + "."
+    return (
+        f"{text}, which reaches {_result(metrics, 'without_labels')['auc']:.3f} on the test part."
+    )
+
+
+def _explain_maps(detector: Detector) -> str:
+    if has_map(detector):
+        what = (
+            "how sure the network is that something was pasted there, by the head that was trained "
+            "to say so, from 0 (dark) to one half"
+        )
+    else:
+        what = "Grad-CAM of its score, scaled to its own maximum"
+    share = "The share is that of the training normals that score lower."
+    return f"Below each image, as the network sees it: {what}. {share}"
+
+
 def _results_table(metrics: dict[str, Any]) -> str:
+    """Give, for each score and network, the AUC on the test and on the validation part."""
+    networks = list(metrics["validation"]["pasted"])
+    kind = "labels" if "labels" in metrics["validation"] else "pasted"
+    measured = [("valid", metrics["validation"][kind])]
+    if metrics["test"] is not None:
+        tested = {
+            network: {
+                s: f"{r['auc']:.3f} ({_interval(r['auc_interval'])})" for s, r in found.items()
+            }
+            for network, found in metrics["test"].items()
+        }
+        measured.insert(0, ("test", tested))
+    head = ["score"] + [f"{network}: {part}" for network in networks for part, _ in measured]
+    chosen = metrics["selected"]
     rows = []
-    for label, results in (
-        ("trained", metrics["test"]),
-        ("untrained", metrics["untrained"]["test"]),
-    ):
-        for name in ESTIMATORS:
-            result = results[name]
-            rows.append(
-                (
-                    label,
-                    NAMES[name],
-                    f"{result['auc']:.3f} ({_interval(result['auc_interval'])})",
-                    f"{result['ap']:.3f} ({_interval(result['ap_interval'])})",
-                )
-            )
-    head = ("network", "estimator", "test AUC (95 %)", "test average precision (95 %)")
-    return _table(rows, head)
+    for name, words in NAMES.items():
+        cells = [found.get(network, {}).get(name) for network in networks for _, found in measured]
+        if any(cell is not None for cell in cells):
+            mark = " (chosen)" if name == chosen["score"] else ""
+            shown = ["" if c is None else c if isinstance(c, str) else f"{c:.3f}" for c in cells]
+            rows.append([words + mark, *shown])
+    return f'<div class="wide">{_table(rows, head)}</div>'
 
 
 def _settings_table(metrics: dict[str, Any]) -> str:
     environment = dict(metrics["environment"])
     versions = environment.pop("versions")
     data = metrics["evaluated"] or metrics["data"]
-    share = np.mean([record["augmentation_share"] for record in metrics["epochs"]])
+    shares = [record["augmentation_share"] for record in metrics["epochs"]]
     rows = [
         *metrics["settings"].items(),
         ("data", f"{data['layout']} layout"),
@@ -150,7 +227,7 @@ def _settings_table(metrics: dict[str, Any]) -> str:
         ("files skipped", len(data["skipped"])),
         ("minutes of training", f"{metrics['seconds'] / 60:.1f}"),
         ("minutes with validation", f"{metrics['wall_seconds'] / 60:.1f}"),
-        ("share of it for augmentation", f"{100 * share:.1f} %"),
+        *([("share of it for augmentation", f"{100 * np.mean(shares):.1f} %")] if shares else []),
         *environment.items(),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
     ]
@@ -160,19 +237,19 @@ def _settings_table(metrics: dict[str, Any]) -> str:
 def _draw_roc(
     axes: Axes,
     truth: npt.NDArray[np.bool_],
-    scores: dict[str, npt.NDArray[np.float64]],
-    chosen: str,
-    before: str,
+    scores: AllScores,
+    metrics: dict[str, Any],
     published: float | None,
 ) -> None:
-    other = next(name for name in ESTIMATORS if name != chosen)
-    for column, label, colour in (
-        (chosen, f"{NAMES[chosen]} (chosen)", BLUE),
-        (other, NAMES[other], ORANGE),
-        (f"untrained_{before}", "untrained", GREY),
+    for which, label, colour in (
+        ("selected", "chosen", BLUE),
+        ("without_labels", "chosen without labels", ORANGE),
+        ("without_training", "untrained", GREY),
     ):
-        false, true, _ = roc_curve(truth, scores[column])
-        axes.plot(false, true, color=colour, label=f"{label}: {np.trapezoid(true, false):.3f}")
+        choice = metrics[which]
+        false, true, _ = roc_curve(truth, scores[choice["network"]][choice["score"]])
+        told = f"{label} ({choice['network']} {choice['score']})"
+        axes.plot(false, true, color=colour, label=f"{told}: {np.trapezoid(true, false):.3f}")
     if published is not None:
         # A binormal curve of that area: the paper gives the area, not the points.
         normal = NormalDist()
@@ -186,7 +263,8 @@ def _draw_roc(
         title="ROC on the test part", xlabel="false positive rate", ylabel="true positive rate"
     )
     axes.set_aspect("equal")
-    axes.legend(loc="lower right", fontsize=8, title="area under the curve", title_fontsize=8)
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18)}
+    axes.legend(**below, fontsize=8, title="area under the curve", title_fontsize=8)
 
 
 def _draw_histogram(
@@ -194,18 +272,24 @@ def _draw_histogram(
     truth: npt.NDArray[np.bool_],
     scores: npt.NDArray[np.float64],
     metrics: dict[str, Any],
-    chosen: str,
+    part: str,
 ) -> None:
     # The tail of a few outliers would squeeze all the others into one bar.
     low, high = np.quantile(scores, (0.005, 0.995))
     edges = np.linspace(low, high, 31)
     for kind, label, colour in ((False, "normal", BLUE), (True, "abnormal", ORANGE)):
         values = scores[truth == kind].clip(low, high)
-        axes.hist(values, edges.tolist(), color=colour, alpha=0.6, label=f"{label} ({len(values)})")
-    threshold = metrics["thresholds"][chosen]
-    axes.axvline(threshold, color="#1a202c", linestyle=":", label="threshold from validation")
-    axes.set(title="Scores of the test part", xlabel=f"score ({NAMES[chosen]})", ylabel="images")
-    axes.legend(fontsize=8)
+        if len(values):
+            label = f"{label} ({len(values)})"
+            axes.hist(values, edges.tolist(), color=colour, alpha=0.6, label=label)
+    axes.axvline(metrics["threshold"], color="#1a202c", linestyle=":", label="threshold")
+    chosen = metrics["selected"]
+    axes.set(
+        title=f"Scores of the {PARTS[part]} part",
+        xlabel=f"score ({chosen['network']} {chosen['score']})",
+        ylabel="images",
+    )
+    axes.legend(loc="upper right", fontsize=8)
 
 
 def _draw_losses(axes: Axes, epochs: list[dict[str, Any]]) -> None:
@@ -215,20 +299,19 @@ def _draw_losses(axes: Axes, epochs: list[dict[str, Any]]) -> None:
     _whole_ticks(axes)
 
 
-def _draw_validation(axes: Axes, epochs: list[dict[str, Any]], selected: dict[str, Any]) -> None:
+def _draw_validation(axes: Axes, epochs: list[dict[str, Any]]) -> None:
+    """Draw the validation AUC of the best scores of the trained network."""
     measured = [record for record in epochs if "valid" in record]
-    for name, colour in zip(ESTIMATORS, (ORANGE, BLUE), strict=True):
+    last = measured[-1]["valid"]
+    for name in sorted(last, key=lambda name: -last[name])[:DRAWN]:
         axes.plot(
             [record["epoch"] for record in measured],
             [record["valid"][name] for record in measured],
-            color=colour,
             marker=".",
             label=NAMES[name],
         )
-    point = (selected["epoch"], selected["valid_auc"])
-    axes.plot(*point, "o", markersize=11, fillstyle="none", color="#1a202c", label="chosen")
     axes.set(title="Validation", xlabel="epoch", ylabel="AUC")
-    axes.legend(fontsize=8)
+    axes.legend(loc="lower right", fontsize=8)
     _whole_ticks(axes)
 
 
@@ -248,56 +331,44 @@ def _plot(draw: Callable[[Axes], None]) -> str:
 
 
 def _gallery(settings: Settings, dataset: Dataset) -> Iterable[str]:
-    """Show originals, and every class that is made of them, with the change outlined."""
+    """Show originals, every class that is made of them, and how opaque what was pasted is."""
     count = min(SHOWN, len(dataset.images["train"]))
     images = torch.from_numpy(np.array(dataset.images["train"][:count]))[:, None]
     masks = None
-    if dataset.masks is not None:
-        masks = torch.from_numpy(np.array(dataset.masks[:count]))[:, None].bool()
+    if "train" in dataset.masks:
+        masks = torch.from_numpy(np.array(dataset.masks["train"][:count]))[:, None].bool()
     generator = torch.Generator().manual_seed(settings.seed)
-    inputs, labels = Augmenter(settings)(images, masks, generator)
-    originals = inputs[labels == 0][:, 0].numpy()
+    inputs, labels, alpha = Augmenter(settings)(images, masks, generator)
     titles = {
         "anatpaste": ("AnatPaste",),
         "cutpaste": ("CutPaste",),
         "scar": ("CutPaste scar",),
         "union": ("CutPaste, normal or scar",),
         "3way": ("CutPaste normal", "CutPaste scar"),
+        "opacity": ("opacities",),
+        "mix": ("opacities, or AnatPaste",),
     }[settings.variant]
-    yield _row((image, "original") for image in originals)
+    yield _row((image, "original") for image in inputs[labels == 0][:, 0].numpy())
     for number, title in enumerate(titles, 1):
-        augmented = inputs[labels == number][:, 0].numpy()
-        yield _row((image, title) for image in augmented)
-        yield _row(
-            (_outlined(image, image != original), "what changed")
-            for image, original in zip(augmented, originals, strict=True)
-        )
-
-
-def _outlined(image: Images, changed: npt.NDArray[np.bool_]) -> Images:
-    filled = ndimage.binary_closing(np.pad(changed, 2), iterations=2)[2:-2, 2:-2]
-    edge = filled & ~ndimage.binary_erosion(filled)
-    colour = np.repeat(image[..., None], 3, 2)
-    colour[edge] = (255, 140, 0)
-    return colour
+        yield _row((image, title) for image in inputs[labels == number][:, 0].numpy())
+        yield _row((image, "alpha") for image in alpha[labels == number][:, 0].numpy())
 
 
 def _ranked(
     detector: Detector,
     dataset: Dataset,
+    part: str,
     scores: npt.NDArray[np.float64],
     *,
     highest: bool,
 ) -> Iterable[str]:
     order = np.argsort(-scores if highest else scores, kind="stable")[:SHOWN]
-    images = np.array(dataset.images["test"][order])
-    normal = detector.normal_scores[detector.estimator]
+    images = np.array(dataset.images[part][order])
     captions = []
-    for index in order:
-        percentile = 100 * np.searchsorted(normal, scores[index]) / len(normal)
-        entry = dataset.split.test[index]
+    for index, share in zip(order, detector.share_below(scores[order]), strict=True):
+        entry = dataset.split[part][index]
         kind = "abnormal" if entry.abnormal else "normal"
-        told = f"{kind}, {scores[index]:.7g}, above {percentile:.0f} %"
+        told = f"{kind}, {scores[index]:.7g}, above {100 * share:.0f} %"
         captions.append(f"{told}\n{Path(entry.path).name}")
     maps = heat_maps(detector, images)
     yield _row(zip(images, captions, strict=True))

@@ -15,17 +15,24 @@ from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.evaluate import (
     METRICS,
     SPLIT,
+    auc_of,
     changed_parts,
-    chosen_auc,
     finish,
     load_metrics,
 )
-from examples.pretrain_gde.readers import SPLIT_FORM, Split, read_split, shared_patients
+from examples.pretrain_gde.readers import SPLIT_FORM, Split, read_split, shared_patients, unread
 from examples.pretrain_gde.report import REPORT, write_report
 from examples.pretrain_gde.runtime import Runtime
 from examples.pretrain_gde.settings import Settings
 from examples.pretrain_gde.storage import locked, printable, read_json, write_json
 from examples.pretrain_gde.train import CHECKPOINT, train
+
+# The choices whose test AUCs are summed up, by column.
+CHOICES = {
+    "chosen": "selected",
+    "without_training": "without_training",
+    "without_labels": "without_labels",
+}
 
 
 @dataclass(frozen=True)
@@ -238,6 +245,11 @@ def load(
                 f"(images: {counts}): the test is not of new patients only",
                 file=sys.stderr,
             )
+        others = unread(source.folder, dataset.split)
+        if others:
+            named = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+            told = f"warning: {len(others)} left out, by their names no images: {named}"
+            print(printable(told), file=sys.stderr)
         if dataset.skipped:
             lines = map(printable, dataset.skipped)
             print(f"{len(dataset.skipped)} files skipped:", *lines, sep="\n  ")
@@ -248,29 +260,38 @@ def load(
 def describe_result(metrics: dict[str, Any]) -> str:
     """Say in one line how a run went."""
     chosen = metrics["selected"]
-    test = metrics["test"][chosen["estimator"]]
-    low, high = test["auc_interval"]
-    untrained = metrics["untrained"]
-    before = untrained["test"][untrained["estimator"]]["auc"]
+    if metrics["test"] is None:
+        told = f"AUC {chosen['auc']:.3f} on validation, by {chosen['by']}; nothing tested"
+    else:
+        test = metrics["test"][chosen["network"]][chosen["score"]]
+        low, high = test["auc_interval"]
+        told = (
+            f"test AUC {test['auc']:.3f} (95 % {low:.3f}-{high:.3f}), AP {test['ap']:.3f}, "
+            f"untrained {auc_of(metrics, 'without_training'):.3f}"
+        )
+    epoch = f" of epoch {chosen['epoch']}" if chosen.get("epoch") else ""
     return (
-        f"test AUC {test['auc']:.3f} (95 % {low:.3f}-{high:.3f}), AP {test['ap']:.3f}, untrained "
-        f"{before:.3f}; {chosen['estimator']} of epoch {chosen['epoch']} chosen on validation; "
-        f"{metrics['seconds'] / 60:.1f} min of training"
+        f"{told}; {chosen['network']} {chosen['score']}{epoch} chosen by {chosen['by']} on "
+        f"validation; {metrics['seconds'] / 60:.1f} min of training"
     )
 
 
 def summarise(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Give the mean and standard deviation of the AUCs and APs over seeds."""
-    columns: dict[str, list[float]] = {"chosen": [chosen_auc(metrics) for metrics in results]}
-    untrained = [metrics["untrained"] for metrics in results]
-    columns["untrained"] = [value["test"][value["estimator"]]["auc"] for value in untrained]
-    for name in results[0]["test"]:
-        columns[name] = [metrics["test"][name]["auc"] for metrics in results]
-        columns[f"{name}_ap"] = [metrics["test"][name]["ap"] for metrics in results]
+    """Give the mean and standard deviation of the test AUCs and APs over seeds."""
+    columns: dict[str, list[float]] = {}
+    if all(metrics["test"] for metrics in results):
+        for name, which in CHOICES.items():
+            columns[name] = [float(auc_of(metrics, which) or 0) for metrics in results]
+        for network, scores in results[0]["test"].items():
+            for name in scores:
+                measured = [metrics["test"][network][name] for metrics in results]
+                columns[f"{network}_{name}"] = [result["auc"] for result in measured]
+                columns[f"{network}_{name}_ap"] = [result["ap"] for result in measured]
     return {
         "seeds": [metrics["settings"]["seed"] for metrics in results],
         "minutes": [metrics["seconds"] / 60 for metrics in results],
-        **{
+        "chosen": [f"{m['selected']['network']} {m['selected']['score']}" for m in results],
+        "columns": {
             name: {
                 "values": values,
                 "mean": statistics.fmean(values),

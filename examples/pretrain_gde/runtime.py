@@ -81,7 +81,7 @@ def start(
     Raises
     ------
     PipelineError
-        If the device is not there, or `threads` is out of range.
+        If the device is not there, `threads` is out of range, or another of the processes ended.
     """
     if threads is not None:
         try:
@@ -121,6 +121,10 @@ def start(
             progress and rank == 0,
             tensorboard,
         )
+    except RuntimeError as error:
+        if world > 1 and (isinstance(error, torch.distributed.DistError) or "peer" in str(error)):
+            raise PipelineError("another of the processes has ended; it says why") from error
+        raise
     finally:
         if world > 1:
             torch.distributed.destroy_process_group()

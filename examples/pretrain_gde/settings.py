@@ -5,19 +5,24 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.forms import LARGE, check_form
+from examples.pretrain_gde.view import TONES, View
 
-VARIANTS = ("anatpaste", "cutpaste", "scar", "union", "3way")
+VARIANTS = ("anatpaste", "cutpaste", "scar", "union", "3way", "opacity", "mix")
 MASKS = ("default", "robust")
 PRECISIONS = ("fp32", "bf16")
+SCORINGS = ("published", "all")
 LIMITS: dict[str, Any] = {
     "variant": VARIANTS,
     "seed": (0, 2**63 - 1),
     "size": (32, 4096),
-    "epochs": (1, 10**6),
+    "crop": bool,
+    "tone": TONES,
+    "epochs": (0, 10**6),
     "updates": (1, 10**6),
     "batch": (1, 2**20),
     "validate_every": (1, 10**6),
@@ -26,15 +31,18 @@ LIMITS: dict[str, Any] = {
     "weight_decay": (0.0, LARGE),
     "head_layers": (0, 100),
     "jitter": (0.0, 1.0),
+    "reframe": (0.0, 0.5),
+    "noise": (0.0, 255.0),
+    "map_weight": (0.0, LARGE),
     "mask": MASKS,
     "fresh_masks": bool,
     "imagenet": bool,
     "freeze_epochs": (0, 10**6),
     "precision": PRECISIONS,
     "channels_last": bool,
+    "scores": SCORINGS,
 }
 MAX_PIXELS = 2**30  # of the originals of an update
-NATIVE_SIZE = 256  # pixels: the size that the method's lengths were published for
 
 
 @dataclass(frozen=True)
@@ -49,8 +57,11 @@ class Settings:
         Seed of the initial weights, the order of the images, every draw, and the split.
     size : int
         Side of the square input, in pixels.
+    crop, tone
+        See `View`.
     epochs, updates : int
         An epoch is `updates` steps of the optimiser; it is the interval between checkpoints.
+        Without epochs the network stays as it was drawn.
     batch : int
         Originals per update, over all processes; as many augmented images of each other class are
         added.
@@ -62,6 +73,13 @@ class Settings:
         Hidden layers of 512 before the last of 128.
     jitter : float
         Colour jitter of the whole image before the augmentation.
+    reframe : float
+        Greatest zoom and shift of the image before the augmentation, as a share of its side.
+    noise : float
+        Greatest standard deviation of the noise on every image, original or augmented, in grey
+        levels; half of them are blurred before. Above 0 it hides the seams of what was pasted.
+    map_weight : float
+        Weight in the loss of two heads that say where something was pasted; 0 for none.
     mask : str
         Which lung mask: the published one or the robust one.
     fresh_masks : bool
@@ -74,11 +92,17 @@ class Settings:
         Of the training step: fp32, or bf16 by autocast. Features are always computed in fp32.
     channels_last : bool
         Memory layout of images and weights.
+    scores : str
+        Which scores are fitted, to be chosen from: the two published densities of the trained
+        network's features, or all of `examples.pretrain_gde.density`, also of the network as it
+        was before training, and of both together.
     """
 
     variant: str = "anatpaste"
     seed: int = 0
-    size: int = NATIVE_SIZE
+    size: int = 256
+    crop: bool = False
+    tone: str = "image"
     epochs: int = 256
     updates: int = 256
     batch: int = 64
@@ -88,12 +112,16 @@ class Settings:
     weight_decay: float = 3e-5
     head_layers: int = 1
     jitter: float = 0.1
+    reframe: float = 0.0
+    noise: float = 0.0
+    map_weight: float = 0.0
     mask: str = "default"
     fresh_masks: bool = False
     imagenet: bool = False
     freeze_epochs: int = 20
     precision: str = "fp32"
     channels_last: bool = True
+    scores: str = "published"
 
     def __post_init__(self) -> None:
         """Check every setting."""
@@ -126,17 +154,38 @@ class Settings:
     @property
     def needs_masks(self) -> bool:
         """Whether the augmentation pastes into the lungs."""
-        return self.variant == "anatpaste"
+        return self.variant in ("anatpaste", "opacity", "mix")
+
+    @property
+    def view(self) -> View:
+        """What the network sees of a radiograph."""
+        return View(self.size, self.crop, self.tone)
 
     def as_dict(self) -> dict[str, Any]:
         """Give the settings as JSON can hold them."""
         return asdict(self)
 
 
+_LAPTOP: dict[str, Any] = {
+    "variant": "mix",
+    "size": 64,
+    "crop": True,
+    "tone": "lungs",
+    "batch": 24,
+    "epochs": 4,
+    "updates": 100,
+    "validate_every": 4,
+    "reframe": 0.05,
+    "noise": 6.0,
+    "map_weight": 1.0,
+    "mask": "robust",
+    "scores": "all",
+}
 PRESETS: dict[str, dict[str, Any]] = {
+    "laptop": _LAPTOP,
     "paper": {},
     "quick": {"size": 64, "batch": 24, "epochs": 30, "updates": 100, "validate_every": 3},
-    "demo": {"size": 64, "batch": 24, "epochs": 8, "updates": 50, "validate_every": 1},
+    "demo": {**_LAPTOP, "updates": 50},
 }
 
 
@@ -146,3 +195,8 @@ def default_precision(device: torch.device) -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     capable = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return "bf16" if capable.get("avx512_bf16") or capable.get("amx_bf16") else "fp32"
+
+
+def derive_seed(*parts: int) -> int:
+    """Make one seed out of several numbers, well apart from that of any others."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))

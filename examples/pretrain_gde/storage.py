@@ -120,15 +120,22 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str
     Raises
     ------
     PipelineError
-        If it cannot be read, or lacks one of the columns.
+        If it cannot be read, lacks one of the columns or has it twice, or a row has more cells than
+        there are columns.
     """
     with reading(path) as file:
         text = file.read().decode("utf-8-sig")  # Excel begins a file with a mark of the byte order
         reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
-        missing = [name for name in columns if name not in (reader.fieldnames or ())]
+        found = list(reader.fieldnames or ())
+        missing = [name for name in columns if name not in found]
         if missing:
             raise PipelineError(f"{path} has no column {', '.join(missing)}")
+        twice = [name for name in columns if found.count(name) > 1]
+        if twice:
+            raise PipelineError(f"{path} has the column {', '.join(twice)} twice")
         for row in reader:
+            if reader.restkey in row:
+                raise PipelineError(f"{path}, line {reader.line_num}: more cells than columns")
             yield reader.line_num, row
 
 

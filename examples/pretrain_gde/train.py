@@ -16,15 +16,15 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from examples.pretrain_gde.augment import Augmenter
+from examples.pretrain_gde.augment import Augmenter, Classes
 from examples.pretrain_gde.data import Dataset, Images
-from examples.pretrain_gde.density import ESTIMATORS, Density
+from examples.pretrain_gde.density import SCORES
+from examples.pretrain_gde.detector import Reference
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.forms import COUNT, LARGE
-from examples.pretrain_gde.metrics import auc_and_ap
-from examples.pretrain_gde.model import Network, embed, seeded_network
+from examples.pretrain_gde.model import Outputs, seeded_network
 from examples.pretrain_gde.runtime import Runtime
-from examples.pretrain_gde.settings import LIMITS, Settings
+from examples.pretrain_gde.settings import LIMITS, Settings, derive_seed
 from examples.pretrain_gde.storage import Tensors, load_tensors, save_tensors
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -36,9 +36,9 @@ EPOCH_FORM = {
     "seconds": (0.0, LARGE),
     "wall_seconds": (0.0, LARGE),
     "augmentation_share": (0.0, LARGE),
-    "valid?": dict.fromkeys(ESTIMATORS, (0.0, 1.0)),
+    "valid?": {str: (0.0, 1.0)},
 }
-BEST_FORM = {"epoch": LIMITS["epochs"], "estimator": ESTIMATORS, "valid_auc": (0.0, 1.0)}
+BEST_FORM = {"epoch": LIMITS["epochs"], "score": tuple(SCORES), "auc": (0.0, 1.0)}
 CHECKPOINT_FORM = {
     "settings": {},
     "files": {"train": COUNT, "valid": COUNT},
@@ -59,7 +59,7 @@ class Progress:
         One record per finished epoch: loss, learning rate, validation AUCs, ``seconds`` of the
         updates, and ``wall_seconds`` with the validation and the checkpoint before.
     best : dict or None
-        Epoch, estimator and validation AUC of the best checkpoint so far.
+        Epoch, score and validation AUC of the best checkpoint so far.
     """
 
     epochs: list[dict[str, Any]] = field(default_factory=list)
@@ -94,10 +94,7 @@ class Trainer:
         resume: bool = False,
     ) -> None:
         self.settings, self.dataset, self.folder, self.runtime = settings, dataset, folder, runtime
-        self.network = seeded_network(
-            settings.seed, settings.classes, settings.head_layers, settings.imagenet
-        ).to(runtime.device)
-        self.network.channels_last = settings.channels_last
+        self.network = seeded_network(settings).to(runtime.device)
         if settings.channels_last:
             self.network.to(memory_format=torch.channels_last)
         if runtime.world > 1 and runtime.device.type == "cuda":
@@ -111,8 +108,11 @@ class Trainer:
         self.wrapped: nn.Module | None = None
         self.frozen = False
         self.progress = Progress()
-        self.source = Batches(dataset.images["train"], dataset.masks, settings, runtime)
+        self.source = Batches(
+            dataset.images["train"], dataset.masks.get("train"), settings, runtime
+        )
         self.augment = Augmenter(settings)
+        self.reference = Reference(settings, dataset) if runtime.leads else None
         self.files = fingerprint(dataset, ("train", "valid"))
         if resume and (folder / CHECKPOINT).exists():
             tensors, info = load_tensors(folder / CHECKPOINT, CHECKPOINT_FORM)
@@ -152,7 +152,7 @@ class Trainer:
 
     def _shown(self) -> dict[str, str]:
         best = self.progress.best
-        return {"valid": f"{best['valid_auc']:.3f}"} if best else {}
+        return {"valid": f"{best['auc']:.3f}"} if best else {}
 
     def _epoch(self, epoch: int, bar: tqdm[Any]) -> dict[str, Any]:
         settings, device = self.settings, self.runtime.device
@@ -166,8 +166,8 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             with clock:
-                inputs, labels = self.augment(*self.source(step))
-            total += self.update(model, inputs, labels)
+                classes = self.augment(*self.source(step))
+            total += self.update(model, classes)
             bar.update()
         loss = self.runtime.mean(total / settings.updates).item()
         seconds = time.perf_counter() - begin
@@ -181,13 +181,20 @@ class Trainer:
             "augmentation_share": clock.seconds() / seconds,
         }
 
-    def update(self, model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def update(self, model: nn.Module, classes: Classes) -> torch.Tensor:
         """Do one step of the optimiser and give the loss, without waiting for the device."""
         with torch.autocast(
             self.runtime.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"
         ):
-            logits = model(inputs)
-        loss = nn.functional.cross_entropy(logits.float(), labels)
+            outputs: Outputs = model(classes.inputs)
+        loss = nn.functional.cross_entropy(outputs.logits.float(), classes.labels)
+        for logits in outputs.maps:
+            where = nn.functional.adaptive_avg_pool2d(
+                classes.alpha.float() / 255, logits.shape[-2:]
+            )
+            loss = loss + self.settings.map_weight * (
+                nn.functional.binary_cross_entropy_with_logits(logits.float(), where)
+            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -207,18 +214,18 @@ class Trainer:
         return self.wrapped
 
     def _validate(self) -> dict[str, float]:
-        """Compute the validation AUC of both estimators."""
-        aucs = validate(self.network, self.dataset) if self.runtime.leads else {}
+        """Compute the validation AUC of each score of the network."""
+        aucs = self.reference.validate(self.network) if self.reference else {}
         self.runtime.wait()
         return aucs
 
     def _keep_if_best(self, epoch: int, aucs: dict[str, float]) -> None:
-        for estimator, auc in aucs.items():
+        for score, auc in aucs.items():
             best = self.progress.best
-            if best is None or auc > best["valid_auc"]:
-                self.progress.best = {"epoch": epoch, "estimator": estimator, "valid_auc": auc}
+            if best is None or auc > best["auc"]:
+                self.progress.best = {"epoch": epoch, "score": score, "auc": auc}
         if self.runtime.leads and self.progress.best and self.progress.best["epoch"] == epoch:
-            weights = self.network.backbone.state_dict()
+            weights = self.network.state_dict()
             save_tensors(self.folder / WEIGHTS.format(epoch), weights, {"epoch": epoch})
 
     def _save(self) -> None:
@@ -373,33 +380,9 @@ class Logs:
             return
         for name in ("loss", "learning_rate", "augmentation_share"):
             self.writer.add_scalar(f"train/{name}", record[name], epoch)
-        for estimator, auc in record.get("valid", {}).items():
-            self.writer.add_scalar(f"valid/auc_{estimator}", auc, epoch)
+        for score, auc in record.get("valid", {}).items():
+            self.writer.add_scalar(f"valid/auc_{score}", auc, epoch)
         self.writer.flush()
-
-
-def validate(network: Network, dataset: Dataset) -> dict[str, float]:
-    """Fit both estimators to the training normals and give their AUCs on the validation part."""
-    density = Density.fit(embed_images(network.backbone, dataset.images["train"]))
-    features = embed_images(network.backbone, dataset.images["valid"])
-    labels = dataset.labels("valid")
-    return {
-        name: float(auc_and_ap(density.score(features, name), labels)[0][0]) for name in ESTIMATORS
-    }
-
-
-def embed_images(backbone: nn.Module, images: Images) -> np.ndarray[Any, Any]:
-    """Return the L2-normalised features of (N, H, W) uint8 images.
-
-    Raises
-    ------
-    PipelineError
-        If they are not finite: the weights are of no use.
-    """
-    features = embed(backbone, torch.from_numpy(images)[:, None]).numpy()
-    if not np.isfinite(features).all():
-        raise PipelineError("the network gives features that are not finite: its weights diverged")
-    return features
 
 
 def fits(device: torch.device, size: int) -> bool:
@@ -407,11 +390,6 @@ def fits(device: torch.device, size: int) -> bool:
     if device.type != "cuda":
         return True
     return size <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
-
-
-def derive_seed(*parts: int) -> int:
-    """Make one seed out of several numbers, well apart from that of any others."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def fingerprint(dataset: Dataset, parts: Sequence[str]) -> dict[str, int]:

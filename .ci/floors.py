@@ -1,0 +1,11 @@
+"""Print the lowest versions that setup.cfg allows, as constraints: ``pip install -c``."""
+
+import configparser
+import re
+from pathlib import Path
+
+config = configparser.ConfigParser()
+config.read(Path(__file__).parents[1] / "setup.cfg")
+needed = [config["options"]["install_requires"], *config["options.extras_require"].values()]
+for name, floor in sorted(set(re.findall(r"^([\w-]+)>=([\d.]+)$", "\n".join(needed), re.M))):
+    print(f"{name}=={floor}")

@@ -1,0 +1,287 @@
+"""MONAI dictionary transforms: the lung mask, the crop to the lungs, and a paste, under keys.
+
+Images are channel first, (1, H, W) or (3, H, W), on the CPU, and upright: rows run down, which
+MONAI's readers give only if told so, see ``docs/clients.md``. They may be tensors, `MetaTensor` or
+arrays; as with MONAI's own transforms, tensors come out, and what a `MetaTensor` carries is kept.
+Input is never changed in place, so that MONAI's caches can be used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+
+try:
+    import torch
+    from monai.config import KeysCollection
+    from monai.data import MetaTensor, get_track_meta
+    from monai.transforms import Crop, Cropd, MapTransform, RandomizableTransform
+    from monai.utils import convert_to_tensor, ensure_tuple
+except ImportError as error:
+    raise ImportError(
+        "anatpaste_aug.monai needs MONAI: pip install 'anatpaste-aug[torch]' monai"
+    ) from error
+
+from anatpaste_aug import operations
+from anatpaste_aug.checks import check_number
+from anatpaste_aug.crop import CROP_MARGIN, check_crop, crop_window
+from anatpaste_aug.images import Array, Mask, as_mask
+from anatpaste_aug.lungs import Segment, check_segment, find_lungs
+from anatpaste_aug.robust import lung_mask_robust
+from anatpaste_aug.transforms import check_same_size, from_array, to_array
+
+__all__ = ["LungCropd", "LungMaskd", "RandAnatPasted", "RandOpacityd", "RandOperationd"]
+
+Sample = Mapping[Hashable, Any]
+
+
+class LungMaskd(MapTransform):  # type: ignore[misc]  # monai may be missing
+    """Segment the lungs of the images under `keys`.
+
+    Deterministic: a `CacheDataset` keeps the masks, if no random transform stands before it.
+
+    Parameters
+    ----------
+    keys : key or sequence of keys
+        Where the images are.
+    mask_key : key or sequence of keys, optional
+        Where their masks go, one for each of `keys`: (1, H, W) bool. Name it in the `keys` of later
+        geometric transforms, and as `mask_key` of `RandAnatPasted`.
+    segment : callable, optional
+        Makes the (H, W) mask from the image's (H, W) or (H, W, 3) array instead of
+        `anatpaste_aug.lung_mask`.
+    allow_missing_keys : bool, optional
+        Whether samples may lack some of `keys`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        At construction, if `segment` is not callable or there are fewer or more mask keys than
+        keys; when called, for an image that `anatpaste_aug.anatpaste` does not take.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        mask_key: KeysCollection = "lung_mask",
+        *,
+        segment: Segment | None = None,
+        allow_missing_keys: bool = False,
+    ):
+        super().__init__(keys, allow_missing_keys)
+        self.mask_key = ensure_tuple(mask_key)
+        if len(self.mask_key) != len(self.keys):
+            raise ValueError(
+                f"mask_key must name one key for each of {self.keys}, got {self.mask_key}"
+            )
+        self.segment = check_segment(segment)
+
+    def __call__(self, data: Sample) -> dict[Hashable, Any]:
+        """Add the masks to a copy of the sample."""
+        sample = dict(data)
+        for key, mask_key in self.key_iterator(sample, self.mask_key):
+            image = as_tensor(sample[key])
+            sample[mask_key] = mask_like(image, find_lungs(to_array(image), None, self.segment))
+        return sample
+
+
+class LungCropd(Cropd):  # type: ignore[misc]
+    """Cut what is under `keys` to the box around the lungs, and a margin.
+
+    Deterministic, and invertible as MONAI's other crops; affine and applied operations are kept up
+    to date. Where no lungs are found, the sample stays whole.
+
+    Parameters
+    ----------
+    keys : key or sequence of keys
+        What is cut: the image, from whose first one the lungs are found, and all that lies on it.
+    mask_key : key, optional
+        Where a lung mask is. It gives the box, and is cut along.
+    segment : callable, optional
+        Makes the (H, W) mask from the image's (H, W) or (H, W, 3) array instead of
+        `anatpaste_aug.lung_mask_robust`, where there is no `mask_key`.
+    margin, square
+        As for `anatpaste_aug.lung_crop`.
+    allow_missing_keys : bool, optional
+        Whether samples may lack some of `keys`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        At construction, if an argument has another type or leaves its limits, or both `mask_key`
+        and `segment` are given; when called, for an image that `anatpaste_aug.anatpaste` does not
+        take.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        *,
+        mask_key: Hashable | None = None,
+        segment: Segment | None = None,
+        margin: float = CROP_MARGIN,
+        square: bool = False,
+        allow_missing_keys: bool = False,
+    ):
+        check_source(mask_key, segment)
+        own = ensure_tuple(keys)
+        if mask_key is not None and mask_key not in own:
+            own = (*own, mask_key)
+        super().__init__(own, Crop(), allow_missing_keys)
+        self.mask_key, self.segment = mask_key, segment
+        self.margin, self.square = check_crop(margin, square)
+
+    @property
+    def requires_current_data(self) -> bool:
+        """Tell MONAI that the box depends on the pixels."""
+        return True
+
+    def __call__(self, data: Sample, lazy: bool | None = None) -> dict[Hashable, Any]:
+        """Find the lungs, and cut a copy of the sample."""
+        sample = dict(data)
+        keys = list(self.key_iterator(sample))
+        if keys:
+            array = to_array(as_tensor(sample[keys[0]]))
+            lungs = lungs_of(sample, array, self.mask_key, self.segment or lung_mask_robust)
+            window = crop_window(lungs, self.margin, self.square)
+            for key in keys:
+                sample[key] = self.cropper(sample[key], slices=window, lazy=lazy)
+        return sample
+
+
+class RandOperationd(RandomizableTransform, MapTransform):  # type: ignore[misc]
+    """Apply an operation to the images under `keys`, with a probability.
+
+    The base of `RandAnatPasted` and `RandOpacityd`, and of your own: a subclass names its
+    `operation`, and that is enough. As with MONAI's other random transforms all keys share one
+    decision and one draw, so they must have the same size; the random state is MONAI's, set by
+    `set_random_state` of it or its `Compose`, and by MONAI's `DataLoader` in workers.
+
+    Parameters
+    ----------
+    keys : key or sequence of keys
+        Where the images are.
+    prob : float, optional
+        Probability of a paste, 0..1.
+    mask_key : key, optional
+        Where a lung mask is, as `LungMaskd` makes it: (1, H, W) or (H, W). Of floats, which
+        interpolation leaves, what is over a half is lung.
+    region_key : key, optional
+        Where the changed region goes: (1, H, W) bool, empty where nothing was pasted.
+    segment : callable, optional
+        Makes the (H, W) mask from the first image's (H, W) or (H, W, 3) array instead of
+        `anatpaste_aug.lung_mask`, where there is no `mask_key`.
+    allow_missing_keys : bool, optional
+        Whether samples may lack some of `keys`.
+    **options
+        Those of the operation.
+
+    Raises
+    ------
+    TypeError, ValueError
+        At construction, if an argument has another type or leaves its limits, or both `mask_key`
+        and `segment` are given; when called, for an image that `anatpaste_aug.anatpaste` does not
+        take, or a mask of another size.
+    """
+
+    operation: type[operations.Operation[Any]]
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        prob: float = 0.5,
+        *,
+        mask_key: Hashable | None = None,
+        region_key: Hashable | None = None,
+        segment: Segment | None = None,
+        allow_missing_keys: bool = False,
+        **options: Any,
+    ):
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        RandomizableTransform.__init__(self, check_number("prob", prob, 0, 1))
+        check_source(mask_key, segment, self.operation.needs_lungs)
+        self.mask_key, self.region_key = mask_key, region_key
+        self.segment = segment
+        self.paste = self.operation(**options)
+
+    def randomize(self, data: Any = None) -> None:
+        """Decide whether to paste, and draw the seed of the paste."""
+        super().randomize(data)
+        self.seed = int(self.R.randint(2**32, dtype="uint32"))
+
+    def __call__(self, data: Sample) -> dict[Hashable, Any]:
+        """Paste into the images of a copy of the sample."""
+        sample = dict(data)
+        keys = list(self.key_iterator(sample))
+        self.randomize()
+        if not keys:
+            return sample
+        images = [as_tensor(sample[key]) for key in keys]
+        check_same_size(images)
+        arrays = [to_array(image) for image in images]
+        region = np.zeros(arrays[0].shape[:2], bool)
+        if self._do_transform:
+            lungs = None
+            if self.paste.needs_lungs:
+                lungs = lungs_of(sample, arrays[0], self.mask_key, self.segment)
+            params = self.paste.sample(arrays[0].shape[:2], lungs, self.seed)
+            for i, array in enumerate(arrays):
+                pasted, region = self.paste.perform(array, params, lungs)
+                images[i] = from_array(images[i], pasted)
+        sample.update(zip(keys, images, strict=True))
+        if self.region_key is not None:
+            sample[self.region_key] = mask_like(images[0], region)
+        return sample
+
+
+class RandAnatPasted(RandOperationd):
+    """Paste a blurred patch of the radiograph into its lungs, with a probability.
+
+    Parameters and errors are those of `RandOperationd`; the options `scale`, `ratio`, `blur`,
+    `opacity`, `margin`, `jitter` and `lengths_for` those of `anatpaste_aug.sample_paste`.
+
+    References
+    ----------
+    Sato et al., arXiv:2205.04282, section "AnatPaste augmentation".
+    """
+
+    operation = operations.AnatPaste
+
+
+class RandOpacityd(RandOperationd):
+    """Brighten a part of the lungs as disease does, with a probability.
+
+    Parameters and errors are those of `RandOperationd`; the options `kinds`, `size`, `density` and
+    `lengths_for` those of `anatpaste_aug.sample_opacity`.
+    """
+
+    operation = operations.Opacity
+
+
+def as_tensor(image: Any) -> Any:
+    """Return an image as a tensor, with meta data where MONAI tracks them, as its transforms do."""
+    return convert_to_tensor(image, track_meta=get_track_meta())
+
+
+def mask_like(image: Any, mask: Mask) -> Any:
+    """Return a mask as a (1, H, W) bool tensor, with a copy of what the image carries."""
+    out = torch.from_numpy(mask[None].copy())
+    return MetaTensor(out).copy_meta_from(image) if isinstance(image, MetaTensor) else out
+
+
+def lungs_of(sample: Any, array: Array, mask_key: Hashable | None, segment: Segment | None) -> Mask:
+    """Return the sample's lung mask, or segment the image."""
+    if mask_key is None:
+        return find_lungs(array, None, segment)
+    return as_mask(as_tensor(sample[mask_key]) > 0.5, array.shape, f"the mask under {mask_key!r}")
+
+
+def check_source(mask_key: Any, segment: Any, needed: bool = True) -> None:
+    """Check that lung masks come from one place, and from none where they are of no use."""
+    check_segment(segment, needed)
+    if mask_key is not None and segment is not None:
+        raise ValueError("mask_key and segment must not be given together")
+    if mask_key is not None and not needed:
+        raise ValueError(f"mask_key must be None where no lungs are needed, got {mask_key!r}")
