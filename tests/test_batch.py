@@ -1075,8 +1075,8 @@ def test_cuda_without_synchronising():
         expected = batch.apply_paste(images, drawn, batch.lung_mask(images))
         there, moved = images.cuda(), drawn.to("cuda")
         everything(there)
-        for kind in MODULES:  # kernels are made at the first call, and the prior is copied
-            kind(segment=batch.lung_mask_robust if kind.operation.needs_lungs else None)(there)
+        batch.lung_mask_robust(there)  # the first call copies the prior there
+        for kind in MODULES:  # and makes kernels
             kind()(there)
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")

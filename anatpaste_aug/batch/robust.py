@@ -11,6 +11,7 @@ from torch import Tensor
 
 from anatpaste_aug import robust as functional
 from anatpaste_aug.batch import tensors
+from anatpaste_aug.images import to_grey
 from anatpaste_aug.robust import (
     CANDIDATES,
     CELLS,
@@ -49,7 +50,8 @@ def lung_mask_robust(images: Tensor) -> Tensor:
 
     Notes
     -----
-    The device is not waited for. At the first call the prior is copied to the device, 80 MB.
+    The device is not waited for, so that no warning comes where there are no lungs: the function's
+    ``return_quality=True`` tells. At the first call the prior is copied to the device, 80 MB.
 
     Examples
     --------
@@ -84,7 +86,8 @@ def robust_cpu(images: Tensor, chosen: Tensor) -> Tensor:
     """Outline the lungs on the chosen images one by one in the functional form."""
     masks = np.zeros((images.shape[0], *images.shape[2:]), bool)
     for i in np.flatnonzero(chosen.numpy()):
-        masks[i] = functional.lung_mask_robust(tensors.to_numpy(images[i]))
+        grey = to_grey(tensors.to_numpy(images[i]))
+        masks[i], _ = functional.outline_lungs(grey, default_prior())
     return torch.from_numpy(masks)
 
 
