@@ -183,6 +183,7 @@ _LAPTOP: dict[str, Any] = {
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "laptop": _LAPTOP,
+    "laptop-long": {**_LAPTOP, "size": 128},
     "paper": {},
     "quick": {"size": 64, "batch": 24, "epochs": 30, "updates": 100, "validate_every": 3},
     "demo": {**_LAPTOP, "updates": 50},
