@@ -530,7 +530,7 @@ def test_kernels_compile_for_amd():
 def test_kernels_compile_without_spilling(cases):
     rows = gpu_cost.part(cases)
     assert {row["target"] for row in rows} == {80, 90, 100}
-    assert len({row["kernel"] for row in rows}) == (20 if cases == "quick" else 21)
+    assert len({row["kernel"] for row in rows}) == 20
     assert [row for row in rows if row["stack"]] == []
     # Nothing is fused or approximated, but the exponential of a drawn aspect.
     assert {row["kernel"] for row in rows if row["inexact"]} == {"draw_pastes"}
