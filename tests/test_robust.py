@@ -372,6 +372,7 @@ def montgomery():
 def make_lung_prior():
     if not (ROOT / "benchmarks").exists():
         pytest.skip("needs the source tree: the prior is made by a script in benchmarks")
+    pytest.importorskip("skimage", reason="needs scikit-image: the prior is made with it")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT))
         from benchmarks import make_lung_prior
