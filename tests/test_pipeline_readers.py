@@ -31,6 +31,7 @@ from examples.pretrain_gde.readers import (  # noqa: E402
     Split,
     find_layout,
     read_split,
+    set_aside,
     shared_patients,
     split_by_patient,
 )
@@ -619,3 +620,17 @@ def test_real_dicoms():
     assert two[:8, :8].mean() < 60  # the air beside the neck is dark
     # The other file holds the same pixels under the other polarity.
     assert abs(one.astype(int) - (255 - two.astype(int))).max() <= 1
+
+
+def test_what_is_set_aside_are_whole_patients():
+    names = [f"IM-{patient:04}-0001-{view:04}.png" for patient in range(20) for view in range(3)]
+    entries = [Entry(name, False) for name in names] + [Entry("x.png", False)]
+    valid, train = set_aside(entries, np.random.default_rng(0))
+    assert len(valid) in (11, 12)
+    assert sorted(valid + train, key=lambda entry: entry.path) == entries
+    sides = [{entry.path[:7] for entry in part} for part in (valid, train)]
+    assert not sides[0] & sides[1]
+    alone = [Entry(f"{index}.png", False) for index in range(50)]
+    valid, _ = set_aside(alone, np.random.default_rng(1))
+    order = np.random.default_rng(1).permutation(50)
+    assert {entry.path for entry in valid} == {f"{index}.png" for index in order[:10]}

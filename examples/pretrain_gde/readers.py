@@ -266,11 +266,17 @@ def set_aside(
 ) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
     """Draw normals to validate with: `SHARE_HELD_OUT` of them, at most `MOST_HELD_OUT`.
 
-    Of patients who are named nothing is known: images of one may come to lie on both sides.
+    Whole patients at a time where file names give them, as those of Kermany et al. do.
     """
-    order = rng.permutation(len(entries))
+    patients: dict[str, list[int]] = {}
+    for index, entry in enumerate(entries):
+        patients.setdefault(_named_patient(Path(entry.path)) or entry.path, []).append(index)
+    groups = list(patients.values())
     count = min(round(SHARE_HELD_OUT * len(entries)), MOST_HELD_OUT)
-    drawn = {int(index) for index in order[:count]}
+    drawn: set[int] = set()
+    for which in rng.permutation(len(groups)):
+        if len(drawn) + len(groups[which]) <= count:
+            drawn.update(groups[which])
     return (
         tuple(entry for index, entry in enumerate(entries) if index in drawn),
         tuple(entry for index, entry in enumerate(entries) if index not in drawn),
