@@ -52,6 +52,16 @@ def needed_features(names: Collection[str]) -> set[str]:
     return {SCORES[name][0] for name in names}
 
 
+def needed_gaussians(names: Collection[str]) -> dict[str, bool]:
+    """Tell of which features some scores need Gaussians, and whether of the pasted, too."""
+    needed: dict[str, bool] = {}
+    for name in names:
+        feature, relative, _ = SCORES[name]
+        if name not in NO_GAUSSIAN:
+            needed[feature] = needed.get(feature, False) or relative
+    return needed
+
+
 class Gaussians(nn.Module):
     """A Gaussian for each place: (K, D) means and (K, D, D) inverse covariances, as doubles."""
 
@@ -122,15 +132,11 @@ class Scorer(nn.Module):
     @classmethod
     def fit(cls, normal: Features, pasted: Features | None, names: Collection[str]) -> Scorer:
         """Fit to the features of normals, and of the same normals with something pasted in."""
-        near, far = {}, {}
-        for name in names:
-            feature, relative, _ = SCORES[name]
-            if name in NO_GAUSSIAN:
-                continue
-            if feature not in near:
-                near[feature] = Gaussians.fit(normal[feature])
-            if relative and feature not in far and pasted is not None:
-                far[feature] = Gaussians.fit(pasted[feature])
+        needed = needed_gaussians(names)
+        near = {feature: Gaussians.fit(normal[feature]) for feature in needed}
+        far = {}
+        if pasted is not None:
+            far = {f: Gaussians.fit(pasted[f]) for f, relative in needed.items() if relative}
         return cls(normal["pool4"].double(), near, far, names)
 
     def forward(self, features: Features, name: str) -> torch.Tensor:
@@ -177,10 +183,7 @@ class Scorer(nn.Module):
         if centres.ndim != 2 or centres.shape[1] != WIDTHS[4] or not len(centres):
             raise ValueError(f"centres must be (N, {WIDTHS[4]}), got {tuple(centres.shape)}")
         kinds: dict[str, dict[str, Gaussians]] = {"normal": {}, "pasted": {}}
-        for name in names:
-            feature, relative, _ = SCORES[name]
-            if name in NO_GAUSSIAN:
-                continue
+        for feature, relative in needed_gaussians(names).items():
             width = WIDTHS[int(feature[-1])]
             places = CELLS**2 if feature.startswith("cells") else 1
             for kind in ("normal", "pasted") if relative else ("normal",):
