@@ -132,11 +132,8 @@ def demo_command(options: argparse.Namespace, runtime: Runtime) -> None:
     metrics = run(settings, source, folder, runtime, overwrite=True)
     if not runtime.leads:
         return
-    test = metrics["test"]
-    print(f"\n{'test AUC on phantoms':28}" + "".join(f"{network:>12}" for network in test))
-    for name, words in NAMES.items():
-        cells = [f"{found[name]['auc']:.3f}" if name in found else "" for found in test.values()]
-        print(f"{words:28}" + "".join(f"{cell:>12}" for cell in cells))
+    print()
+    _print_table("test AUC on phantoms", metrics["test"], "auc")
     print(
         f"chosen on validation: {metrics['selected']['network']}, "
         f"{NAMES[metrics['selected']['score']]}: {auc_of(metrics):.3f}; without training: "
@@ -246,6 +243,15 @@ def predict_command(options: argparse.Namespace, runtime: Runtime) -> int:
     return 0 if not failed else 3 if scored else 1
 
 
+def _print_table(title: str, results: dict[str, Any], key: str) -> None:
+    """Print one figure of each network's scores, a line for each score."""
+    print(f"{title:28}" + "".join(f"{network:>12}" for network in results))
+    for name, words in NAMES.items():
+        cells = [f"{found[name][key]:.3f}" if name in found else "" for found in results.values()]
+        if any(cells):
+            print(f"{words:28}" + "".join(f"{cell:>12}" for cell in cells))
+
+
 def _check_output(output: Path | None, read: Sequence[Path]) -> None:
     """Check that no file that is read will be written over."""
     if output is not None and is_among(output, read):
@@ -267,11 +273,7 @@ def transfer_command(options: argparse.Namespace, runtime: Runtime) -> None:
     if options.output is not None:
         write_json(options.output, result)
     aucs, chosen = result["auc"], result["chosen"]
-    print(f"{'AUC, mean of the folds':28}" + "".join(f"{network:>12}" for network in aucs))
-    for name, words in NAMES.items():
-        cells = [f"{found[name]['mean']:.3f}" if name in found else "" for found in aucs.values()]
-        if any(cells):
-            print(f"{words:28}" + "".join(f"{cell:>12}" for cell in cells))
+    _print_table("AUC, mean of the folds", aucs, "mean")
     best = aucs[chosen["network"]][chosen["score"]]
     print(
         f"chosen when trained: {chosen['network']}, {NAMES[chosen['score']]}: {best['mean']:.3f}, "
