@@ -1191,6 +1191,8 @@ def test_transfer_fits_to_the_other_normals(cropped, phantoms, tmp_path, capsys)
     options = ("--normal", folder, "--abnormal", abnormal, "--quiet", "--output", output)
     assert main("transfer", cropped, *options, "--folds", "2") == 1
     assert "folds must be 2 or more and leave 20 normals, got 2" in capsys.readouterr().err
+    assert main("transfer", cropped, *options, "--folds", "0") == 1
+    assert "folds must be 2 or more and leave 20 normals, got 0" in capsys.readouterr().err
     assert main("transfer", cropped, *options, "--folds", "3") == 0
     twice = ("--normal", folder, min(folder.iterdir()))
     assert main("transfer", cropped, *options, "--folds", "3", *twice) == 1

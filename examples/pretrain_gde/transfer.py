@@ -13,8 +13,10 @@ from tqdm import tqdm
 from examples.pretrain_gde.data import Dataset, Images, attempt, segmenter
 from examples.pretrain_gde.detector import AllScores, Detector, auc_between, fit_detector
 from examples.pretrain_gde.errors import PipelineError
-from examples.pretrain_gde.readers import MIN_TRAIN, MIN_VALID, Entry, Split, set_aside
+from examples.pretrain_gde.readers import Entry, Split, set_aside
 from examples.pretrain_gde.view import NATIVE_SIZE, View
+
+LEAST = 20  # normals to fit to
 
 
 def transfer(
@@ -41,9 +43,8 @@ def transfer(
     PipelineError
         If an image cannot be read or is given twice, or there are too few.
     """
-    fewest = (len(normal) * (folds - 1)) // folds
-    if not 2 <= folds <= len(normal) or round(0.2 * fewest) < MIN_VALID or fewest < 5 * MIN_TRAIN:
-        raise PipelineError(f"folds must be 2 or more and leave 20 normals, got {folds}")
+    if not 2 <= folds <= len(normal) or len(normal) * (folds - 1) // folds < LEAST:
+        raise PipelineError(f"folds must be 2 or more and leave {LEAST} normals, got {folds}")
     if not abnormal:
         raise PipelineError("there are no abnormal images")
     given = [*normal, *abnormal]
