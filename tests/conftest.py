@@ -10,7 +10,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from anatpaste_aug import OpacityParams
+from anatpaste_aug import OpacityParams, PasteParams
 from anatpaste_aug.data import phantom_radiograph
 from anatpaste_aug.operations.opacity import KINDS
 
@@ -95,6 +95,26 @@ def any_params(draw, height, width):
         draw(st.integers(0, 255)),
         draw(st.sampled_from([0, 120, 255])),
         draw(st.integers(0, 2**31 - 1)),
+    )
+
+
+def any_paste(draw, height, width):
+    """Draw legal params of AnatPaste."""
+    w, h = draw(st.integers(1, width)), draw(st.integers(1, height))
+    factor = st.sampled_from([0.0, 0.9, 1.0, 1.1, 2.5])
+    return PasteParams(
+        crop_x=draw(st.integers(0, width - w)),
+        crop_y=draw(st.integers(0, height - h)),
+        width=w,
+        height=h,
+        center_x=draw(st.integers(0, width - 1)),
+        center_y=draw(st.integers(0, height - 1)),
+        shape=draw(st.sampled_from(["ellipse", "rectangle"])),
+        blur_radius=draw(st.sampled_from([0, 1, 2, 3, 7, 14, 40])),
+        opacity=draw(st.integers(0, 255)),
+        margin=draw(st.sampled_from([0, 1, 10])),
+        brightness=draw(factor),
+        contrast=draw(factor),
     )
 
 

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import any_mask, any_params, real_data
+from conftest import any_mask, any_params, any_paste, real_data
 from conftest import images as numpy_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -417,27 +417,7 @@ def test_paste_alone(form, shape, dtype):
 @given(image=numpy_images(max_side=64), data=st.data())
 def test_paste_of_any_image_and_parameters(image, data):
     height, width = image.shape[:2]
-    side = st.integers(1, width), st.integers(1, height)
-    singles = []
-    for _ in range(3):
-        w, h = data.draw(side[0]), data.draw(side[1])
-        factor = st.sampled_from([0.0, 0.9, 1.0, 1.1, 2.5])
-        singles.append(
-            ap.PasteParams(
-                crop_x=data.draw(st.integers(0, width - w)),
-                crop_y=data.draw(st.integers(0, height - h)),
-                width=w,
-                height=h,
-                center_x=data.draw(st.integers(0, width - 1)),
-                center_y=data.draw(st.integers(0, height - 1)),
-                shape=data.draw(st.sampled_from(["ellipse", "rectangle"])),
-                blur_radius=data.draw(st.sampled_from([0, 1, 2, 3, 7, 14, 40])),
-                opacity=data.draw(st.integers(0, 255)),
-                margin=data.draw(st.sampled_from([0, 1, 10])),
-                brightness=data.draw(factor),
-                contrast=data.draw(factor),
-            )
-        )
+    singles = [any_paste(data.draw, height, width) for _ in range(3)]
     seed = data.draw(st.integers(0, 99))
     masks = np.random.default_rng(seed).random((3, height, width)) < [[[0]], [[0.5]], [[1]]]
     arrays = np.stack([image] * 3)

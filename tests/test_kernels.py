@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import any_paste, real_data
 from conftest import images as numpy_images
-from conftest import real_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter
@@ -350,22 +350,7 @@ def check_paste_alone(shape, dtype):
 
 def check_any_paste(image, data):
     height, width = image.shape[:2]
-    w, h = data.draw(st.integers(1, width)), data.draw(st.integers(1, height))
-    factor = st.sampled_from([0.0, 0.9, 1.0, 1.1, 2.5])
-    single = ap.PasteParams(
-        crop_x=data.draw(st.integers(0, width - w)),
-        crop_y=data.draw(st.integers(0, height - h)),
-        width=w,
-        height=h,
-        center_x=data.draw(st.integers(0, width - 1)),
-        center_y=data.draw(st.integers(0, height - 1)),
-        shape=data.draw(st.sampled_from(["ellipse", "rectangle"])),
-        blur_radius=data.draw(st.sampled_from([0, 1, 2, 3, 7, 14, 40])),
-        opacity=data.draw(st.integers(0, 255)),
-        margin=data.draw(st.sampled_from([0, 1, 10])),
-        brightness=data.draw(factor),
-        contrast=data.draw(factor),
-    )
+    single = any_paste(data.draw, height, width)
     masks = np.random.default_rng(data.draw(st.integers(0, 99))).random((2, height, width)) < [
         [[0]],
         [[0.5]],
