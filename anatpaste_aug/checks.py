@@ -1,7 +1,5 @@
 """Arguments: numbers, ranges, seeds and flags, checked with a message that says what is wrong."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -13,13 +11,12 @@ Range: TypeAlias = "float | tuple[float, float]"
 
 MIN_SIDE = 16  # pixels: CLAHE cuts each side into eight tiles
 LARGEST = 2**20  # more pixels than any image has on a side, so that sums of them stay exact
+NUMBERS = (int, float, np.integer, np.floating)
 
 
 def check_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
     """Check that a value is a finite real number within [low, high]; return a Python number."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(
-        value, (int, float, np.integer, np.floating)
-    ):
+    if isinstance(value, bool) or not isinstance(value, NUMBERS):
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not (low <= value <= high and (isinstance(value, int) or math.isfinite(value))):
         limit = f"be at least {low}" if high in (math.inf, LARGEST) else f"lie in {low}..{high}"
@@ -34,9 +31,18 @@ def check_number(name: str, value: Any, low: float = -math.inf, high: float = ma
 
 def check_integer(name: str, value: Any, low: float, high: float = math.inf) -> int:
     """Check that a value is an integer within [low, high]; return a Python integer."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+    if type(value) is int and low <= value <= high:  # mostly, and params have many of them
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     return int(check_number(name, value, low, high))
+
+
+def check_integers(params: Any, names: Sequence[str], low: int, high: int = LARGEST) -> None:
+    """Check fields of frozen params, and keep plain Python integers."""
+    own = vars(params)
+    for name in names:
+        own[name] = check_integer(name, own[name], low, high)
 
 
 def check_range(
@@ -86,10 +92,8 @@ def check_flag(name: str, value: Any) -> bool:
 
 def as_generator(rng: Any) -> np.random.Generator:
     """Return the generator that `rng` stands for."""
-    if isinstance(rng, np.random.Generator):
-        return rng
-    if rng is not None:
-        if isinstance(rng, (bool, np.bool_)) or not isinstance(rng, (int, np.integer)):
+    if not (rng is None or isinstance(rng, np.random.Generator)):
+        if isinstance(rng, bool) or not isinstance(rng, (int, np.integer)):
             raise TypeError(f"rng must be an int, a numpy.random.Generator or None, got {rng!r}")
         if rng < 0:
             raise ValueError(f"rng must be at least 0, got {rng}")

@@ -1,44 +1,21 @@
-"""Cutting an image to its lungs: where the cut lies, and its form as a function."""
+"""Cutting an image to its lungs: where the cut lies, and its form as a function; boxes of masks."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from anatpaste_aug.checks import LARGEST, MIN_SIDE, check_flag, check_number
-from anatpaste_aug.images import Array, ImageLike, ImageT, Mask, MaskLike, Window, as_array, box
-from anatpaste_aug.lungs import Segment, find_lungs
-from anatpaste_aug.robust import lung_mask_robust
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
+from anatpaste_aug.images import ImageLike, Mask, MaskLike, Window, as_array, check_finite
+from anatpaste_aug.masks import Segment, find_lungs, lung_mask_robust
 
 CROP_MARGIN = 0.08
 
 
-class CropArgs(TypedDict, total=False):
-    """What `lung_crop` takes besides `return_mask`, for its overloads."""
-
-    mask: MaskLike | None
-    segment: Segment | None
-    margin: float
-    square: bool
-
-
-@overload
 def lung_crop(
-    image: ImageT, *, return_mask: Literal[False] = False, **own: Unpack[CropArgs]
-) -> ImageT: ...
-@overload
-def lung_crop(
-    image: ImageT, *, return_mask: Literal[True], **own: Unpack[CropArgs]
-) -> tuple[ImageT, Mask]: ...
-def lung_crop(
-    image: ImageT,
+    image: ImageLike,
     *,
-    mask: MaskLike | None = None,
+    mask: MaskLike = None,
     segment: Segment | None = None,
     return_mask: bool = False,
     margin: float = CROP_MARGIN,
@@ -46,7 +23,7 @@ def lung_crop(
 ) -> Any:
     """Cut an image to the box around its lungs, and a margin.
 
-    Framing differs between hospitals and between wards, lungs hardly: what is learned from cropped
+    Framing differs between hospitals and between wards, lungs do not: what is learned from cropped
     images depends less on the frame. Where no lungs are found, the whole image comes back.
 
     Parameters
@@ -57,8 +34,8 @@ def lung_crop(
         A lung mask that is already there, perhaps with a channel axis of 1.
     segment : callable, optional
         Makes the lung mask from the image's (H, W) or (H, W, 3) array instead of
-        `lung_mask_robust`: the published `lung_mask` often misses a part of the lungs, or takes in
-        what is none, and a box shows every such pixel.
+        `lung_mask_robust`: the published `lung_mask` often misses a part of the lungs, or includes
+        what is not lung, and a box shows every such pixel.
     return_mask : bool, optional
         Whether to return the mask too, cut in the same way.
     margin : float, optional
@@ -88,12 +65,13 @@ def lung_crop(
     (201, 201)
     """
     array = as_array(image)
+    check_finite(array)
     if mask is None and segment is None:
         segment = lung_mask_robust
     lungs = find_lungs(array, mask, segment)
     window = crop_window(lungs, *check_crop(margin, square))
     out = cut(image, window)
-    return (out, lungs[window].copy()) if return_mask else out
+    return (out, lungs[window].copy()) if check_flag("return_mask", return_mask) else out
 
 
 def cut(image: ImageLike, window: Window) -> ImageLike:
@@ -103,8 +81,7 @@ def cut(image: ImageLike, window: Window) -> ImageLike:
         return image.crop((columns.start, rows.start, columns.stop, rows.stop))
     array = np.asarray(image)
     first = array.ndim == 3 and array.shape[0] == 1  # a channel axis of 1 may stand first
-    part: Array = array[(slice(None), *window) if first else window].copy()
-    return part
+    return array[(slice(None), *window) if first else window].copy()
 
 
 def check_crop(margin: Any, square: Any) -> tuple[float, bool]:
@@ -115,7 +92,7 @@ def check_crop(margin: Any, square: Any) -> tuple[float, bool]:
 def crop_window(lungs: Mask, margin: float, square: bool) -> Window:
     """Return the rows and columns of the lungs' box and its margin; all, if there are none."""
     ends = []
-    for part, size in zip(box(lungs), lungs.shape, strict=True):
+    for part, size in zip(bounding_box(lungs), lungs.shape, strict=True):
         pad = round((part.stop - part.start) * margin)
         ends.append((max(part.start - pad, 0), min(part.stop + pad, size), size))
     least = max([MIN_SIDE, *(stop - start for start, stop, _ in ends)]) if square else MIN_SIDE
@@ -125,3 +102,14 @@ def crop_window(lungs: Mask, margin: float, square: bool) -> Window:
         start = min(max((start + stop - length) // 2, 0), size - length)
         parts.append(slice(start, start + length))
     return parts[0], parts[1]
+
+
+def true_range(flags: Any) -> slice:
+    """Return the part of a row of flags from the first to the last True; all, if there is none."""
+    places = np.flatnonzero(flags)
+    return slice(int(places[0]), int(places[-1]) + 1) if places.size else slice(0, flags.size)
+
+
+def bounding_box(mask: Mask) -> Window:
+    """Return the bounding box of a mask, rows and columns; all, if it is empty."""
+    return true_range(mask.any(1)), true_range(mask.any(0))

@@ -1,9 +1,7 @@
-"""What counts as an image: validation, Pillow in and out, luma, and the black and white levels."""
-
-from __future__ import annotations
+"""What counts as an image and as a mask: validation, Pillow in and out, luma, black and white."""
 
 import sys
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,14 +12,13 @@ from anatpaste_aug.checks import MIN_SIDE
 Array: TypeAlias = npt.NDArray[Any]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 ImageLike: TypeAlias = "Array | Image.Image"
-MaskLike: TypeAlias = Any  # what `as_mask` takes: an array, a Pillow image, or a torch tensor
+MaskLike: TypeAlias = Any  # what `as_mask` takes (array, Pillow image, torch tensor), or None
 Window: TypeAlias = tuple[slice, slice]  # rows and columns
-ImageT = TypeVar("ImageT", Array, Image.Image)  # the same kind in and out
 
 NAMES = ("uint8", "uint16", "int16", "int32", "float16", "float32", "float64")
 DTYPES = frozenset(np.dtype(name) for name in NAMES)
 PILLOW_MODES = {"L": "uint8", "RGB": "uint8", "I;16": "uint16", "I": "int32", "F": "float32"}
-MAX_FLOAT = 1e30  # beyond it, sums and products of float32 pixels overflow
+MAX_FLOAT = 1e30
 LUMA = (0.299, 0.587, 0.114)
 
 
@@ -36,19 +33,15 @@ def as_array(image: Any) -> Array:
         If `image` is neither a NumPy array nor a Pillow image, or has another dtype or mode than
         those in `DTYPES` and `PILLOW_MODES`.
     ValueError
-        If it has another shape, a side under 16 pixels, or a pixel that is NaN, infinite or beyond
-        1e30.
+        If it has another shape, or a side under 16 pixels. Pixels are for `check_finite`.
     """
     if isinstance(image, Image.Image):
         if image.mode not in PILLOW_MODES:
-            raise TypeError(
-                f"image must have a Pillow mode out of {', '.join(PILLOW_MODES)}, "
-                f"got {image.mode!r}"
-            )
+            modes = ", ".join(PILLOW_MODES)
+            raise TypeError(f"image must have a Pillow mode out of {modes}, got {image.mode!r}")
     elif not isinstance(image, np.ndarray) or isinstance(image, np.ma.MaskedArray):
-        raise TypeError(
-            f"image must be a NumPy array or a Pillow image, got {type(image).__name__}"
-        )
+        got = type(image).__name__
+        raise TypeError(f"image must be a NumPy array or a Pillow image, got {got}")
     elif image.dtype not in DTYPES:
         raise TypeError(f"image must have a dtype out of {', '.join(NAMES)}, got {image.dtype}")
     array: Array = np.asarray(image)  # plain: np.matrix, say, has an arithmetic of its own
@@ -59,12 +52,14 @@ def as_array(image: Any) -> Array:
             "image must have the shape (H, W), (H, W, 3), (H, W, 1) or (1, H, W), "
             f"got {array.shape}"
         )
-    if min(array.shape[:2]) < MIN_SIDE:
-        raise ValueError(
-            f"image must be at least {MIN_SIDE} pixels high and wide, got {array.shape[:2]}"
-        )
-    if array.dtype == np.float16:
-        array = array.astype(np.float32)
+    size = array.shape[:2]
+    if min(size) < MIN_SIDE:
+        raise ValueError(f"image must be at least {MIN_SIDE} pixels high and wide, got {size}")
+    return array.astype(np.float32) if array.dtype == np.float16 else array
+
+
+def check_finite(array: Array) -> None:
+    """Check that no pixel is NaN, infinite or beyond 1e30, where sums and products overflow."""
     if array.dtype.kind == "f":
         # A NaN anywhere makes both extremes NaN, so that two reductions find every bad pixel.
         for extreme in (array.min(), array.max()):
@@ -72,7 +67,6 @@ def as_array(image: Any) -> Array:
                 raise ValueError(f"image must be finite, got {extreme}")
             if abs(extreme) > MAX_FLOAT:
                 raise ValueError(f"image must lie within +-{MAX_FLOAT:g}, got {extreme:g}")
-    return array
 
 
 def as_kind_of(image: ImageLike, array: Array) -> ImageLike:
@@ -82,10 +76,10 @@ def as_kind_of(image: ImageLike, array: Array) -> ImageLike:
     return array.reshape(image.shape).astype(image.dtype, copy=False)
 
 
-def to_grey(array: Array) -> Array:
+def to_gray(array: Array) -> Array:
     """Reduce (H, W, 3) to (H, W) with ITU-R 601 luma, in the same dtype; pass (H, W) through.
 
-    Integers use the 16-bit fixed-point weights of Pillow's ``convert("L")``, so that uint8 colour
+    Integers use the 16-bit fixed-point weights of Pillow's ``convert("L")``, so that uint8 color
     gives Pillow's result and wider integers the same formula without loss.
     """
     if array.ndim == 2:
@@ -94,8 +88,7 @@ def to_grey(array: Array) -> Array:
         red, green, blue = (
             array[..., i] * array.dtype.type(weight) for i, weight in enumerate(LUMA)
         )
-        grey: Array = red + green + blue  # in this order, each step rounded, on every machine
-        return grey
+        return red + green + blue  # in this order, each step rounded, on every machine
     # The weights add up to 2**16: 32 bits hold the sum of unsigned 16-bit products.
     wide = np.uint32 if array.dtype.kind == "u" else np.int64
     total = np.full(array.shape[:2], 0x8000, wide)
@@ -104,25 +97,13 @@ def to_grey(array: Array) -> Array:
     return (total >> 16).astype(array.dtype)
 
 
-def black_level(array: Array) -> float:
-    """Return the value of black: 0 for unsigned images, else the image's own minimum."""
-    return 0 if array.dtype.kind == "u" else array.min().item()
+def black_and_white(array: Array) -> tuple[float, float]:
+    """Return the values of black and white: what is outside a patch, and where jitter is clipped.
 
-
-def white_level(array: Array) -> float:
-    """Return the value that jitter is clipped to: 255 for uint8, else the image's own maximum."""
-    return 255 if array.dtype == np.uint8 else array.max().item()
-
-
-def span(flags: Any) -> slice:
-    """Return the part of a row of flags from the first to the last True; all, if there is none."""
-    places = np.flatnonzero(flags)
-    return slice(int(places[0]), int(places[-1]) + 1) if places.size else slice(0, flags.size)
-
-
-def box(mask: Mask) -> Window:
-    """Return the bounding box of a mask, rows and columns; all, if it is empty."""
-    return span(mask.any(1)), span(mask.any(0))
+    Black is 0 for unsigned images, white 255 for uint8; else they are the image's own extremes.
+    """
+    black = 0 if array.dtype.kind == "u" else array.min().item()
+    return black, 255 if array.dtype == np.uint8 else array.max().item()
 
 
 def as_mask(mask: Any, shape: tuple[int, ...] | None = None, name: str = "mask") -> Mask:
@@ -157,5 +138,4 @@ def as_mask(mask: Any, shape: tuple[int, ...] | None = None, name: str = "mask")
         raise ValueError(
             f"{name} must have the shape (H, W), at least {MIN_SIDE} pixels each, got {mask.shape}"
         )
-    lungs: Mask = mask.astype(bool, copy=False)
-    return lungs
+    return mask.astype(bool, copy=False)

@@ -6,8 +6,6 @@ arrays; as with MONAI's own transforms, tensors come out, and what a `MetaTensor
 Input is never changed in place, so that MONAI's caches can be used.
 """
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -27,9 +25,9 @@ except ImportError as error:
 from anatpaste_aug import operations
 from anatpaste_aug.checks import check_number
 from anatpaste_aug.crop import CROP_MARGIN, check_crop, crop_window
-from anatpaste_aug.images import Array, Mask, as_mask
-from anatpaste_aug.lungs import Segment, check_segment, find_lungs
-from anatpaste_aug.robust import lung_mask_robust
+from anatpaste_aug.images import Array, Mask, as_mask, check_finite
+from anatpaste_aug.masks import Segment, check_segment, find_lungs, lung_mask_robust
+from anatpaste_aug.operations.base import OperationForm
 from anatpaste_aug.transforms import check_same_size, from_array, to_array
 
 __all__ = ["LungCropd", "LungMaskd", "RandAnatPasted", "RandOpacityd", "RandOperationd"]
@@ -73,9 +71,8 @@ class LungMaskd(MapTransform):  # type: ignore[misc]  # monai may be missing
         super().__init__(keys, allow_missing_keys)
         self.mask_key = ensure_tuple(mask_key)
         if len(self.mask_key) != len(self.keys):
-            raise ValueError(
-                f"mask_key must name one key for each of {self.keys}, got {self.mask_key}"
-            )
+            wanted = f"mask_key must name one key for each of {self.keys}"
+            raise ValueError(f"{wanted}, got {self.mask_key}")
         self.segment = check_segment(segment)
 
     def __call__(self, data: Sample) -> dict[Hashable, Any]:
@@ -144,6 +141,7 @@ class LungCropd(Cropd):  # type: ignore[misc]
         keys = list(self.key_iterator(sample))
         if keys:
             array = to_array(as_tensor(sample[keys[0]]))
+            check_finite(array)
             lungs = lungs_of(sample, array, self.mask_key, self.segment or lung_mask_robust)
             window = crop_window(lungs, self.margin, self.square)
             for key in keys:
@@ -151,7 +149,7 @@ class LungCropd(Cropd):  # type: ignore[misc]
         return sample
 
 
-class RandOperationd(RandomizableTransform, MapTransform):  # type: ignore[misc]
+class RandOperationd(OperationForm, RandomizableTransform, MapTransform):  # type: ignore[misc]
     """Apply an operation to the images under `keys`, with a probability.
 
     The base of `RandAnatPasted` and `RandOpacityd`, and of your own: a subclass names its
@@ -186,8 +184,6 @@ class RandOperationd(RandomizableTransform, MapTransform):  # type: ignore[misc]
         take, or a mask of another size.
     """
 
-    operation: type[operations.Operation[Any]]
-
     def __init__(
         self,
         keys: KeysCollection,
@@ -204,7 +200,7 @@ class RandOperationd(RandomizableTransform, MapTransform):  # type: ignore[misc]
         check_source(mask_key, segment, self.operation.needs_lungs)
         self.mask_key, self.region_key = mask_key, region_key
         self.segment = segment
-        self.paste = self.operation(**options)
+        self.op = self.operation(**options)
 
     def randomize(self, data: Any = None) -> None:
         """Decide whether to paste, and draw the seed of the paste."""
@@ -224,11 +220,11 @@ class RandOperationd(RandomizableTransform, MapTransform):  # type: ignore[misc]
         region = np.zeros(arrays[0].shape[:2], bool)
         if self._do_transform:
             lungs = None
-            if self.paste.needs_lungs:
+            if self.op.needs_lungs:
                 lungs = lungs_of(sample, arrays[0], self.mask_key, self.segment)
-            params = self.paste.sample(arrays[0].shape[:2], lungs, self.seed)
+            params = self.op.sample(arrays[0].shape[:2], lungs, self.seed)
             for i, array in enumerate(arrays):
-                pasted, region = self.paste.perform(array, params, lungs)
+                pasted, region = self.op.perform(array, params, lungs)
                 images[i] = from_array(images[i], pasted)
         sample.update(zip(keys, images, strict=True))
         if self.region_key is not None:
@@ -279,7 +275,7 @@ def lungs_of(sample: Any, array: Array, mask_key: Hashable | None, segment: Segm
 
 
 def check_source(mask_key: Any, segment: Any, needed: bool = True) -> None:
-    """Check that lung masks come from one place, and from none where they are of no use."""
+    """Check that lung masks come from one place, and from none where they are not used."""
     check_segment(segment, needed)
     if mask_key is not None and segment is not None:
         raise ValueError("mask_key and segment must not be given together")

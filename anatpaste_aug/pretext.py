@@ -1,7 +1,5 @@
 """The pretext task: original images and their augmentations, with the class of each."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,14 +24,14 @@ class PretextDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     Parameters
     ----------
     dataset : map-style dataset
-        Gives normal images, or tuples that begin with one (as `torchvision.datasets.ImageFolder`).
+        Of normal images, or of tuples that begin with one (as `torchvision.datasets.ImageFolder`).
     augment : callable or sequence of callables
         One transform for each class above 0, with ``p=1``: the label says that it was applied.
     before : callable, optional
-        Applied once to each image, before the views part ways: sizes, and the paper's colour jitter
+        Applied once to each image, before the views part ways: sizes, and the paper's color jitter
         of 0.1.
     after : callable, optional
-        Applied to each view; must give a tensor. By default a float32 image in [0, 1].
+        Applied to each view; must return a tensor. By default a float32 image in [0, 1].
 
     Raises
     ------
@@ -73,17 +71,16 @@ class PretextDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.after = after or v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
         if not self.augment:
             raise ValueError("augment must hold at least one transform, got none")
-        steps = [("augment", step) for step in self.augment]
-        for name, step in [*steps, ("before", before), ("after", after)]:
-            if not (callable(step) or (step is None and name != "augment")):
-                raise TypeError(f"{name} must be callable, got {step!r}")
         for step in self.augment:
+            if not callable(step):
+                raise TypeError(f"augment must be callable, got {step!r}")
             # The label says that the view was augmented, and the view is one image.
             for option, value in (("p", 1), ("return_mask", False)):
-                if getattr(step, option, value) != value:
-                    raise ValueError(
-                        f"augment must have {option}={value}, got {getattr(step, option)} in {step}"
-                    )
+                if (got := getattr(step, option, value)) != value:
+                    raise ValueError(f"augment must have {option}={value}, got {got} in {step}")
+        for name, other in (("before", before), ("after", after)):
+            if not (other is None or callable(other)):
+                raise TypeError(f"{name} must be callable, got {other!r}")
 
     def __len__(self) -> int:
         """Return the number of images."""

@@ -1,9 +1,9 @@
 """torchvision v2 transforms: which parts of a sample are images, and a paste into each."""
 
-from __future__ import annotations
-
 import copy
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -18,16 +18,18 @@ except ImportError as error:
         "anatpaste_aug.transforms needs torch and torchvision: pip install 'anatpaste-aug[torch]'"
     ) from error
 
-from anatpaste_aug.checks import Range, check_flag, check_number
+from anatpaste_aug import operations
+from anatpaste_aug.checks import check_flag, check_number
 from anatpaste_aug.crop import CROP_MARGIN, check_crop, crop_window, cut
-from anatpaste_aug.images import Array, Mask, as_array, as_kind_of, as_mask
-from anatpaste_aug.lungs import Segment, check_segment, find_lungs
-from anatpaste_aug.operations import anatpaste, cutpaste, opacity
-from anatpaste_aug.operations.anatpaste import BLUR, JITTER, MARGIN, OPACITY, RATIO, SCALE
-from anatpaste_aug.operations.base import LENGTHS_FOR, Operation, describe
-from anatpaste_aug.operations.cutpaste import ANGLE, HEIGHT, WIDTH
-from anatpaste_aug.operations.opacity import KINDS, Kinds
-from anatpaste_aug.robust import lung_mask_robust
+from anatpaste_aug.images import Array, Mask, as_array, as_kind_of, as_mask, check_finite
+from anatpaste_aug.masks import Segment, check_segment, find_lungs, lung_mask_robust
+from anatpaste_aug.operations.anatpaste import PasteArguments
+from anatpaste_aug.operations.base import OperationForm, format_options
+from anatpaste_aug.operations.cutpaste import CutPasteArguments, ScarArguments, UnionArguments
+from anatpaste_aug.operations.opacity import OpacityArguments
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = [
     "AnatPaste",
@@ -40,6 +42,17 @@ __all__ = [
     "Opacity",
     "OperationTransform",
 ]
+
+
+def not_traced(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep `torch.compile` out of a method that works in NumPy, at no cost to all other calls."""
+    apart: Callable[..., Any] = torch.compiler.disable(forward)  # type: ignore[no-untyped-call]
+
+    @functools.wraps(forward)
+    def run(*args: Any) -> Any:
+        return (apart if torch.compiler.is_compiling() else forward)(*args)
+
+    return run
 
 
 class LungField(tv_tensors.Mask):  # type: ignore[misc]  # torchvision has no types
@@ -84,6 +97,7 @@ class LungMask(v2.Transform):  # type: ignore[misc]
         super().__init__()
         self.segment = check_segment(segment)
 
+    @not_traced
     def forward(self, *inputs: Any) -> Any:
         """Add the field to the sample."""
         sample = inputs if len(inputs) > 1 else inputs[0]
@@ -92,7 +106,7 @@ class LungMask(v2.Transform):  # type: ignore[misc]
             return sample
         images = [flat[index] for index in find_images(flat)]
         fields = [self.field(image) for image in images]
-        # Images in a list, as Hugging Face's rows come, get a list of fields, be it of one.
+        # Images in a list, as Hugging Face's rows come, get a list of fields, even of one.
         outer = sample.values() if isinstance(sample, dict) else flat
         alone = len(fields) == 1 and any(images[0] is part for part in outer)
         added = fields[0] if alone else fields
@@ -110,17 +124,54 @@ class LungMask(v2.Transform):  # type: ignore[misc]
 
     def field(self, image: Any) -> LungField:
         """Segment one image."""
+        lungs = find_lungs(to_array(image), None, self.segment)
         # A copy: the segmenter may keep its mask, or give a view that torch cannot take.
-        return LungField(
-            torch.from_numpy(find_lungs(to_array(image), None, self.segment).copy())[None]
-        )
+        return LungField(torch.from_numpy(lungs.copy())[None])
 
     def extra_repr(self) -> str:
         """Return the settings for ``repr``."""
-        return describe({"segment": self.segment})
+        return format_options({"segment": self.segment})
 
 
-class LungCrop(v2.Transform):  # type: ignore[misc]
+class SampleTransform(v2.Transform):  # type: ignore[misc]
+    """A transform that treats each image of a sample by itself, with its own `LungField`."""
+
+    moves_others = False  # such as boxes and masks, which then must belong to one image, or to all
+
+    def __init__(self, segment: Segment | None, shared: bool, needs_lungs: bool = True):
+        super().__init__()
+        self.needs_lungs = needs_lungs
+        self.segment = check_segment(segment, needs_lungs)
+        self.shared = check_flag("shared", shared)
+
+    @not_traced
+    def forward(self, *inputs: Any) -> Any:
+        """Draw for each image of the sample, or once if `shared`, and transform."""
+        flat, structure = tree_flatten(inputs if len(inputs) > 1 else inputs[0])
+        images = find_images(flat)
+        fields = [i for i, part in enumerate(flat) if isinstance(part, LungField)]
+        typed = {i for i, part in enumerate(flat) if isinstance(part, tv_tensors.TVTensor)}
+        others = sorted(typed - {*images, *fields}) if self.moves_others else []
+        counts = f"got {len(images)} images, {len(fields)} fields, {len(others)} others"
+        alone = len(images) == 1 or self.shared
+        strict = self.needs_lungs and not (alone and self.moves_others)
+        if strict and len(fields) not in (0, len(images)):
+            raise ValueError(f"the sample must hold a LungField for each image, or none, {counts}")
+        if alone:
+            check_same_size([flat[i] for i in images])
+            groups = [[*images, *fields, *others]]
+        elif others:  # whose they are is not guessed
+            raise ValueError(f"several images take no boxes or masks unless shared=True, {counts}")
+        else:
+            groups = [[image, *fields[i : i + 1]] for i, image in enumerate(images)]
+        for group in groups:
+            params = self.make_params([flat[i] for i in group])
+            for i in group:
+                flat[i] = self.transform(flat[i], params)
+        return tree_unflatten(flat, structure)
+
+
+class LungCrop(SampleTransform):
     """Cut the image of a sample to the box around its lungs, and a margin.
 
     Boxes, masks, the `LungField` and all else that is a `tv_tensors` kind are cut along, as
@@ -158,6 +209,8 @@ class LungCrop(v2.Transform):  # type: ignore[misc]
     torch.Size([1, 256, 256])
     """
 
+    moves_others = True
+
     def __init__(
         self,
         segment: Segment | None = None,
@@ -166,42 +219,16 @@ class LungCrop(v2.Transform):  # type: ignore[misc]
         square: bool = False,
         shared: bool = False,
     ):
-        super().__init__()
-        self.segment = check_segment(segment)
+        super().__init__(segment, shared)
         self.margin, self.square = check_crop(margin, square)
-        self.shared = check_flag("shared", shared)
 
     def extra_repr(self) -> str:
         """Return the settings for ``repr``, so that it can be pasted back."""
         names = ("segment", "margin", "square", "shared")
-        return describe({name: getattr(self, name) for name in names})
-
-    def forward(self, *inputs: Any) -> Any:
-        """Find the lungs of each image, and cut what belongs to it."""
-        flat, structure = tree_flatten(inputs if len(inputs) > 1 else inputs[0])
-        images = find_images(flat)
-        fields = [i for i, part in enumerate(flat) if isinstance(part, LungField)]
-        moved = [i for i, part in enumerate(flat) if isinstance(part, tv_tensors.TVTensor)]
-        others = sorted({*moved} - {*images, *fields})
-        if len(images) == 1 or self.shared:
-            check_same_size([flat[i] for i in images])
-            groups = [[*images, *fields, *others]]
-        elif others or len(fields) not in (0, len(images)):
-            raise ValueError(
-                "a sample of several images must hold a LungField for each or none, and no boxes "
-                f"or masks unless shared=True, got {len(images)} images, {len(fields)} fields, "
-                f"{len(others)} others"
-            )
-        else:
-            groups = [[*images[i : i + 1], *fields[i : i + 1]] for i in range(len(images))]
-        for group in groups:
-            params = self.make_params([flat[i] for i in group])
-            for i in group:
-                flat[i] = self.transform(flat[i], params)
-        return tree_unflatten(flat, structure)
+        return format_options({name: getattr(self, name) for name in names})
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Find the box: its ``top``, ``left``, ``height`` and ``width``.
+        """Find the box: its ``"window"``, slices of rows and columns.
 
         Parameters
         ----------
@@ -209,26 +236,22 @@ class LungCrop(v2.Transform):  # type: ignore[misc]
             An image, and perhaps its `LungField`.
         """
         array = to_array(flat_inputs[find_images(flat_inputs)[0]])
-        lungs = field_or_lungs(flat_inputs, array, self.segment or lung_mask_robust)
-        rows, columns = crop_window(lungs, self.margin, self.square)
-        return {
-            "top": rows.start,
-            "left": columns.start,
-            "height": rows.stop - rows.start,
-            "width": columns.stop - columns.start,
-        }
+        check_finite(array)
+        lungs = find_field(flat_inputs, array)
+        if lungs is None:
+            lungs = find_lungs(array, None, self.segment or lung_mask_robust)
+        return {"window": crop_window(lungs, self.margin, self.square)}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Cut an image, or what torchvision can cut; anything else is passed through."""
+        rows, columns = params["window"]
         if isinstance(inpt, np.ndarray):
-            top, left = params["top"], params["left"]
-            return cut(
-                inpt, (slice(top, top + params["height"]), slice(left, left + params["width"]))
-            )
-        return self._call_kernel(v2.functional.crop, inpt, **params)
+            return cut(inpt, params["window"])
+        sizes = (rows.stop - rows.start, columns.stop - columns.start)
+        return self._call_kernel(v2.functional.crop, inpt, rows.start, columns.start, *sizes)
 
 
-class OperationTransform(v2.Transform):  # type: ignore[misc]
+class OperationTransform(OperationForm, SampleTransform):
     """Apply an operation to the images of a sample, each with probability `p`.
 
     The base of all pasting transforms here, and of your own: a subclass names its `operation`, and
@@ -278,8 +301,6 @@ class OperationTransform(v2.Transform):  # type: ignore[misc]
     True
     """
 
-    operation: type[Operation[Any]]
-
     def __init__(
         self,
         p: float = 0.5,
@@ -289,37 +310,16 @@ class OperationTransform(v2.Transform):  # type: ignore[misc]
         shared: bool = False,
         **options: Any,
     ):
-        super().__init__()
+        super().__init__(segment, shared, self.operation.needs_lungs)
         self.p = check_number("p", p, 0, 1)
-        self.segment = check_segment(segment, self.operation.needs_lungs)
         self.return_mask = check_flag("return_mask", return_mask)
-        self.shared = check_flag("shared", shared)
-        self.paste = self.operation(**options)
+        self.op = self.operation(**options)
 
     def extra_repr(self) -> str:
         """Return the settings for ``repr``, so that it can be pasted back."""
-        segment = {"segment": self.segment} if self.paste.needs_lungs else {}
-        settings = {"p": self.p, **vars(self.paste), **segment}
-        return describe({**settings, "return_mask": self.return_mask, "shared": self.shared})
-
-    def forward(self, *inputs: Any) -> Any:
-        """Draw for each image of the sample, and paste."""
-        flat, structure = tree_flatten(inputs if len(inputs) > 1 else inputs[0])
-        images = find_images(flat)
-        fields = [part for part in flat if isinstance(part, LungField)]
-        if self.paste.needs_lungs and fields and len(fields) != len(images):
-            raise ValueError(
-                "the sample must hold a LungField for each image, or none, "
-                f"got {len(fields)} for {len(images)} images"
-            )
-        if self.shared:
-            check_same_size([flat[index] for index in images])
-        params: dict[str, Any] = {}
-        for number, index in enumerate(images):
-            if not (params and self.shared):
-                params = self.make_params([flat[index], *fields[number : number + 1]])
-            flat[index] = self.transform(flat[index], params)
-        return tree_unflatten(flat, structure)
+        segment = {"segment": self.segment} if self.needs_lungs else {}
+        settings = {"p": self.p, **vars(self.op), **segment}
+        return format_options({**settings, "return_mask": self.return_mask, "shared": self.shared})
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Decide whether to paste, and draw one paste, from torch's generator.
@@ -335,22 +335,24 @@ class OperationTransform(v2.Transform):  # type: ignore[misc]
             ``"params"``: what was drawn, an instance of the operation's params, or None: no paste.
             ``"lungs"``: the (H, W) bool array that it was drawn for, or None.
         """
-        image = flat_inputs[find_images(flat_inputs)[0]]
+        # A wrong kind, dtype, shape or field is told even where nothing will be pasted.
+        array, lungs = to_array(flat_inputs[find_images(flat_inputs)[0]]), None
+        if self.needs_lungs:
+            lungs = find_field(flat_inputs, array)
         if torch.rand(()) >= self.p:
             return {"params": None, "lungs": None}
         # A seed from torch's generator: workers and epochs differ as torch's own draws do.
         rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
-        array, lungs = to_array(image), None
-        if self.paste.needs_lungs:
-            lungs = field_or_lungs(flat_inputs, array, self.segment)
-        return {"params": self.paste.sample(array.shape[:2], lungs, rng), "lungs": lungs}
+        if self.needs_lungs and lungs is None:
+            lungs = find_lungs(array, None, self.segment)
+        return {"params": self.op.sample(array.shape[:2], lungs, rng), "lungs": lungs}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Repeat a paste that `make_params` has drawn; what is no image is passed through."""
+        """Repeat a paste that `make_params` has drawn; what is not an image is passed through."""
         if not is_image(inpt):
             return inpt
         if params["params"] is not None:
-            pasted, region = self.paste.perform(to_array(inpt), params["params"], params["lungs"])
+            pasted, region = self.op.perform(to_array(inpt), params["params"], params["lungs"])
             out = from_array(inpt, pasted)
         elif self.return_mask:
             out, region = inpt, np.zeros(to_array(inpt).shape[:2], bool)
@@ -393,25 +395,11 @@ class AnatPaste(OperationTransform):
     ((1, 256, 256), torch.uint8, (1, 256, 256))
     """
 
-    operation = anatpaste.AnatPaste
+    operation = operations.AnatPaste
 
-    def __init__(
-        self,
-        p: float = 0.5,
-        *,
-        scale: Range = SCALE,
-        ratio: Range = RATIO,
-        blur: Range = BLUR,
-        opacity: Range = OPACITY,
-        margin: int = MARGIN,
-        jitter: float = JITTER,
-        lengths_for: float | None = LENGTHS_FOR,
-        segment: Segment | None = None,
-        return_mask: bool = False,
-        shared: bool = False,
-    ):
-        own = anatpaste.AnatPaste(scale, ratio, blur, opacity, margin, jitter, lengths_for)
-        super().__init__(p, segment=segment, return_mask=return_mask, shared=shared, **vars(own))
+    if TYPE_CHECKING:
+
+        def __init__(self, p: float = 0.5, **options: Unpack[PasteArguments]) -> None: ...
 
 
 class CutPaste(OperationTransform):
@@ -438,20 +426,11 @@ class CutPaste(OperationTransform):
     Li et al., CutPaste, CVPR 2021, arXiv:2104.04015.
     """
 
-    operation = cutpaste.CutPaste
+    operation = operations.CutPaste
 
-    def __init__(
-        self,
-        p: float = 0.5,
-        *,
-        scale: Range = SCALE,
-        ratio: Range = RATIO,
-        jitter: float = JITTER,
-        return_mask: bool = False,
-        shared: bool = False,
-    ):
-        own = vars(cutpaste.CutPaste(scale, ratio, jitter))
-        super().__init__(p, return_mask=return_mask, shared=shared, **own)
+    if TYPE_CHECKING:
+
+        def __init__(self, p: float = 0.5, **options: Unpack[CutPasteArguments]) -> None: ...
 
 
 class CutPasteScar(OperationTransform):
@@ -478,22 +457,11 @@ class CutPasteScar(OperationTransform):
     Li et al., CutPaste, CVPR 2021, arXiv:2104.04015.
     """
 
-    operation = cutpaste.CutPasteScar
+    operation = operations.CutPasteScar
 
-    def __init__(
-        self,
-        p: float = 0.5,
-        *,
-        width: Range = WIDTH,
-        height: Range = HEIGHT,
-        angle: Range = ANGLE,
-        jitter: float = JITTER,
-        lengths_for: float | None = LENGTHS_FOR,
-        return_mask: bool = False,
-        shared: bool = False,
-    ):
-        own = vars(cutpaste.CutPasteScar(width, height, angle, jitter, lengths_for))
-        super().__init__(p, return_mask=return_mask, shared=shared, **own)
+    if TYPE_CHECKING:
+
+        def __init__(self, p: float = 0.5, **options: Unpack[ScarArguments]) -> None: ...
 
 
 class CutPasteUnion(OperationTransform):
@@ -520,24 +488,11 @@ class CutPasteUnion(OperationTransform):
     Li et al., CutPaste, CVPR 2021, arXiv:2104.04015.
     """
 
-    operation = cutpaste.CutPasteUnion
+    operation = operations.CutPasteUnion
 
-    def __init__(
-        self,
-        p: float = 0.5,
-        *,
-        scale: Range = SCALE,
-        ratio: Range = RATIO,
-        jitter: float = JITTER,
-        width: Range = WIDTH,
-        height: Range = HEIGHT,
-        angle: Range = ANGLE,
-        lengths_for: float | None = LENGTHS_FOR,
-        return_mask: bool = False,
-        shared: bool = False,
-    ):
-        paste = cutpaste.CutPasteUnion(scale, ratio, jitter, width, height, angle, lengths_for)
-        super().__init__(p, return_mask=return_mask, shared=shared, **vars(paste))
+    if TYPE_CHECKING:
+
+        def __init__(self, p: float = 0.5, **options: Unpack[UnionArguments]) -> None: ...
 
 
 class Opacity(OperationTransform):
@@ -571,22 +526,11 @@ class Opacity(OperationTransform):
     (256, 256)
     """
 
-    operation = opacity.Opacity
+    operation = operations.Opacity
 
-    def __init__(
-        self,
-        p: float = 0.5,
-        *,
-        kinds: Kinds = KINDS,
-        size: float = 1,
-        density: float = 1,
-        lengths_for: float | None = LENGTHS_FOR,
-        segment: Segment | None = None,
-        return_mask: bool = False,
-        shared: bool = False,
-    ):
-        own = opacity.Opacity(kinds, size, density, lengths_for)
-        super().__init__(p, segment=segment, return_mask=return_mask, shared=shared, **vars(own))
+    if TYPE_CHECKING:
+
+        def __init__(self, p: float = 0.5, **options: Unpack[OpacityArguments]) -> None: ...
 
 
 def is_image(part: Any) -> bool:
@@ -622,13 +566,10 @@ def check_same_size(images: list[Any]) -> None:
         raise ValueError(f"images that share a paste must have one size, got {sorted(sizes)}")
 
 
-def field_or_lungs(parts: list[Any], array: Array, segment: Segment | None) -> Mask:
-    """Return the `LungField` among some parts of a sample, or segment the image."""
+def find_field(parts: list[Any], array: Array) -> Mask | None:
+    """Return the `LungField` among some parts of a sample, checked, if there is one."""
     fields = [part for part in parts if isinstance(part, LungField)]
-    if fields:
-        lungs: Mask = as_mask(fields[0], array.shape, "the sample's LungField").copy()
-        return lungs
-    return find_lungs(array, None, segment)
+    return as_mask(fields[0], array.shape, "the sample's LungField").copy() if fields else None
 
 
 def to_array(image: Any) -> Array:
@@ -644,20 +585,21 @@ def to_array(image: Any) -> Array:
     elif image.ndim != 2:
         raise ValueError(
             f"image must have the shape (1, H, W), (3, H, W) or (H, W), got {tuple(image.shape)}; "
-            "anatpaste_aug.batch takes batches"
+            "anatpaste_aug.batch takes batches (B, C, H, W); no form takes volumes"
         )
     if image.dtype == torch.bfloat16:
         raise TypeError(f"image must have a dtype that NumPy has, got {image.dtype}")
-    return as_array(image.detach().as_subclass(torch.Tensor).numpy())
+    if image.requires_grad or type(image) is not torch.Tensor:
+        image = image.detach().as_subclass(torch.Tensor)
+    return as_array(image.numpy())
 
 
 def from_array(image: Any, array: Array) -> Any:
     """Return an array as the kind of `image`."""
     if not isinstance(image, torch.Tensor):
         return as_kind_of(image, array)
-    if array.ndim == 3:
-        array = np.ascontiguousarray(array.transpose(2, 0, 1))
-    tensor = torch.from_numpy(array).reshape(image.shape).to(image.dtype)
+    planes = np.ascontiguousarray(array.transpose(2, 0, 1) if array.ndim == 3 else array)
+    tensor = torch.from_numpy(planes).reshape(image.shape).to(image.dtype)
     if isinstance(image, tv_tensors.TVTensor):
         return tv_tensors.wrap(tensor, like=image)
     if type(image) is torch.Tensor:

@@ -1,6 +1,6 @@
 """Paste into batches, on a GPU if there is one: ``python -m examples.batches``.
 
-The DataLoader's workers do nothing but load; masks and pastes are made where the batch lies.
+The DataLoader's workers do nothing but load; masks and pastes are made of whole batches.
 """
 
 from __future__ import annotations

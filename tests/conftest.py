@@ -31,7 +31,7 @@ settings.load_profile("repeatable")
 
 
 def real_data(folder: str) -> Path:
-    """Give a folder of real data, or skip the test."""
+    """Return a folder of real data, or skip the test."""
     path = SHARED / folder
     if not path.exists():
         pytest.skip(f"needs the real data in ../shared/{folder}")

@@ -85,7 +85,7 @@ def encapsulated(pixels, syntax, frame):
 
 
 def scans(width, height, count):
-    """Encode a grey progressive JPEG of very many scans, each of which codes that nothing is."""
+    """Encode a gray progressive JPEG of very many scans, each of which codes that nothing is."""
     blocks = -(-width // 8) * -(-height // 8)
     bits = ("0" + "1" * 14) * -(-blocks // 32767)  # runs of 32767 empty blocks
     bits += "0" * (-len(bits) % 8)
@@ -119,18 +119,18 @@ def run_length(width, height):
 
 
 def valid(pixels):
-    """Give one file of each kind that is read."""
+    """Return one file of each kind that is read."""
     wide = pixels.astype(np.uint16) * 257
     return {
-        "grey.png": picture(pixels, "PNG"),
+        "gray.png": picture(pixels, "PNG"),
         "deep.png": picture(wide, "PNG"),
-        "colour.png": picture(np.stack([pixels] * 3, -1), "PNG"),
-        "grey.jpg": picture(pixels, "JPEG"),
+        "color.png": picture(np.stack([pixels] * 3, -1), "PNG"),
+        "gray.jpg": picture(pixels, "JPEG"),
         "progressive.jpg": picture(pixels, "JPEG", progressive=True),
         "scans.jpg": scans(64, 64, 90),
         "frame.dcm": encapsulated(pixels, JPEG, scans(64, 64, 90)),
-        "grey.bmp": picture(pixels, "BMP"),
-        "grey.tif": picture(pixels, "TIFF"),
+        "gray.bmp": picture(pixels, "BMP"),
+        "gray.tif": picture(pixels, "TIFF"),
         "packed.tif": picture(wide, "TIFF", compression="tiff_lzw"),
         "float.tif": picture(pixels.astype(np.float32) / 255, "TIFF"),
         "plain.dcm": dicom(wide, more=window(32768, 65536)),
@@ -145,7 +145,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpa
 
 
 def bad(pixels):
-    """Give files that must be refused, each with a part of the reason."""
+    """Return files that must be refused, each with a part of the reason."""
     ramp = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32)
     png = picture(pixels, "PNG")
     return {
@@ -167,8 +167,8 @@ def bad(pixels):
         "text.dcm": (b"text", "DICM"),
         "header.dcm": (b"\0" * 128 + b"DICM", "damaged"),
         "cut.dcm": (dicom(ramp)[:-100], "damaged"),
-        "colour.dcm": (dicom(ramp, photometric="RGB"), "not one grey frame but RGB"),
-        "frames.dcm": (dicom(ramp, more=((0x08, b"IS", "9999999"),)), "not one grey frame"),
+        "color.dcm": (dicom(ramp, photometric="RGB"), "not one gray frame but RGB"),
+        "frames.dcm": (dicom(ramp, more=((0x08, b"IS", "9999999"),)), "not one gray frame"),
         "huge.dcm": (dicom(ramp, RLE, rows=65535), "decompression bomb"),
         "window.dcm": (dicom(ramp, more=window("1e9", 2)), "all pixels are alike"),
         "slope.dcm": (

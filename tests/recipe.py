@@ -14,9 +14,9 @@ def recipe_mask(image, min_area=400):
     pytest.importorskip("skimage", reason="needs scikit-image")
     from skimage import exposure, filters, measure, morphology, segmentation
 
-    equalised = exposure.equalize_adapthist(image, kernel_size=None, clip_limit=0.01, nbins=256)
-    threshold = filters.threshold_otsu(equalised)
-    mask = (equalised > 0) & (equalised <= threshold)
+    equalized = exposure.equalize_adapthist(image, kernel_size=None, clip_limit=0.01, nbins=256)
+    threshold = filters.threshold_otsu(equalized)
+    mask = (equalized > 0) & (equalized <= threshold)
     mask = morphology.opening(mask, SQUARE)
     mask = segmentation.clear_border(mask)
     mask = morphology.dilation(mask, SQUARE)

@@ -41,7 +41,7 @@ def need(module):
 
 
 def sections():
-    """Give the page's Python by its headings, and what stands before the first under ''."""
+    """Return the page's Python by its headings, and what stands before the first under ''."""
     if not PAGE.exists():
         pytest.skip("needs the source tree: the snippets stand in docs")
     heads = re.split(r"^## (.*)$", "## \n" + PAGE.read_text(), flags=re.M)[1:]
@@ -51,7 +51,7 @@ def sections():
 
 @pytest.fixture
 def page(tmp_path, monkeypatch):
-    """Run a section of the page as a script, in a folder of its own; give its names."""
+    """Run a section of the page as a script, in a folder of its own; return its names."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NO_ALBUMENTATIONS_UPDATE", "1")
 
@@ -171,7 +171,7 @@ def test_anomalib_s_draem_trains_on_it(tmp_path, size):
     from anomalib.data import ImageBatch
 
     model = models.Draem(dtd_dir=tmp_path, evaluator=False, visualizer=False)
-    model.augmenter = batch.Only(batch.AnatPaste(p=1), "images", "regions")
+    model.augmenter = batch.Select(batch.AnatPaste(p=1), "images", "regions")
     model.log = lambda *args, **kwargs: None  # a step alone, without a trainer
     images = (films(2, size)[:, None] / 255).expand(-1, 3, -1, -1)
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)
@@ -189,7 +189,7 @@ def test_kornia(page):
     K, images = names["K"], names["images"] / 255
     assert names["out"].shape == images.shape
     assert names["masks"].shape == images.shape
-    only = batch.Only(batch.AnatPaste(p=1), "images")
+    only = batch.Select(batch.AnatPaste(p=1), "images")
     flip = K.AugmentationSequential(K.RandomHorizontalFlip(p=1), only, data_keys=["input", "mask"])
     marks = (images > 0.5).float()
     out, moved = flip(images, marks)

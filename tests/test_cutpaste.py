@@ -30,7 +30,7 @@ def test_keeps_kind_and_range_and_touches_only_the_region(function, image, seed)
     out, region = function(image, seed, return_mask=True)
     assert out.dtype == image.dtype
     assert out.shape == image.shape
-    assert region.any()
+    assert region.any() == (out != image).any()
     np.testing.assert_array_equal(image, before)
     np.testing.assert_array_equal(out[~region], image[~region])
     assert_in_range(out, image)
@@ -83,8 +83,7 @@ def test_scar_turns_by_right_angles_as_numpy_does():
 @pytest.mark.parametrize("seed", range(20))
 def test_scar_is_close_to_pillow_s_rotation(seed):
     # Pillow lays its grid out differently by a fraction of a pixel, so that outlines may differ.
-    image = np.full((120, 120), 50, np.uint8)
-    image[:60] = 200
+    image = np.random.default_rng(0).integers(0, 256, (120, 120)).astype(np.uint8)
     drawn = sample_scar(image, seed, lengths_for=None)
     params = dataclasses.replace(drawn, crop_y=20, brightness=1, contrast=1)
     patch = Image.new("L", (params.width, params.height), 255)
@@ -93,6 +92,16 @@ def test_scar_is_close_to_pillow_s_rotation(seed):
     area = params.width * params.height
     assert abs(np.count_nonzero(region) - area) <= max(0.1 * area, 6)
     assert abs(np.count_nonzero(region) - np.count_nonzero(turned)) <= max(0.15 * area, 8)
+
+
+def test_pastes_that_change_nothing_have_no_region(phantom):
+    framed = np.pad(phantom[50:-50, 50:-50], 50)  # a black border of 50 pixels
+    unchanged = 0
+    for seed in range(200):
+        out, region = cutpaste_scar(framed, seed, return_mask=True)
+        assert region.any() == (out != framed).any()
+        unchanged += not region.any()
+    assert unchanged > 20
 
 
 def test_the_region_is_where_the_patch_lies():

@@ -7,7 +7,7 @@ import pytest
 from recipe import recipe_mask
 from scipy import ndimage
 
-from anatpaste_aug import data
+from anatpaste_aug.data import phantom as data
 from anatpaste_aug.data import phantom_radiograph
 
 

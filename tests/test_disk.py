@@ -10,14 +10,24 @@ from pathlib import Path
 
 import pytest
 
-from anatpaste_aug.disk import locking, reading, remove_abandoned, replacing
-
 ROOT = Path(__file__).resolve().parents[1]
+if not (ROOT / "examples").is_dir():
+    pytest.skip("the examples are not beside the tests", allow_module_level=True)
+sys.path.insert(0, str(ROOT))
+
+from examples.pretrain_gde.disk import (  # noqa: E402  # needs no torch
+    is_among,
+    locking,
+    reading,
+    remove_abandoned,
+    replacing,
+)
+
 needs_locks = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
 
 WRITES = """
 import sys, pathlib
-from anatpaste_aug.disk import locking, replacing
+from examples.pretrain_gde.disk import locking, replacing
 path = pathlib.Path(sys.argv[1])
 with locking(path.parent), replacing(path) as file:
     file.write(b"half")
@@ -29,7 +39,7 @@ with locking(path.parent), replacing(path) as file:
 
 @pytest.fixture
 def writer(tmp_path):
-    """Give a process that is in the midst of writing a file, its folder locked."""
+    """Return a process that is in the midst of writing a file, its folder locked."""
     process = subprocess.Popen(
         [sys.executable, "-c", WRITES, str(tmp_path / "file")],
         stdin=subprocess.PIPE,
@@ -74,6 +84,17 @@ def test_a_name_as_long_as_names_can_be(tmp_path):
         with replacing(tmp_path / name) as file:
             file.write(b"long")
         assert (tmp_path / name).read_bytes() == b"long"
+
+
+def test_a_file_is_known_by_any_name(tmp_path):
+    path, link, other = (tmp_path / name for name in ("file", "link", "other"))
+    path.touch()
+    other.touch()
+    link.hardlink_to(path)
+    assert is_among(link, [other, tmp_path / "none", path])
+    assert not is_among(link, [other, tmp_path / "none"])
+    assert not is_among(tmp_path / "none", [path, tmp_path / "none"])
+    assert not is_among(path, [Path("nul\0")])
 
 
 @needs_locks

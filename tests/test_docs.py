@@ -16,22 +16,20 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = ("index", "batches", "exact")  # of the site; test_operations.py runs own_operation
 MODULES = (
-    "lungs",
+    "masks.published",
     "operations.anatpaste",
     "operations.cutpaste",
     "operations.opacity",
-    "data",
-    "files",
-    "robust",
+    "data.phantom",
+    "data.files",
+    "masks.robust",
 )
 TORCH_MODULES = (
     "transforms",
     "pretext",
-    "batch.lungs",
+    "batch.functions",
     "batch.modules",
     "batch.params",
-    "batch.anatpaste",
-    "batch.opacity",
 )
 
 

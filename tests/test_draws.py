@@ -19,7 +19,7 @@ from anatpaste_aug import (
     sample_paste,
     sample_scar,
 )
-from anatpaste_aug.operations.draws import nth_pixel
+from anatpaste_aug.operations.sampling import nth_pixel
 
 N = 4000
 SIDE = 1000  # large, so that rounding to whole pixels does not show

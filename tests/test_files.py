@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image
 
-from anatpaste_aug.files import read_image
+from anatpaste_aug.data import read_image
 from anatpaste_aug.images import as_array
 
 tifffile = pytest.importorskip("tifffile", reason="needs tifffile")
@@ -45,7 +45,7 @@ def test_lossless_formats(tmp_path, phantom, suffix, dtype):
     np.testing.assert_array_equal(read, image)
 
 
-def test_jpeg_and_colour(tmp_path, phantom):
+def test_jpeg_and_color(tmp_path, phantom):
     path = tmp_path / "image.jpg"
     Image.fromarray(phantom).save(path, quality=95)
     assert np.abs(read_image(path).astype(int) - phantom).mean() < 2
@@ -78,16 +78,16 @@ def test_what_pillow_would_misread(tmp_path, phantom):
         with pytest.raises(ValueError, match=message):
             read_image(path)
 
-    colour = tmp_path / "colour.png"
-    colour.write_bytes(png(np.repeat(wide[..., None], 3, axis=2), colour_type=2))
-    with pytest.raises(ValueError, match="16-bit colour"):
-        read_image(colour)
-    colour.write_bytes(png(np.repeat(wide[..., None], 2, axis=2), colour_type=4))
-    with pytest.raises(ValueError, match="16-bit colour and transparency"):
-        read_image(colour)
+    color = tmp_path / "color.png"
+    color.write_bytes(png(np.repeat(wide[..., None], 3, axis=2), color_type=2))
+    with pytest.raises(ValueError, match="16-bit color"):
+        read_image(color)
+    color.write_bytes(png(np.repeat(wide[..., None], 2, axis=2), color_type=4))
+    with pytest.raises(ValueError, match="16-bit color and transparency"):
+        read_image(color)
 
 
-def png(pixels, colour_type):
+def png(pixels, color_type):
     """Write a 16-bit PNG of several channels, which Pillow cannot."""
 
     def chunk(kind, data):
@@ -96,7 +96,7 @@ def png(pixels, colour_type):
 
     height, width = pixels.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", header)
@@ -239,7 +239,7 @@ def test_dicom_padding_may_be_a_range(ends, tmp_path):
 
 def test_bad_dicoms(tmp_path, phantom):
     write_dicom(tmp_path / "frames.dcm", np.stack([phantom] * 2))
-    with pytest.raises(ValueError, match="not one grey frame but MONOCHROME2"):
+    with pytest.raises(ValueError, match="not one gray frame but MONOCHROME2"):
         read_image(tmp_path / "frames.dcm")
     write_dicom(tmp_path / "cut.dcm", phantom)
     (tmp_path / "cut.dcm").write_bytes((tmp_path / "cut.dcm").read_bytes()[:3000])
@@ -406,7 +406,7 @@ def test_a_decoder_without_memory_is_not_put_down_to_the_file(tmp_path):
     assert read_image(path).shape == (size, size)
     code = (
         "import resource, sys\n"
-        "from anatpaste_aug.files import read_image\n"
+        "from anatpaste_aug.data import read_image\n"
         "import pydicom, pydicom.pixels\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + 2**24, -1))\n"

@@ -15,6 +15,8 @@ import pytest
 from recipe import recipe_alpha, recipe_mask, recipe_paste
 
 from anatpaste_aug import PasteParams, apply_paste, lung_mask, paste_alpha
+from anatpaste_aug.masks import published
+from anatpaste_aug.operations import alpha, anatpaste
 
 GOLDEN = Path(__file__).parent / "phantom_golden.npz"
 
@@ -28,7 +30,7 @@ def views(image):
     yield "enlarged", image.repeat(2, 0).repeat(2, 1)[: 2 * 180]
     yield "uint16", image.astype(np.uint16) * 256 + image
     yield "float32", image.astype(np.float32) / np.float32(255)
-    yield "colour", np.stack([image, image // 2, image // 4], axis=-1)
+    yield "color", np.stack([image, image // 2, image // 4], axis=-1)
 
 
 def digest(array):
@@ -45,15 +47,15 @@ def write_golden():
     phantom, rng = phantom_radiograph(256, rng=0), np.random.default_rng(0)
     masks, cases = {}, []
     for name, image in views(phantom):
-        grey = np.asarray(Image.fromarray(image).convert("L")) if image.ndim == 3 else image
-        mask = recipe_mask(grey)
+        gray = np.asarray(Image.fromarray(image).convert("L")) if image.ndim == 3 else image
+        mask = recipe_mask(gray)
         assert mask.any()
         masks[f"mask_{name}"] = np.packbits(mask, axis=-1)
         for lungs in [mask] * 6 + [np.zeros_like(mask)] * 2 if image.dtype == np.uint8 else []:
             params = sample_paste(lungs, rng)
-            alpha, out = recipe_alpha(params, lungs), recipe_paste(image, params, lungs)
+            drawn, out = recipe_alpha(params, lungs), recipe_paste(image, params, lungs)
             pasted = {"image": name, "lungs": bool(lungs.any()), "params": vars(params)}
-            cases.append({**pasted, "alpha": digest(alpha), "out": digest(out)})
+            cases.append({**pasted, "alpha": digest(drawn), "out": digest(out)})
     np.savez_compressed(GOLDEN, phantom=phantom, cases=json.dumps(cases), **masks)
 
 
@@ -86,6 +88,29 @@ def test_pastes_byte_for_byte(golden):
         params = PasteParams(**case["params"])
         assert digest(paste_alpha(params, lungs)) == case["alpha"], case
         assert digest(apply_paste(image, params, lungs)) == case["out"], case
+
+
+# Stages of the published method, and how they might go wrong.
+WRONG = {
+    "clahe": (published, lambda levels: 16000 - levels),
+    "dark_side": (published, lambda dark: ~dark),
+    "opening": (published, lambda mask: np.roll(mask, 1, 1)),
+    "clear_border": (published, lambda kept: np.roll(kept, 1, 0)),
+    "clear_small_boxes": (published, lambda mask: mask & (mask.cumsum(0) > 1)),
+    "draw_shape": (anatpaste, lambda alpha: (alpha + (alpha > 0)).clip(0, 255).astype(np.uint8)),
+    "cut_patch": (anatpaste, lambda patch: patch ^ 1),
+    "blend": (alpha, lambda mixed: mixed ^ (mixed > 99)),
+}
+
+
+@pytest.mark.parametrize("stage", WRONG)
+def test_a_wrong_stage_is_seen(stage, monkeypatch, golden):
+    module, spoil = WRONG[stage]
+    right = getattr(module, stage)
+    monkeypatch.setattr(module, stage, lambda *args: spoil(right(*args)))
+    compare = test_masks_bit_for_bit if module is published else test_pastes_byte_for_byte
+    with pytest.raises(AssertionError):
+        compare(golden)
 
 
 def test_batches_equal_them_too(golden):

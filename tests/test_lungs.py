@@ -11,10 +11,10 @@ from PIL import Image
 from recipe import SQUARE, recipe_mask
 
 from anatpaste_aug import lung_mask
-from anatpaste_aug.clahe import BINS, CLIP_LIMIT, clip_histograms
 from anatpaste_aug.data import phantom_radiograph
-from anatpaste_aug.images import to_grey
-from anatpaste_aug.regions import Runs, clear_small_boxes, frame, opening
+from anatpaste_aug.images import to_gray
+from anatpaste_aug.masks.clahe import BINS, CLIP_LIMIT, clip_histograms, dark_side
+from anatpaste_aug.masks.regions import Runs, clear_small_boxes, frame, opening
 
 
 def golden_masks():
@@ -157,6 +157,44 @@ def test_a_small_region_takes_its_box_and_later_areas_are_recounted():
     np.testing.assert_array_equal(clear_small_boxes(mask, 39), mask)
 
 
+def boxes_one_by_one(mask, min_area):
+    """Remove the boxes of small regions as the released code does, in scikit-image's calls."""
+    measure = pytest.importorskip("skimage.measure", reason="needs scikit-image")
+    labels = measure.label(mask)
+    for region in measure.regionprops(labels):
+        if region.area < min_area:
+            labels[region.slice] = 0
+    return labels > 0
+
+
+def test_boxes_that_cut_other_regions():
+    pytest.importorskip("torch", reason="the hooks are drawn beside batches")
+    from batches import hooks, without_order
+
+    order_matters = 0
+    for seed in range(40):
+        inside, areas = hooks(np.random.default_rng(seed))
+        min_area = int(np.quantile(areas, 0.1 + 0.02 * seed))
+        for mask in (inside, inside[::-1], inside.T, inside.T[::-1]):
+            expected = boxes_one_by_one(mask, min_area)
+            np.testing.assert_array_equal(clear_small_boxes(mask, min_area), expected)
+            order_matters += bool((expected != without_order(mask, min_area)).any())
+    assert order_matters > 10
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_threshold_is_the_first_of_equal_maxima(dtype):
+    # Two gray values: every bin between them separates them equally well.
+    filters = pytest.importorskip("skimage.filters", reason="needs scikit-image")
+    for lowest in (100, 0):
+        levels = np.full((20, 20), 100, np.uint16)
+        levels[5:] = 9000
+        levels[0, 0] = lowest
+        unit = (levels - levels.min()).astype(dtype) / np.dtype(dtype).type(levels.max() - lowest)
+        expected = (unit > 0) & (unit <= filters.threshold_otsu(unit))
+        np.testing.assert_array_equal(dark_side(levels.copy(), dtype), expected)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_same_lungs_in_every_dtype(phantom, dtype):
     image = phantom.astype(dtype) * (1 if dtype == "uint8" else 4)
@@ -177,16 +215,16 @@ def test_floats_beyond_one_are_stretched(phantom):
     np.testing.assert_array_equal(lung_mask(image * 1e-3), recipe_mask(image * 1e-3))
 
 
-def test_colour_is_reduced_as_pillow_does():
+def test_color_is_reduced_as_pillow_does():
     rng = np.random.default_rng(3)
-    colour = rng.integers(0, 256, (64, 80, 3)).astype(np.uint8)
-    grey = np.asarray(Image.fromarray(colour).convert("L"))
-    np.testing.assert_array_equal(to_grey(colour), grey)
-    wide = to_grey(colour.astype(np.uint16) * 257)
-    assert np.abs(wide / 257 - grey).max() <= 0.51
+    color = rng.integers(0, 256, (64, 80, 3)).astype(np.uint8)
+    gray = np.asarray(Image.fromarray(color).convert("L"))
+    np.testing.assert_array_equal(to_gray(color), gray)
+    wide = to_gray(color.astype(np.uint16) * 257)
+    assert np.abs(wide / 257 - gray).max() <= 0.51
     phantom3 = np.repeat(phantom_radiograph(128, rng=2)[..., None], 3, axis=2)
     np.testing.assert_array_equal(lung_mask(phantom3), lung_mask(phantom3[..., 0]))
-    np.testing.assert_allclose(to_grey(phantom3 / 255.0), phantom3[..., 0] / 255.0)
+    np.testing.assert_allclose(to_gray(phantom3 / 255.0), phantom3[..., 0] / 255.0)
 
 
 @given(images())

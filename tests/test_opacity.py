@@ -20,7 +20,6 @@ from scipy.ndimage import binary_dilation
 import anatpaste_aug as ap
 from anatpaste_aug import operations
 from anatpaste_aug.data import phantom_radiograph
-from anatpaste_aug.operations import Draws
 from anatpaste_aug.operations import opacity as functional
 from anatpaste_aug.operations.opacity import DENSITY, KINDS, RADIUS, STRETCH
 
@@ -102,7 +101,7 @@ def test_promises_for_any_image(image, data, seed):
     assert out.max() == image.max()
     np.testing.assert_array_equal(out[~region], image[~region])
     assert alpha.max() <= params.density
-    reach = 3 * functional.cell_size(height, width)
+    reach = 3 * max(1, (math.isqrt(height * width) + 64) // 128)
     allowed = binary_dilation(mask, np.ones((3, 3)), reach) if mask.any() else ~mask
     assert not (region & ~allowed).any()
 
@@ -116,6 +115,19 @@ def test_the_function_is_the_three_steps(image, seed):
     np.testing.assert_array_equal(out, same)
     np.testing.assert_array_equal(region, where)
     np.testing.assert_array_equal(ap.opacity(image, seed, mask=mask), out)
+
+
+@given(data=st.data(), height=st.integers(16, 300), width=st.integers(16, 300))
+def test_the_window_of_alpha_leaves_nothing_out(data, height, width):
+    params = data.draw(any_params(height, width))
+    mask = any_mask(data.draw(st.integers(0, 99)), height, width)
+    alpha = ap.opacity_alpha(params, mask)
+    with pytest.MonkeyPatch.context() as patch:  # every cell of the grid is worked on
+        patch.setattr(functional, "meet", lambda _, __, cell, length: slice(0, -(-length // cell)))
+        patch.setattr(functional, "extent", lambda flags, part: part)
+        (rows, columns), whole = operations.Opacity.alpha_window(params, mask)
+    assert (rows, columns) == (slice(0, height), slice(0, width))
+    np.testing.assert_array_equal(alpha, whole)
 
 
 def test_alpha_is_full_inside_the_lungs_and_soft_outside():
@@ -250,15 +262,18 @@ def test_distributions():
 
 
 def test_halves_of_odd_masks():
-    draws = Draws(np.random.default_rng(0))
-    empty = np.zeros((20, 31), bool)
-    assert draws.half(empty, 3) == (0, 20, 0, 15, 1)
-    assert draws.half(empty, 15) == (0, 20, 15, 31, -1)
-    empty[5:9, 7] = True
-    assert draws.half(empty, 7) == (5, 9, 7, 8, -1)
-    empty[2, 30] = True
-    assert draws.half(empty, 7) == (5, 9, 7, 8, 1)
-    assert draws.half(empty, 30) == (2, 3, 30, 31, -1)
+    def box(x):
+        (rows, columns), side = functional.one_lung(lungs, x)
+        return rows.start, rows.stop, columns.start, columns.stop, side
+
+    lungs = np.zeros((20, 31), bool)
+    assert box(3) == (0, 20, 0, 15, 1)
+    assert box(15) == (0, 20, 15, 31, -1)
+    lungs[5:9, 7] = True
+    assert box(7) == (5, 9, 7, 8, -1)
+    lungs[2, 30] = True
+    assert box(7) == (5, 9, 7, 8, 1)
+    assert box(30) == (2, 3, 30, 31, -1)
 
 
 def test_options():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
+import math
 import pickle
 import re
 import subprocess
@@ -20,7 +22,7 @@ from scipy import stats
 import anatpaste_aug as ap
 from anatpaste_aug import operations
 from anatpaste_aug.data import phantom_radiograph
-from anatpaste_aug.operations import Draws, Operation, anatpaste, cutpaste, opacity, option
+from anatpaste_aug.operations import Operation, Sampler, option
 
 ROOT = Path(__file__).resolve().parents[1]
 FUNCTIONS = {
@@ -30,44 +32,91 @@ FUNCTIONS = {
     operations.CutPasteUnion: (ap.cutpaste_union,),
     operations.Opacity: (ap.opacity, ap.sample_opacity),
 }
+# What forms take besides the options of the operation.
 SHARED = {"p", "segment", "return_mask", "shared", "mask"}
+MONAI = {"mask_key", "region_key", "allow_missing_keys"}
 
 
 def options_of(form):
-    """Give the names and defaults of a form's options, in order."""
+    """Return the names and defaults of a form's options, in order; no other is taken."""
+    parameters = inspect.signature(form).parameters
+    assert not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()), form
     return [
         (name, parameter.default)
-        for name, parameter in inspect.signature(form).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name not in SHARED
+        for name, parameter in parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name not in SHARED | MONAI
     ]
 
 
-@pytest.mark.parametrize("operation", FUNCTIONS)
-def test_every_form_has_the_same_options(operation):
-    expected = [(one.name, one.default) for one in dataclasses.fields(operation)]
-    forms = list(FUNCTIONS[operation])
-    if "torch" in sys.modules or pytest.importorskip("torchvision", reason="needs torchvision"):
-        from anatpaste_aug import batch, transforms
+def described(form):
+    """Return the names of the options that type checkers know of, of a function or a class."""
+    (name,) = re.findall(r"\*\*options: Unpack\[(\w+)\]", inspect.getsource(form))
+    options = getattr(sys.modules[form.__module__], name)
+    assert not options.__required_keys__
+    return options.__annotations__.keys()
 
-        samples = {
-            "AnatPaste": batch.sample_paste,
-            "CutPaste": batch.sample_cutpaste,
-            "CutPasteScar": batch.sample_scar,
-            "Opacity": batch.sample_opacity,
-        }
-        name = operation.__name__
-        forms += [getattr(module, name) for module in (transforms, batch)]
-        forms += [samples[name]] if name in samples else []
+
+def check_options(operation, forms, typed=True):
+    """Check that forms show the operation's options, and take lungs where it does."""
+    expected = [(one.name, one.default) for one in dataclasses.fields(operation)]
     for form in forms:
         assert options_of(form) == expected, form
-    described = {  # what the function's overloads take
-        operations.AnatPaste: anatpaste.PasteArgs,
-        operations.CutPaste: cutpaste.CutArgs,
-        operations.CutPasteScar: cutpaste.ScarArgs,
-        operations.CutPasteUnion: cutpaste.UnionArgs,
-        operations.Opacity: opacity.OpacityArgs,
-    }[operation]
-    assert described.__annotations__.keys() - SHARED == dict(expected).keys()
+        shown = inspect.signature(form).parameters
+        assert not {"self", "operation", "options"} & shown.keys()
+        assert operation.needs_lungs or not {"segment", "mask_key"} & shown.keys()
+        if typed:
+            # Type checkers know of all that some form takes, and of no other option.
+            assert described(form) - SHARED == dict(expected).keys()
+            words = {name for name, one in shown.items() if one.kind is one.KEYWORD_ONLY}
+            assert words & SHARED <= described(form) or form in FUNCTIONS[operation][1:]
+        required = [np.ones((64, 64), np.uint8)] if inspect.isfunction(form) else []
+        with pytest.raises(TypeError, match="unexpected keyword argument 'blurr'"):
+            form(*required, blurr=3)
+
+
+@pytest.mark.parametrize("operation", FUNCTIONS)
+def test_every_function_has_the_operation_s_options(operation):
+    check_options(operation, FUNCTIONS[operation])
+    main = inspect.signature(FUNCTIONS[operation][0]).parameters
+    assert ({"mask", "segment"} <= main.keys()) == operation.needs_lungs
+    with pytest.raises(TypeError, match="unexpected keyword argument 'blurr'"):
+        operation(blurr=3)
+
+
+@pytest.mark.parametrize("operation", FUNCTIONS)
+def test_every_form_has_the_operation_s_options(operation):
+    pytest.importorskip("torchvision", reason="needs torchvision")
+    from anatpaste_aug import batch, transforms
+
+    name = operation.__name__
+    kinds = [getattr(transforms, name), getattr(batch, name)]
+    check_options(operation, kinds)
+    for kind in kinds:
+        assert ("segment" in inspect.signature(kind).parameters) == operation.needs_lungs
+    if operation is operations.AnatPaste:
+        assert options_of(batch.sample_paste) == options_of(kinds[0])
+        assert described(batch.sample_paste) == dict(options_of(kinds[0])).keys()
+    # Subclasses, with or without an operation of their own, show what they take.
+    check_options(operation, [type("Own", (kind,), {}) for kind in kinds], typed=False)
+    other = type("Own", (kinds[0],), {"operation": operations.CutPasteScar})
+    check_options(operations.CutPasteScar, [other], typed=False)
+
+
+@pytest.mark.filterwarnings("default")  # MONAI's own
+def test_monai_s_forms_have_the_operation_s_options():
+    pytest.importorskip("monai", reason="needs monai: the extra `clients`")
+    from anatpaste_aug import monai
+
+    own = type("RandScard", (monai.RandOperationd,), {"operation": operations.CutPasteScar})
+    for kind in (monai.RandAnatPasted, monai.RandOpacityd, own):
+        shown = inspect.signature(kind).parameters
+        assert [*shown][:2] == ["keys", "prob"]
+        assert {"region_key", "allow_missing_keys"} <= shown.keys()
+        assert ({"mask_key", "segment"} <= shown.keys()) == kind.operation.needs_lungs
+        expected = [(one.name, one.default) for one in dataclasses.fields(kind.operation)]
+        assert options_of(kind) == expected
+        with pytest.raises(TypeError, match="unexpected keyword argument 'blurr'"):
+            kind("image", blurr=3)
 
 
 def test_images_masks_and_sources_of_random_numbers_stand_in_the_same_places():
@@ -81,9 +130,8 @@ def test_images_masks_and_sources_of_random_numbers_stand_in_the_same_places():
             for name, parameter in inspect.signature(form).parameters.items()
         ]
 
-    for name in ("sample_paste", "sample_cutpaste", "sample_scar", "apply_paste", "apply_cutpaste"):
+    for name in ("sample_paste", "apply_paste", "lung_mask"):
         assert places(getattr(ap, name)) == places(getattr(batch, name)), name
-    assert places(ap.paste_alpha) == places(batch.paste_alpha)
 
 
 def test_functions_and_operations_agree(phantom):
@@ -122,6 +170,20 @@ def test_lengths_scale_with_the_image(size):
 def test_lengths_of_images_that_are_not_square():
     assert ap.sample_paste(np.ones((128, 512), bool), 0).margin == 10
     assert ap.sample_paste(np.ones((64, 256), bool), 0).margin == 5
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (257, 257)])
+@pytest.mark.parametrize("lengths_for", [256, 257, None])
+def test_lengths_are_whole_at_every_factor(shape, lengths_for):
+    operation = operations.Opacity(size=0.3, lengths_for=lengths_for)
+    factor = math.sqrt(shape[0] * shape[1]) / (lengths_for or shape[0])
+    for length, least in ((1.5, 1), (22.5, 1), (0.3, 0), (0.3, 1), (7, 0)):
+        scaled = operation.scaled(length, shape, least)
+        assert type(scaled) is int
+        assert scaled == max(round(length * factor), min(math.ceil(length), least))
+    assert operation.scaled((1.5, 4.2), shape) == (round(1.5 * factor), round(4.2 * factor))
+    radii = [22 * 0.3, 75 * 0.3]
+    assert operation.scaled(tuple(radii), shape, 1) == tuple(round(r * factor) for r in radii)
 
 
 def alphas(size, count=150):
@@ -246,8 +308,8 @@ def test_torch_masks_in_the_functions(phantom):
 # --- an operation of one's own --------------------------------------------------------------------
 
 
-def check_operation(kind, image, transform=None, module=None):
-    """Check what every operation promises; with its transform and module, that they agree."""
+def check_operation(kind, image):
+    """Check what every operation promises."""
     operation = kind()
     before, lungs = image.copy(), ap.lung_mask(image) if kind.needs_lungs else None
     params = operation.sample(image.shape[:2], lungs, 5)
@@ -264,39 +326,49 @@ def check_operation(kind, image, transform=None, module=None):
     np.testing.assert_array_equal(operation(image, 5), out)
     np.testing.assert_array_equal(kind.replay(image, params, lungs), out)
     assert operation.sample(image.shape[:2], lungs, 5) == params
-    if transform is None:
-        return
-    import torch
 
+
+def check_forms(kind, image, transform, module):
+    """Check that an operation's transform and module give what it gives."""
+    import torch
+    from batches import draw
+
+    from anatpaste_aug import batch
+
+    lungs = ap.lung_mask(image) if kind.needs_lungs else None
     torch.manual_seed(0)
     applied = transform(p=1)
     drawn = applied.make_params([image])
     np.testing.assert_array_equal(
         applied.transform(image, drawn), kind.replay(image, drawn["params"], drawn["lungs"])
     )
-    from anatpaste_aug import batch
-
     images = torch.from_numpy(np.stack([image] * 4))[:, None]
     masks = torch.from_numpy(np.stack([lungs] * 4)) if kind.needs_lungs else None
+    one = module(p=1.0)
+    out, regions, labels = one(images, masks=masks, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(0)
-    out, regions, labels = module(p=1.0)(images, masks=masks, generator=generator)
-    draws = batch.TorchDraws(images, torch.Generator().manual_seed(0))
-    draws.unit()  # who is chosen
-    for i, params in enumerate(draws.sample(operation, image.shape[:2], masks).unstack()):
+    torch.rand(4, generator=generator)  # who is chosen
+    for i, params in enumerate(draw(one.ops[0], images, masks, generator)):
         pasted, region = kind.replay(image, params, lungs, return_mask=True)
         np.testing.assert_array_equal(out[i, 0], pasted)
         np.testing.assert_array_equal(regions[i, 0], region)
     assert labels.tolist() == [1] * 4
+    both = batch.OneOf([module(p=1), batch.CutPaste(1)], 1)
+    assert both(images, masks=masks).labels.tolist() == [1] * 4
 
 
 @pytest.mark.parametrize("name", [kind.__name__ for kind in FUNCTIONS])
 def test_own_promises_are_kept(name, phantom):
-    forms = ()
-    if pytest.importorskip("torchvision", reason="needs torchvision"):
-        from anatpaste_aug import batch, transforms
+    check_operation(getattr(operations, name), phantom)
 
-        forms = (getattr(transforms, name), getattr(batch, name))
-    check_operation(getattr(operations, name), phantom, *forms)
+
+@pytest.mark.parametrize("name", [kind.__name__ for kind in FUNCTIONS])
+def test_own_promises_are_kept_by_every_form(name, phantom):
+    pytest.importorskip("torchvision", reason="needs torchvision")
+    from anatpaste_aug import batch, transforms
+
+    kind = getattr(operations, name)
+    check_forms(kind, phantom, getattr(transforms, name), getattr(batch, name))
 
 
 def test_the_documented_operation(phantom, capsys):
@@ -312,20 +384,21 @@ def test_the_documented_operation(phantom, capsys):
         exec(compile(block, page.name, "exec"), names)
     assert "DiscParams(center_x=" in capsys.readouterr().out
     kind = names["InvertDisc"]
-    check_operation(kind, phantom, names["InvertDiscTransform"], names["InvertDiscModule"])
+    check_operation(kind, phantom)
+    check_forms(kind, phantom, names["InvertDiscTransform"], names["InvertDiscModule"])
     assert repr(names["InvertDiscTransform"](radius=3)) == (
         "InvertDiscTransform(p=0.5, radius=(3, 3), lengths_for=256, segment=None, "
         "return_mask=False, shared=False)"
     )
     with pytest.raises(ValueError, match="radius must be at least 1, got 0"):
         names["InvertDiscModule"](radius=0)
-    colour = torch.from_numpy(np.stack([phantom] * 3))[None]
-    assert names["InvertDiscModule"](1.0)(colour).images.shape == (1, 3, 256, 256)
+    color = torch.from_numpy(np.stack([phantom] * 3))[None]
+    assert names["InvertDiscModule"](1.0)(color).images.shape == (1, 3, 256, 256)
 
 
 @dataclasses.dataclass(frozen=True)
 class NoLungs(Operation[ap.CutPasteParams]):
-    """An operation that takes no interest in lungs."""
+    """An operation that does not use lungs."""
 
     side: int = option(9, 1, integer=True, single=True)
 
@@ -333,18 +406,18 @@ class NoLungs(Operation[ap.CutPasteParams]):
     needs_lungs = False
     apply = staticmethod(operations.CutPaste.apply)
 
-    def draw(self, draws, shape, lungs):
+    def draw(self, sampler, shape, lungs):
         assert lungs is None
-        return {
-            "crop_x": 0,
-            "crop_y": 0,
-            "width": self.side,
-            "height": self.side,
-            "paste_x": draws.integer((0, shape[1] - self.side)),
-            "paste_y": 3,
-            "angle": 0.0,
-            **draws.jitter(0.1),
-        }
+        return ap.CutPasteParams(
+            crop_x=0,
+            crop_y=0,
+            width=self.side,
+            height=self.side,
+            paste_x=sampler.integer((0, shape[1] - self.side)),
+            paste_y=3,
+            angle=0.0,
+            **sampler.jitter(0.1),
+        )
 
 
 def test_operations_without_lungs(phantom):
@@ -356,7 +429,8 @@ def test_operations_without_lungs(phantom):
 
     transform = type("T", (transforms.OperationTransform,), {"operation": NoLungs})
     module = type("M", (batch.OperationModule,), {"operation": NoLungs})
-    check_operation(NoLungs, phantom, transform, module)
+    check_operation(NoLungs, phantom)
+    check_forms(NoLungs, phantom, transform, module)
     for form in (transform, module):
         with pytest.raises(ValueError, match="segment must be None where no lungs are needed"):
             form(segment=ap.lung_mask)
@@ -380,13 +454,12 @@ class Mark(Operation[MarkParams]):
     params = MarkParams
     needs_lungs = False
 
-    def draw(self, draws, shape, lungs):
+    def draw(self, sampler, shape, lungs):
         if self.strength == 0:
-            return {"kind": draws.choice(["dark"]), "strength": 1}
-        return draws.either(
-            lambda: {"kind": "dark", "strength": self.strength},
-            lambda: {"kind": draws.choice(["dark", "light"]), "strength": 0.3},
-        )
+            return MarkParams(sampler.choice(["dark"]), 1)
+        if sampler.choice((False, True)):
+            return MarkParams("dark", self.strength, times=sampler.integer((1, 2)))
+        return MarkParams(sampler.choice(["dark", "light"]), 0.3)
 
     @staticmethod
     def apply(image, params, lungs):
@@ -394,20 +467,66 @@ class Mark(Operation[MarkParams]):
         return {"light": image, "dark": image.astype(float)}[params.kind], region
 
 
+def draw_batch(operation, count):
+    """Draw for a batch, and return the params of each image."""
+    import torch
+    from batches import draw
+
+    return draw(operation, torch.zeros(count, 1, 16, 16, dtype=torch.uint8))
+
+
 def test_words_constants_and_defaults_are_the_same_in_a_batch():
     pytest.importorskip("torch", reason="needs torch")
-    import torch
-
-    from anatpaste_aug import batch
-
-    images = torch.zeros(60, 1, 16, 16, dtype=torch.uint8)
     for operation in (Mark(), Mark(strength=0), Mark(strength=1)):
         alone = {operation.sample((16, 16), None, seed) for seed in range(60)}
-        together = batch.TorchDraws(images, None).sample(operation, (16, 16), None)
-        assert set(together.unstack()) == alone
-        again = pickle.loads(pickle.dumps(together))
-        assert again.unstack() == together.unstack()
+        assert set(draw_batch(operation, 60)) == alone
     assert {params.kind for params in alone} == {"dark", "light"}
+
+
+@dataclasses.dataclass(frozen=True)
+class WordsParams:
+    """Two fields of the same words in another order, and one that shares a word with them."""
+
+    first: Literal["a", "b"]
+    second: Literal["b", "a"]
+    third: Literal["c", "b", "d"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Words(Operation[WordsParams]):
+    """An operation that sets a pixel for every word."""
+
+    params = WordsParams
+    needs_lungs = False
+
+    def draw(self, sampler, shape, lungs):
+        one = sampler.choice(["a", "b"])
+        return WordsParams(one, one, sampler.choice(["b", "b", "c"]))
+
+    @staticmethod
+    def apply(image, params, lungs):
+        out, region = image.copy(), np.zeros(image.shape[:2], bool)
+        region[0, :3] = True
+        out[0, :3] = [ord(word) for word in (params.first, params.second, params.third)]
+        return out, region
+
+
+def test_fields_that_share_words_are_not_confused():
+    torch = pytest.importorskip("torch", reason="needs torch")
+    from anatpaste_aug import batch
+    from anatpaste_aug.batch.params import stack, unstack
+
+    expected = {WordsParams(one, one, other) for one in "ab" for other in "bc"}
+    assert {Words().sample((16, 16), None, seed) for seed in range(60)} == expected
+    drawn = draw_batch(Words(), 200)
+    assert set(drawn) == expected
+    whole, real = stack(WordsParams, drawn)
+    assert unstack(WordsParams, whole, real) == drawn
+    assert torch.equal(whole[:, 0], 1 - whole[:, 1])  # the index of the word in its own field
+    module = type("M", (batch.OperationModule,), {"operation": Words})
+    out = module(1)(torch.zeros(200, 1, 16, 16, dtype=torch.uint8)).images
+    pixels = {tuple(chr(value) for value in image[0, 0, :3].tolist()) for image in out}
+    assert pixels == {dataclasses.astuple(params) for params in expected}
 
 
 def test_an_operation_that_breaks_its_promises_is_told():
@@ -442,34 +561,91 @@ def test_an_operation_that_breaks_its_promises_is_told():
         ap.anatpaste(image, return_mask="no")
 
 
+@dataclasses.dataclass(frozen=True)
+class AllParams:
+    """One number from each of the distributions."""
+
+    uniform: float
+    log_uniform: float
+    integer: int
+    contrast: float
+    width: int
+    crop_y: int
+    row: int
+    column: int
+
+
+@dataclasses.dataclass(frozen=True)
+class All(Operation[AllParams]):
+    """An operation that draws from each of the distributions."""
+
+    params = AllParams
+
+    def draw(self, sampler, shape, lungs):
+        crop = sampler.crop(shape, (0.1, 0.5), (0.5, 2))
+        row, column = sampler.pixel(lungs)
+        return AllParams(
+            uniform=sampler.uniform((-3, 5)),
+            log_uniform=sampler.log_uniform((0.3, 4)),
+            integer=sampler.integer((2, 40)),
+            contrast=sampler.jitter(0.2)["contrast"],
+            width=crop["width"],
+            crop_y=crop["crop_y"],
+            row=row,
+            column=column,
+        )
+
+
 def test_draws_of_a_batch_are_those_of_images():
     torch = pytest.importorskip("torch", reason="needs torch")
-    from anatpaste_aug import batch
+    from batches import draw
 
     count, lungs = 4000, np.zeros((20, 30), bool)
     lungs[3:9, 10:12] = True
-    images = torch.zeros(count, 1, 20, 30)
     masks = torch.from_numpy(lungs).expand(count, -1, -1)
-    many = batch.TorchDraws(images, torch.Generator().manual_seed(0))
-    one = Draws(np.random.default_rng(0))
-    for draw in (
-        lambda draws: draws.uniform((-3, 5)),
-        lambda draws: draws.log_uniform((0.3, 4)),
-        lambda draws: draws.integer((2, 40)),
-        lambda draws: draws.jitter(0.2)["contrast"],
-        lambda draws: draws.crop((20, 30), (0.1, 0.5), (0.5, 2))["width"],
-        lambda draws: draws.crop((20, 30), (0.1, 0.5), (0.5, 2))["crop_y"],
-        lambda draws: draws.pixel(masks if draws is many else lungs)[0],
-        lambda draws: draws.pixel(masks if draws is many else lungs)[1],
+    generator, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
+    many = draw(All(), masks, masks, generator)
+    alone = [All().sample((20, 30), lungs, rng) for _ in range(count)]
+    for one in dataclasses.fields(AllParams):
+        values, single = ([getattr(params, one.name) for params in some] for some in (many, alone))
+        assert stats.ks_2samp(values, single).pvalue > 1e-4
+        assert {type(value).__name__ for value in values} == {one.type}
+        assert len(set(values)) > 1
+    assert draw(All(), masks, masks, generator) != many  # the generator goes on
+    assert draw(All(), masks, masks, torch.Generator().manual_seed(0)) == many
+
+
+def test_params_of_a_batch():
+    torch = pytest.importorskip("torch", reason="needs torch")
+    from anatpaste_aug import batch
+
+    drawn = batch.sample_paste(torch.ones(5, 32, 40) > 0)
+    singles = [drawn[i] for i in range(5)]
+    for one in dataclasses.fields(ap.PasteParams):
+        column = [getattr(single, one.name) for single in singles]
+        if one.name == "shape":
+            column = [["ellipse", "rectangle"].index(word) for word in column]
+        assert getattr(drawn, one.name).tolist() == column
+    for same in (
+        pickle.loads(pickle.dumps(drawn)),
+        copy.deepcopy(drawn),
+        drawn.to("cpu"),
+        batch.PasteParams.stack(singles),
+        batch.PasteParams.stack(single for single in singles),
     ):
-        alone = [draw(one) for _ in range(count)]
-        assert stats.ks_2samp(draw(many).numpy(), alone).pvalue > 1e-4
-    with pytest.raises(TypeError, match=r"fields .*each once, got 13 values"):
-        batch.PasteParams(*[torch.zeros(2)] * 13)
+        assert len(same) == 5
+        assert [same[i] for i in range(5)] == singles
+    assert drawn[-1] == singles[4]
+    assert repr(drawn).startswith("PasteParams(B=5")
+    with pytest.raises(AttributeError, match="no field 'angle'"):
+        _ = drawn.angle
+    with pytest.raises(IndexError):
+        drawn[5]
+    assert len(batch.PasteParams.stack([])) == 0
 
 
 def test_draws_are_the_stated_ones():
-    draws = Draws(np.random.default_rng(0))
+    draws = Sampler(np.random.default_rng(0))
     assert {draws.integer((3, 5)) for _ in range(100)} == {3, 4, 5}
     assert {draws.choice(["a", "b"]) for _ in range(50)} == {"a", "b"}
     assert all(2 <= draws.uniform((2, 4)) < 4 for _ in range(100))
@@ -480,46 +656,55 @@ def test_draws_are_the_stated_ones():
 # --- types ----------------------------------------------------------------------------------------
 
 TYPED = """
-from typing import Any
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 import anatpaste_aug as ap
+from anatpaste_aug import batch, transforms
 from typing_extensions import assert_type
+import torch
 
-picture = Image.new("L", (64, 64))
 array = np.zeros((64, 64), np.uint8)
-params = ap.sample_paste(array > 0)
-cut = ap.sample_cutpaste(array)
-Array = npt.NDArray[Any]
-Mask = npt.NDArray[np.bool_]
-assert_type(ap.anatpaste(picture), Image.Image)
-assert_type(ap.anatpaste(array, rng=0, mask=array > 0), Array)
-assert_type(ap.anatpaste(picture, return_mask=True), tuple[Image.Image, Mask])
-assert_type(ap.apply_paste(picture, params), Image.Image)
-assert_type(ap.apply_paste(array, params, return_mask=True), tuple[Array, Mask])
-assert_type(ap.cutpaste(picture), Image.Image)
-assert_type(ap.cutpaste_scar(array, return_mask=True), tuple[Array, Mask])
-assert_type(ap.cutpaste_union(picture, return_mask=True), tuple[Image.Image, Mask])
-assert_type(ap.apply_cutpaste(picture, cut, return_mask=True), tuple[Image.Image, Mask])
-assert_type(ap.lung_mask(picture), Mask)
-assert_type(ap.opacity(picture, kinds="haze"), Image.Image)
-assert_type(ap.opacity(array, return_mask=True), tuple[Array, Mask])
-assert_type(ap.apply_opacity(array, ap.sample_opacity(array > 0)), Array)
-assert_type(ap.lung_crop(picture, return_mask=True), tuple[Image.Image, Mask])
-ap.anatpaste(array, opacity="high")  # an error
+picture, images = Image.new("L", (64, 64)), torch.zeros(2, 1, 64, 64)
+assert_type(ap.sample_paste(array > 0), ap.PasteParams)
+assert_type(ap.sample_cutpaste(array), ap.CutPasteParams)
+assert_type(ap.sample_opacity(array > 0), ap.OpacityParams)
+assert_type(ap.lung_mask(picture), ap.images.Mask)
+ap.anatpaste(picture, 0, mask=array > 0, return_mask=True, opacity=(150, 254), lengths_for=None)
+ap.opacity(array, rng=0, kinds="haze", segment=ap.lung_mask_robust)
+ap.cutpaste_union(picture, width=(2, 16), scale=0.1)
+transforms.AnatPaste(p=1, segment=ap.lung_mask, shared=True, margin=3)
+transforms.Opacity(0.3, kinds=("haze", "nodule"), return_mask=True)
+module = batch.AnatPaste(segment=batch.lung_mask_robust, blur=3)
+assert_type(module.forward(images), batch.Augmented)
+assert_type(batch.LungCrop(64).forward(images), batch.Cropped)
+assert_type(batch.sample_paste(images > 0, opacity=200)[0], ap.PasteParams)
+# Errors, one in each line:
+ap.anatpaste(array, opacity="high")
+ap.anatpaste(array, kinds="haze")
+ap.opacity(array, blur=3)
+ap.cutpaste(array, width=3)
+ap.cutpaste_scar(array, scale=0.1)
+ap.sample_paste(array > 0, blurr=3)
+ap.sample_scar(array, angle="steep")
+transforms.AnatPaste(p=1, size=3)
+transforms.CutPasteScar(ratio=1)
+batch.Opacity(margin=3)
+batch.CutPasteUnion(kinds="haze")
+batch.sample_paste(images > 0, scale="large")
 """
 
 
-def test_types_say_what_comes_back(tmp_path):
+def test_types_know_the_options(tmp_path):
     pytest.importorskip("mypy", reason="needs mypy")
+    pytest.importorskip("torchvision", reason="needs torchvision")
     path = tmp_path / "typed.py"
     path.write_text(TYPED)
     command = [sys.executable, "-m", "mypy", "--strict", "--ignore-missing-imports", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    errors = [line for line in done.stdout.splitlines() if "error:" in line]
-    assert len(errors) == 1, done.stdout
-    assert 'typed.py:29: error: No overload variant of "anatpaste"' in errors[0]
+    found = re.findall(r"typed\.py:(\d+): error", done.stdout)
+    right, wrong = TYPED.split("# Errors, one in each line:\n")
+    first = right.count("\n") + 2
+    assert found == [str(first + i) for i in range(wrong.count("\n"))], done.stdout
 
 
 @pytest.mark.slow
@@ -529,8 +714,8 @@ def test_strength_on_radiographs():
     for size in (64, 128, 224, 256, 512, 1024):
         peaks, same, rng = [], 0, np.random.default_rng(0)
         for path in paths:
-            grey = Image.open(path).convert("L").resize((size, size), Image.Resampling.BILINEAR)
-            image = np.asarray(grey)
+            gray = Image.open(path).convert("L").resize((size, size), Image.Resampling.BILINEAR)
+            image = np.asarray(gray)
             mask = ap.lung_mask(image, min_area=round(400 * (size / 256) ** 2))
             for _ in range(40):
                 params = ap.sample_paste(mask, rng)

@@ -30,6 +30,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score  # noqa: E402
 from sklearn.neighbors import KernelDensity  # noqa: E402
 from threadpoolctl import threadpool_limits  # noqa: E402
 
+from anatpaste_aug.crop import CROP_MARGIN, crop_window  # noqa: E402
 from examples.pretrain_gde import augment, cli, data, evaluate, run, storage, train  # noqa: E402
 from examples.pretrain_gde.augment import Augmenter, jitter, reframe, roughen, second_view  # noqa: E402
 from examples.pretrain_gde.density import PUBLISHED, SCORES, Scorer  # noqa: E402
@@ -98,7 +99,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(phantoms, cache, tmp_path_factory):
-    """Give the folder of one finished run."""
+    """Return the folder of one finished run."""
     out = tmp_path_factory.mktemp("trained")
     assert main("train", "--data", phantoms, "--cache", cache, "--out", out, *TINY) == 0
     return out / "anatpaste" / "seed0"
@@ -507,7 +508,7 @@ def test_heat_maps_leave_the_scorer_on_the_cpu(device, trained, monkeypatch):
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU")
     detector = Detector.load(trained / "detector.safetensors", torch.device(device))
-    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (24, 32, 32), np.uint8)
     before = detector.score(images)
     monkeypatch.setattr(Scorer, "to", lambda self, where: pytest.fail(f"moved to {where}"))
     maps = heat_maps(detector, images)
@@ -600,7 +601,7 @@ def test_the_module_is_a_program(tmp_path):
 
 
 def run_two(options):
-    """Train in two processes; give the exit statuses and what was printed."""
+    """Train in two processes; return the exit statuses and what was printed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -954,7 +955,7 @@ def test_the_cache_is_keyed_by_content_and_size(phantoms, tmp_path):
 
 @pytest.fixture(scope="module")
 def cropped(phantoms, cache, tmp_path_factory):
-    """Give the folder of a finished run of the preset `laptop`, made tiny."""
+    """Return the folder of a finished run of the preset `laptop`, made tiny."""
     out = tmp_path_factory.mktemp("cropped")
     options = ("--data", phantoms, "--cache", cache, "--out", out)
     assert main("train", *options, *LAPTOP, "--seeds", "5") == 0
@@ -963,7 +964,7 @@ def cropped(phantoms, cache, tmp_path_factory):
 
 @pytest.fixture
 def normals(phantoms, tmp_path):
-    """Give a folder of nothing but normal images."""
+    """Return a folder of nothing but normal images."""
     folder = tmp_path / "normals"
     folder.mkdir()
     for path in (phantoms / "train" / "normal").iterdir():
@@ -997,6 +998,17 @@ def test_a_view_is_the_lungs_in_their_own_tones():
         assert view.see(blank).shape == (64, 64)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_the_part_that_is_seen_is_that_of_the_library(seed):
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(16, 300, 2)
+    mask = rng.random((height, width)) < (0, 3 / height / width)[seed % 2]
+    rows, columns = crop_window(mask, CROP_MARGIN, square=False)
+    left, top, right, bottom = View(64, crop=True)._box(mask)
+    assert (left * width, right * width) == pytest.approx((columns.start, columns.stop))
+    assert (top * height, bottom * height) == pytest.approx((rows.start, rows.stop))
+
+
 def test_reframing_moves_images_and_masks_together():
     generator = torch.Generator().manual_seed(0)
     mask = torch.zeros(200, 1, 64, 64, dtype=torch.bool)
@@ -1004,8 +1016,8 @@ def test_reframing_moves_images_and_masks_together():
     images = mask.to(torch.uint8) * 200
     moved, lungs = reframe(images, mask, 0.1, generator)
     assert ((moved > 100) == lungs).float().mean() > 0.995
-    centres = (lungs * torch.arange(64)).sum((1, 2, 3)) / lungs.sum((1, 2, 3))
-    assert 2.5 < (centres - 31.5).abs().max() < 4.5  # a tenth of the half side, and zoom
+    centers = (lungs * torch.arange(64)).sum((1, 2, 3)) / lungs.sum((1, 2, 3))
+    assert 2.5 < (centers - 31.5).abs().max() < 4.5  # a tenth of the half side, and zoom
     assert reframe(images, None, 0.1, generator)[1] is None
 
 

@@ -30,8 +30,8 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from threadpoolctl import threadpool_limits  # noqa: E402
 
-from anatpaste_aug.disk import locking  # noqa: E402
 from examples.pretrain_gde import cli, data, evaluate, storage  # noqa: E402
+from examples.pretrain_gde.disk import locking  # noqa: E402
 from examples.pretrain_gde.errors import PipelineError  # noqa: E402
 from examples.pretrain_gde.forms import check_form  # noqa: E402
 from examples.pretrain_gde.phantoms import write_phantoms  # noqa: E402
@@ -74,7 +74,7 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Give a folder with a data set, a cache and one finished run, never to be changed."""
+    """Return a folder with a data set, a cache and one finished run, never to be changed."""
     folder = tmp_path_factory.mktemp("made")
     write_phantoms(folder / "data", 64, counts=COUNTS, progress=False)
     with pytest.MonkeyPatch.context() as patch:
@@ -86,7 +86,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def copy(made, tmp_path):
-    """Give a copy of that folder whose split names the copied data and cache."""
+    """Return a copy of that folder whose split names the copied data and cache."""
     folder = tmp_path / "copy"
 
     def copy_or_link(source, target):  # large files are always replaced, never written to
@@ -125,7 +125,7 @@ def changed_json(path):
 
 
 def only_line(capsys):
-    """Give the one line of an error, whose traceback nobody sees."""
+    """Return the one line of an error, whose traceback nobody sees."""
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
@@ -292,12 +292,12 @@ NET, GAUSSIAN = "trained.network.backbone", "trained.scorer.normal.pool4"
     ("change", "message"),
     [
         (fill(f"{NET}.conv1.weight", float("nan")), "conv1.weight holds NaN or infinity"),
-        (fill("trained.scorer.centres", float("inf")), "centres holds NaN or infinity"),
+        (fill("trained.scorer.centers", float("inf")), "centers holds NaN or infinity"),
         (fill(f"{NET}.conv1.weight", 1e38), "features that are not finite"),
         (fill(f"{NET}.bn1.running_var", -1.0), "features that are not finite"),
         (negative, "scores that are not finite (trained, gaussian)"),
-        (swap("trained.scorer.centres", (0, 512)), "centres must be (N, 512), got (0, 512)"),
-        (swap("trained.scorer.centres", (3, 4)), "centres must be (N, 512), got (3, 4)"),
+        (swap("trained.scorer.centers", (0, 512)), "centers must be (N, 512), got (0, 512)"),
+        (swap("trained.scorer.centers", (3, 4)), "centers must be (N, 512), got (3, 4)"),
         (swap(f"{GAUSSIAN}.mean", (4,)), "a Gaussian of pool4 must be (1, 512), got (4,)"),
         (swap("normal_scores", (0,)), "normal_scores must be sorted, one at least"),
         (swap("normal_scores", ()), "normal_scores must be sorted, one at least"),
@@ -502,7 +502,7 @@ def test_the_hostile_corpus_is_named_and_skipped(copy, tmp_path, capsys):
         (folder / name).write_bytes(content)
     bad["words.dcm"] = hostile.dicom(photometric="X" * 60_000), ""
     (folder / "words.dcm").write_bytes(bad["words.dcm"][0])
-    (folder / "good.png").write_bytes(hostile.valid(pixels)["grey.png"])
+    (folder / "good.png").write_bytes(hostile.valid(pixels)["gray.png"])
     assert main("predict", run_of(copy), folder) == 3
     captured = capsys.readouterr()
     assert len(captured.out.splitlines()) == 2

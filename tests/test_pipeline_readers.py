@@ -22,6 +22,7 @@ import pydicom  # noqa: E402
 from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage  # noqa: E402
 
+from anatpaste_aug.images import to_gray  # noqa: E402
 from examples.pretrain_gde.data import decode, load_dataset, load_images  # noqa: E402
 from examples.pretrain_gde.errors import PipelineError  # noqa: E402
 from examples.pretrain_gde.readers import (  # noqa: E402
@@ -250,7 +251,7 @@ def edit_table(path, change):
         (1, "Edema", "1,0", "line 2: could not convert string to float: '1,0'"),
         (1, "Edema", "nan", "line 2: a finding must be 1, 0, -1 or empty, got 'nan'"),
         (1, "Edema", "2", "line 2: a finding must be 1, 0, -1 or empty, got '2'"),
-        (0, "Edema", "Oedema", "has no column Edema"),
+        (0, "Edema", "Edemas", "has no column Edema"),
         (0, "Sex", "Path", "has the column Path twice"),
     ],
 )
@@ -598,18 +599,21 @@ def test_dicom_without_a_window_is_stretched(tmp_path):
 def test_dicom_that_is_no_radiograph(tmp_path):
     path = tmp_path / "image.dcm"
     write_dicom(path, RAMP, "PALETTE COLOR")
-    with pytest.raises(ValueError, match="one grey frame"):
+    with pytest.raises(ValueError, match="one gray frame"):
         decode(path, View(64))
 
 
-def test_sixteen_bit_and_colour_files(tmp_path):
+def test_sixteen_bit_and_color_files(tmp_path):
     deep = tmp_path / "deep.png"
     Image.fromarray((RAMP * 200 + 3000).astype(np.uint16)).save(deep)
     np.testing.assert_array_equal(decode(deep, View(64)), RAMP)
-    colour = tmp_path / "colour.png"
-    Image.fromarray(np.repeat(RAMP[..., None], 3, 2).astype(np.uint8)).save(colour)
-    np.testing.assert_array_equal(decode(colour, View(64)), RAMP)
-    assert decode(colour, View(32)).shape == (32, 32)
+    color = tmp_path / "color.png"
+    Image.fromarray(np.repeat(RAMP[..., None], 3, 2).astype(np.uint8)).save(color)
+    np.testing.assert_array_equal(decode(color, View(64)), RAMP)
+    assert decode(color, View(32)).shape == (32, 32)
+    pixels = np.random.default_rng(0).integers(256, size=(256, 256, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(color)
+    np.testing.assert_array_equal(decode(color, View(256)), to_gray(pixels))
 
 
 def test_real_dicoms():

@@ -35,9 +35,9 @@ def test_two_classes(normals):
     assert (images[1::2] != originals).flatten(1).any(dim=1).all()
 
 
-def test_three_classes_and_labelled_datasets(normals):
-    labelled = [(image, 5) for image in normals]
-    views = PretextDataset(labelled, [CutPaste(p=1), CutPasteScar(p=1)])
+def test_three_classes_and_labeled_datasets(normals):
+    labeled = [(image, 5) for image in normals]
+    views = PretextDataset(labeled, [CutPaste(p=1), CutPasteScar(p=1)])
     images, labels = next(iter(DataLoader(views, batch_size=2, collate_fn=pretext_collate)))
     assert images.shape == (6, 1, 128, 128)
     assert labels.tolist() == [0, 1, 2] * 2

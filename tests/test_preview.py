@@ -11,13 +11,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anatpaste_aug.__main__ import FLAGS, OPERATIONS, main, make_parser
-from anatpaste_aug.preview import LUNG_COLOUR, REGION_COLOUR, preview_row, resize_square, stack_rows
+from anatpaste_aug.preview import command
+from anatpaste_aug.preview.command import OPERATIONS, main
+from anatpaste_aug.preview.picture import (
+    LUNG_COLOR,
+    REGION_COLOR,
+    preview_row,
+    resize_square,
+    stack_rows,
+)
 
 
-def count(picture, colour, column):
+def count(picture, color, column):
     pixels = np.asarray(picture)[:, 256 * column : 256 * (column + 1)]
-    return int((pixels == colour).all(axis=-1).sum())
+    return int((pixels == color).all(axis=-1).sum())
 
 
 def test_the_picture(phantom):
@@ -25,9 +32,9 @@ def test_the_picture(phantom):
     wide[0, :2] = 0, 25500  # so that stretching gives the phantom back
     picture = stack_rows([preview_row("a", phantom), preview_row("b", wide)])
     assert picture.size == (6 * 256, 18 + 2 * (256 + 18))
-    assert count(picture, LUNG_COLOUR, 1) > 500
-    assert count(picture, REGION_COLOUR, 3) > 100
-    assert count(picture, LUNG_COLOUR, 0) == count(picture, REGION_COLOUR, 4) == 0
+    assert count(picture, LUNG_COLOR, 1) > 500
+    assert count(picture, REGION_COLOR, 3) > 100
+    assert count(picture, LUNG_COLOR, 0) == count(picture, REGION_COLOR, 4) == 0
     tiles = np.asarray(picture)[18:274].reshape(256, 6, 256, 3)
     np.testing.assert_array_equal(tiles[:, 0, :, 0], phantom)
     assert (tiles[:, 4] != tiles[:, 0]).any()
@@ -104,6 +111,15 @@ def test_no_image_is_written_over(tmp_path, phantom, capsys):
     assert path.read_bytes() == before
 
 
+def test_a_phantom_that_cannot_be_drawn_is_named(tmp_path, monkeypatch, capsys):
+    def fail(size, rng):
+        raise MemoryError("out of memory")
+
+    monkeypatch.setattr(command, "phantom_radiograph", fail)
+    assert main(["preview", "-o", str(tmp_path / "out.png")]) == 2
+    assert capsys.readouterr().err == "phantom: out of memory\n"
+
+
 def test_nothing_readable_writes_nothing(tmp_path, capsys):
     assert main(["preview", str(tmp_path / "none"), "-o", str(tmp_path / "out.png")]) == 2
     assert not list(tmp_path.iterdir())
@@ -133,13 +149,17 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch, capsys):
         (["--seed", "x"], "invalid int value"),
         (["--size", "8"], "invalid size value: '8'"),
         (["--size", "all"], "invalid size value: 'all'"),
-        (["--opacity", "300"], "opacity must lie in 0..255, got 300"),
-        (["--blur", "1", "2", "3"], "--blur takes one number or two, got 3"),
-        (["--operation", "cutpaste", "--blur", "3"], "--blur is no option of cutpaste"),
-        (["--operation", "cutpaste", "--lengths-for", "none"], "--lengths-for is no option of"),
+        (["--set", "opacity=300"], "opacity must lie in 0..255, got 300"),
+        (["--set", "blur=1,2,3"], "blur must be a number or a pair (low, high), got (1, 2, 3)"),
+        (
+            ["--operation", "cutpaste", "--set", "blur=3"],
+            "blur is no option of cutpaste, which has",
+        ),
+        (["--operation", "cutpaste", "--set", "lengths_for=none"], "lengths_for is no option of"),
         (["--operation", "cutpaste", "--mask", "robust"], "--mask is no option of cutpaste, which"),
-        (["--lesion-size", "2"], "--lesion-size is no option of anatpaste"),
-        (["--margin", "x"], "invalid number value: 'x'"),
+        (["--set", "size=2"], "size is no option of anatpaste"),
+        (["--set", "margin=x"], "margin must be an integer, got 'x'"),
+        (["--set", "blur"], "blur must be an integer, got ''"),
     ],
 )
 def test_bad_arguments(arguments, message, capsys):
@@ -171,14 +191,14 @@ def test_images_are_squeezed_as_for_training(tmp_path, phantom):
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "int32", "float32", "float64"])
-@pytest.mark.parametrize("colour", [False, True])
-def test_squeezing_keeps_dtype_channels_and_values(phantom, dtype, colour):
+@pytest.mark.parametrize("color", [False, True])
+def test_squeezing_keeps_dtype_channels_and_values(phantom, dtype, color):
     image = phantom.astype(dtype)
-    image = np.stack([image, image // 2, image // 3], axis=-1) if colour else image
+    image = np.stack([image, image // 2, image // 3], axis=-1) if color else image
     out = resize_square(image, 64)
     assert (out.dtype, out.shape) == (image.dtype, (64, 64, *image.shape[2:]))
     plain = Image.fromarray(phantom).resize((64, 64), Image.Resampling.BILINEAR)
-    first = out[..., 0] if colour else out
+    first = out[..., 0] if color else out
     assert np.abs(first.astype(float) - np.asarray(plain, float)).max() <= 1
     assert resize_square(phantom, 256) is phantom
 
@@ -193,15 +213,15 @@ def test_every_operation_with_options(tmp_path):
         "cutpaste_union": 5,
     }
     default = rows["anatpaste"]
-    fixed = show(tmp_path, "--opacity", 200, "--blur", 0)
+    fixed = show(tmp_path, "--set", "opacity=200", "blur=0")
     assert set(np.unique(fixed[:, 2])) == {0, 200}  # alpha
     assert default[:, 2].max() < 255
     np.testing.assert_array_equal(fixed[:, :2], default[:, :2])
-    nodule = show(tmp_path, "--operation", "opacity", "--kinds", "nodule", "--lesion-size", 0.5)
+    nodule = show(tmp_path, "--operation", "opacity", "--set", "kinds=nodule", "size=0.5")
     assert 0 < (nodule[:, 2] > 0).mean() < (rows["opacity"][:, 2] > 0).mean()
-    flat = show(tmp_path, "--operation", "cutpaste_scar", "--angle", 0, "--height", 10, 12)
+    flat = show(tmp_path, "--operation", "cutpaste_scar", "--set", "angle=0", "height=10,12")
     assert (flat != rows["cutpaste_scar"]).any()
-    pixels = show(tmp_path, "--size", 128, "--lengths-for", "none")
+    pixels = show(tmp_path, "--size", 128, "--set", "lengths_for=none")
     assert (pixels != show(tmp_path, "--size", 128)).any()
 
 
@@ -218,11 +238,51 @@ def test_help_is_plain_text_and_says_the_defaults(capsys):
     assert "(default: 256, the size that the published lengths are made for)" in text
 
 
-def test_every_option_of_every_operation_is_one_of_the_command():
-    options = {
-        FLAGS.get(field.name, field.name)
-        for kind in OPERATIONS.values()
-        for field in dataclasses.fields(kind)
-    }
-    _, command = make_parser()
-    assert options <= {action.dest for action in command._actions}
+def test_every_option_of_every_operation_is_in_the_help(capsys):
+    with pytest.raises(SystemExit):
+        main(["preview", "--help"])
+    text = "".join(capsys.readouterr().out.split())
+    for name, kind in OPERATIONS.items():
+        own = ",".join(f"{one.name}={one.default}" for one in dataclasses.fields(kind))
+        assert f"{name}:{own}".replace(" ", "").replace("'", "") in text.replace("'", "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs permissions")
+@pytest.mark.parametrize("mask", [0o077, 0o002])
+def test_the_picture_has_the_permissions_of_any_new_file(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        assert main(["preview", "-o", str(tmp_path / "out.png")]) == 0
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out.png").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_only_a_regular_file_is_replaced(tmp_path, capsys):
+    output = tmp_path / "out.png"
+    kinds = [(output.mkdir, output.rmdir)]
+    if hasattr(os, "mkfifo"):
+        kinds.append((lambda: os.mkfifo(output), output.unlink))
+    for make, remove in kinds:
+        make()
+        assert main(["preview", "-o", str(output)]) == 2
+        assert capsys.readouterr() == ("", f"{output}: not a regular file\n")
+        remove()
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
+    def stop(self, file, format):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        main(["preview", "-o", str(tmp_path / "out.png")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_picture_with_a_name_as_long_as_names_can_be(tmp_path):
+    output = tmp_path / ("a" * 251 + ".png")
+    assert main(["preview", "-o", str(output)]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == [output.name]

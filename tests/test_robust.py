@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from anatpaste_aug import anatpaste, robust
+from anatpaste_aug import anatpaste
 from anatpaste_aug.data import phantom_radiograph
-from anatpaste_aug.robust import lung_mask_robust
+from anatpaste_aug.masks import robust
+from anatpaste_aug.masks.robust import lung_mask_robust
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -143,7 +144,7 @@ def test_stretched(shape):
     ],
     ids=["inverted", "gamma 0.6", "gamma 1.6", "low contrast"],
 )
-def test_grey_scale_does_not_matter(drawn, change):
+def test_gray_scale_does_not_matter(drawn, change):
     image, _ = drawn
     assert dice(lung_mask_robust(change(image)), lung_mask_robust(image)) > 0.95
 
@@ -419,7 +420,7 @@ def test_children_are_never_without_lungs():
     files = sorted((DATA / "zhanglab_fullres").glob("*.jpeg"))
     files += sorted((DATA / "zhanglab224" / "valid").glob("*/*.jpeg"))
     if not files:
-        pytest.skip("the paediatric radiographs are not in ../shared")
+        pytest.skip("the pediatric radiographs are not in ../shared")
     for file in files:
         mask = lung_mask_robust(Image.open(file).convert("L"))
         half = mask.shape[1] // 2

@@ -1,8 +1,9 @@
-"""The transforms against the functions, and their behaviour in torchvision and DataLoader."""
+"""The transforms against the functions, and their behavior in torchvision and DataLoader."""
 
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 from collections import OrderedDict, namedtuple
 
@@ -20,10 +21,12 @@ from torchvision import tv_tensors  # noqa: E402
 from torchvision.transforms import v2  # noqa: E402
 
 from anatpaste_aug import (  # noqa: E402
+    CutPasteParams,
     apply_cutpaste,
     apply_opacity,
     apply_paste,
     lung_mask,
+    operations,
     sample_cutpaste,
     sample_opacity,
     sample_paste,
@@ -35,9 +38,11 @@ from anatpaste_aug.transforms import (  # noqa: E402
     CutPaste,
     CutPasteScar,
     CutPasteUnion,
+    LungCrop,
     LungField,
     LungMask,
     Opacity,
+    OperationTransform,
 )
 
 PASTES = [AnatPaste, CutPaste, CutPasteScar, CutPasteUnion, Opacity]
@@ -171,7 +176,9 @@ def test_lists_of_pictures_get_their_own_masks():
     for picture, (pasted, region) in zip(pictures, pairs, strict=True):
         changed = np.asarray(picture) != np.asarray(pasted)
         assert not changed[~region[0].numpy()].any()
-    with pytest.raises(ValueError, match="a LungField for each image, or none, got 1 for 3"):
+    with pytest.raises(
+        ValueError, match=r"a LungField for each image, or none, .*got 3 images, 1 f"
+    ):
         AnatPaste(p=1)({**rows, "lung_field": out["lung_field"][0]})
 
 
@@ -340,6 +347,74 @@ def test_p(tensor):
     assert tuple(region.shape) == (1, 256, 256)
     hits = sum(CutPaste(p=0.3)(tensor) is not tensor for _ in range(400))
     assert 85 <= hits <= 155  # 120, standard deviation 9
+
+
+@pytest.mark.parametrize("p", [0, 0.1])
+@pytest.mark.parametrize(
+    ("sample", "error", "message"),
+    [
+        (torch.zeros(4, 64, 64), ValueError, r"got \(4, 64, 64\)"),
+        (torch.zeros(1, 8, 64), ValueError, "at least 16 pixels"),
+        (torch.zeros(1, 64, 64, dtype=torch.int64), TypeError, "got int64"),
+        (torch.zeros(1, 64, 64, dtype=torch.bfloat16), TypeError, "got torch.bfloat16"),
+        (np.zeros((64, 64), complex), TypeError, "got complex128"),
+        (Image.new("RGBA", (64, 64)), TypeError, "got 'RGBA'"),
+    ],
+)
+def test_bad_images_are_found_at_any_p(p, sample, error, message):
+    for kind in PASTES:
+        for more in ({}, {"shared": True}, {"return_mask": True}):
+            paste = kind(p=p, **more)
+            for _ in range(200 if kind is AnatPaste and not more else 5):
+                with pytest.raises(error, match=message):
+                    paste(sample)
+
+
+@pytest.mark.parametrize("p", [0, 0.1])
+@pytest.mark.parametrize(
+    ("field", "error", "message"),
+    [
+        (torch.ones(1, 64, 63, dtype=torch.bool), ValueError, r"got \(64, 63\)"),
+        (torch.ones(1, 64, 64), TypeError, "LungField must be a bool or integer array"),
+    ],
+)
+def test_bad_fields_are_found_at_any_p(p, field, error, message):
+    image = tv_tensors.Image(torch.zeros(1, 64, 64, dtype=torch.uint8))
+    for kind in (AnatPaste, Opacity):
+        paste = kind(p=p)
+        for _ in range(200 if kind is AnatPaste else 5):
+            with pytest.raises(error, match=message):
+                paste((image, LungField(field)))
+    # Those that need no lungs do not look.
+    assert CutPaste(p=p)((image, LungField(field)))[1].shape == field.shape
+
+
+COMPILED = [*(kind(p=0.7) for kind in PASTES), LungMask(), LungCrop()]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch:UserWarning")
+@pytest.mark.parametrize("transform", COMPILED, ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.float32])
+def test_compiled_they_give_what_they_give(tensor, transform, dtype):
+    image = (tensor.float() / 255 * (1 if dtype.is_floating_point else 250)).to(dtype)
+    torch.compiler.reset()
+
+    def augment(image):
+        return transform(image)
+
+    compiled = torch.compile(augment, backend="eager")
+    for sample in (image, tv_tensors.Image(image)):
+        for seed in range(4):
+            torch.manual_seed(seed)
+            expected = transform(sample)
+            torch.manual_seed(seed)
+            got = compiled(sample)
+            assert type(got) is type(expected)
+            pairs = zip(got, expected, strict=True) if isinstance(got, tuple) else [(got, expected)]
+            for one, other in pairs:
+                assert type(one) is type(other)
+                assert torch.equal(one, other)
+    torch.compiler.reset()
 
 
 def test_the_lung_field_is_used_and_moves_with_the_image(tensor):
@@ -613,3 +688,50 @@ def test_real_radiographs_in_workers(size):
     assert region[lungs].all()
     assert (~lungs).float().mean() < 0.05
     print(f"size {size}: no lung in {(~lungs).sum()} of 2000")
+
+
+# --- forms of one's own ---------------------------------------------------------------------------
+
+
+def test_subclasses_show_their_own_signature():
+    class Fixed(AnatPaste):
+        def __init__(self, p=0.5, *, margin=4):
+            super().__init__(p, margin=margin)
+
+    class Other(AnatPaste):
+        operation = operations.Opacity
+
+    class Plain(operations.Operation):
+        params, needs_lungs = CutPasteParams, False
+
+    class Without(OperationTransform):
+        operation = Plain
+
+    assert [*inspect.signature(Fixed).parameters] == ["p", "margin"]
+    assert "kinds" in inspect.signature(Other).parameters
+    assert "scale" not in inspect.signature(Other).parameters
+    assert [*inspect.signature(Without).parameters] == ["p", "return_mask", "shared"]
+    assert inspect.signature(AnatPaste).parameters["margin"].default == 10
+    assert Fixed().op.margin == 4
+
+
+def test_crops_and_segmenters_do_not_see_pixels_that_are_not_finite():
+    image = torch.full((1, 64, 64), torch.nan)
+    field = LungField(torch.ones(1, 64, 64, dtype=torch.bool))
+    called = []
+    for refuse in (
+        lambda: LungCrop()({"image": image, "field": field}),
+        lambda: LungMask(called.append)(image),
+        lambda: AnatPaste(1, segment=called.append)(image),
+    ):
+        with pytest.raises(ValueError, match="image must be finite, got nan"):
+            refuse()
+    assert called == []
+
+
+def test_one_field_serves_a_crop_that_is_shared():
+    images = [tv_tensors.Image(torch.zeros(1, 64, 64, dtype=torch.uint8)) for _ in range(2)]
+    field = torch.zeros(1, 64, 64, dtype=torch.bool)
+    field[:, 10:40, 20:50] = True
+    first, second, cut = LungCrop(shared=True, margin=0)((*images, LungField(field)))
+    assert first.shape == second.shape == cut.shape == (1, 30, 30)

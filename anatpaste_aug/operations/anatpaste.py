@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
-from anatpaste_aug.checks import LARGEST, Range, Rng, check_integer
-from anatpaste_aug.images import Array, ImageT, Mask, MaskLike, Window, as_mask, black_level
-from anatpaste_aug.lungs import Segment
-from anatpaste_aug.operations.base import LENGTHS_FOR, Operation, lengths_for_option, option
-from anatpaste_aug.operations.draws import Draws, Fields
-from anatpaste_aug.operations.patch import blend, check_center, check_fields, cut_patch
+from anatpaste_aug.checks import LARGEST, Range, Rng, check_integers
+from anatpaste_aug.images import Array, ImageLike, Mask, MaskLike, Window, as_mask, black_and_white
+from anatpaste_aug.operations.alpha import Alpha, AlphaOperation, check_center
+from anatpaste_aug.operations.base import CallOptions, lengths_for_option, option, show_options
+from anatpaste_aug.operations.patch import check_patch, cut_patch
+from anatpaste_aug.operations.sampling import Sampler
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+__all__ = [
+    "PasteParams",
+    "anatpaste",
+    "apply_paste",
+    "paste_alpha",
+    "sample_paste",
+]
+
 Shape: TypeAlias = Literal["ellipse", "rectangle"]
 SHAPES: tuple[Shape, Shape] = ("ellipse", "rectangle")
 
-# The published ranges.
+# The published ranges, of CutPaste too.
 SCALE = (0.02, 0.15)
 RATIO = (0.3, 1 / 0.3)
-BLUR = (0, 14)
-OPACITY = (150, 254)
-MARGIN = 10
 JITTER = 0.1
 
 
@@ -42,7 +46,7 @@ class PasteParams:
     width, height : int
         Size of the patch, in pixels, at least 1.
     center_x, center_y : int
-        The pixel on which the patch is centred when pasted.
+        The pixel on which the patch is centered when pasted.
     shape : {"ellipse", "rectangle"}
         Shape of the opaque part.
     blur_radius : int
@@ -52,7 +56,7 @@ class PasteParams:
     margin : int
         Pixels by which the shape is smaller than the patch on every side, at least 0.
     brightness, contrast : float, optional
-        Factors of the patch's colour jitter, at least 0; 1 changes nothing.
+        Factors of the patch's color jitter, at least 0; 1 changes nothing.
 
     Raises
     ------
@@ -75,55 +79,82 @@ class PasteParams:
 
     def __post_init__(self) -> None:
         """Check every field, and keep plain Python numbers."""
-        check_fields(self, ("crop_x", "crop_y", "center_x", "center_y", "blur_radius", "margin"))
-        object.__setattr__(self, "opacity", check_integer("opacity", self.opacity, 0, 255))
+        check_patch(self)
+        check_integers(self, ("center_x", "center_y", "blur_radius", "margin"), 0)
+        check_integers(self, ("opacity",), 0, 255)
         if self.shape not in SHAPES:
             raise ValueError(f"shape must be 'ellipse' or 'rectangle', got {self.shape!r}")
 
 
 @dataclass(frozen=True)
-class AnatPaste(Operation[PasteParams]):
+class AnatPaste(AlphaOperation[PasteParams]):
     """The options of AnatPaste, and what is done with them; see `anatpaste` and `sample_paste`."""
 
     scale: Range = option(SCALE, 0, 1, above=True)
     ratio: Range = option(RATIO, 1e-6, 1e6)
-    blur: Range = option(BLUR, 0, LARGEST, integer=True)
-    opacity: Range = option(OPACITY, 0, 255, integer=True)
-    margin: int = option(MARGIN, 0, LARGEST, integer=True, single=True)
+    blur: Range = option((0, 14), 0, LARGEST, integer=True)
+    opacity: Range = option((150, 254), 0, 255, integer=True)
+    margin: int = option(10, 0, LARGEST, integer=True, single=True)
     jitter: float = option(JITTER, 0, 1, single=True)
     lengths_for: float | None = lengths_for_option()
 
     params = PasteParams
 
-    def draw(self, draws: Draws, shape: tuple[int, int], lungs: Any) -> Fields:
-        """Draw a patch anywhere, a pixel of the lungs to centre it on, and how it is blended."""
-        crop = draws.crop(shape, self.scale, self.ratio)
-        center_y, center_x = draws.pixel(lungs)
-        return {
+    def draw(self, sampler: Sampler, shape: tuple[int, int], lungs: Any) -> PasteParams:
+        """Draw a patch anywhere, a pixel of the lungs to center it on, and how it is blended."""
+        crop = sampler.crop(shape, self.scale, self.ratio)
+        center_y, center_x = sampler.pixel(lungs)
+        return PasteParams(
             **crop,
-            "center_x": center_x,
-            "center_y": center_y,
-            "shape": draws.choice(SHAPES),
-            "blur_radius": draws.integer(self.scaled(self.blur, shape)),
-            "opacity": draws.integer(self.opacity),
-            "margin": self.scaled(self.margin, shape),
-            **draws.jitter(self.jitter),
-        }
+            center_x=center_x,
+            center_y=center_y,
+            shape=sampler.choice(SHAPES),
+            blur_radius=sampler.integer(self.scaled(self.blur, shape)),
+            opacity=sampler.integer(self.opacity),
+            margin=self.scaled(self.margin, shape),
+            **sampler.jitter(self.jitter),
+        )
 
     @staticmethod
-    def apply(image: Array, params: PasteParams, lungs: Mask | None) -> tuple[Array, Mask]:
-        """Blend the jittered patch in, through alpha."""
-        window, alpha = alpha_window(params, image.shape[:2], lungs)
-        region = np.zeros(image.shape[:2], bool)
-        np.greater(alpha, 0, out=region[window])
-        return blend_patch(image, params, window, alpha), region
+    def alpha_window(params: PasteParams, lungs: Mask) -> tuple[Window, Alpha]:
+        """Draw the shape, blurred, where the blur may reach, and confine it to the lungs."""
+        height, width = lungs.shape
+        check_center(params, lungs.shape)
+        half_w, half_h = params.width // 2, params.height // 2
+        inner_w = half_w - min(params.margin, half_w)
+        inner_h = half_h - min(params.margin, half_h)
+        reach = 3 * params.blur_radius  # of three box filters, each no further than the radius
+        left = max(params.center_x - inner_w - reach, 0)
+        top = max(params.center_y - inner_h - reach, 0)
+        right = min(params.center_x + inner_w + reach + 1, width)
+        bottom = min(params.center_y + inner_h + reach + 1, height)
+        size, center = (right - left, bottom - top), (params.center_x - left, params.center_y - top)
+        alpha = draw_shape(params, size, center, inner_w, inner_h)
+        window = (slice(top, bottom), slice(left, right))
+        return window, alpha * lungs[window] if lungs.any() else alpha
+
+    @staticmethod
+    def canvas(
+        image: Array, params: PasteParams, window: Window, lungs: Mask
+    ) -> tuple[Array, float, float]:
+        """Return the jittered patch, on black."""
+        black, white = black_and_white(image)
+        patch = cut_patch(image, params, black, white)
+        # The part of the patch that lies in the window, in window and in patch coordinates.
+        inside, source = [], []
+        corners = (params.center_y - params.height // 2, params.center_x - params.width // 2)
+        for corner, size, part in zip(corners, patch.shape, window, strict=False):
+            start, stop = max(corner, part.start), min(corner + size, part.stop)
+            inside.append(slice(start - part.start, stop - part.start))
+            source.append(slice(start - corner, stop - corner))
+        canvas = np.full(image[window].shape, black, image.dtype)
+        canvas[tuple(inside)] = patch[tuple(source)]
+        return canvas, black, white
 
 
-class PasteArgs(TypedDict, total=False):
-    """What `anatpaste` takes besides `return_mask`, for its overloads."""
+class PasteOptions(TypedDict, total=False):
+    """The options of AnatPaste."""
 
-    mask: MaskLike | None
-    segment: Segment | None
     scale: Range
     ratio: Range
     blur: Range
@@ -133,29 +164,12 @@ class PasteArgs(TypedDict, total=False):
     lengths_for: float | None
 
 
-@overload
-def anatpaste(
-    image: ImageT, rng: Rng = None, *, return_mask: Literal[False] = False, **own: Unpack[PasteArgs]
-) -> ImageT: ...
-@overload
-def anatpaste(
-    image: ImageT, rng: Rng = None, *, return_mask: Literal[True], **own: Unpack[PasteArgs]
-) -> tuple[ImageT, Mask]: ...
-def anatpaste(
-    image: ImageT,
-    rng: Rng = None,
-    *,
-    mask: MaskLike | None = None,
-    segment: Segment | None = None,
-    return_mask: bool = False,
-    scale: Range = SCALE,
-    ratio: Range = RATIO,
-    blur: Range = BLUR,
-    opacity: Range = OPACITY,
-    margin: int = MARGIN,
-    jitter: float = JITTER,
-    lengths_for: float | None = LENGTHS_FOR,
-) -> Any:
+class PasteArguments(CallOptions, PasteOptions, total=False):
+    """What forms of AnatPaste take."""
+
+
+@show_options(AnatPaste, like=AnatPaste.__call__)
+def anatpaste(image: ImageLike, rng: Rng = None, **options: Unpack[PasteArguments]) -> Any:
     """Paste a blurred patch of a chest radiograph into its lungs.
 
     This is AnatPaste: find the lungs, cut a patch anywhere in the image, jitter it, and blend it in
@@ -206,28 +220,17 @@ def anatpaste(
     >>> out.shape, out.dtype, bool((out != image)[~region].any())
     ((256, 256), dtype('uint8'), False)
     """
-    paste = AnatPaste(scale, ratio, blur, opacity, margin, jitter, lengths_for)
-    return paste(image, rng, mask=mask, segment=segment, return_mask=return_mask)
+    return AnatPaste.call(image, rng, options)
 
 
-def sample_paste(
-    mask: MaskLike,
-    rng: Rng = None,
-    *,
-    scale: Range = SCALE,
-    ratio: Range = RATIO,
-    blur: Range = BLUR,
-    opacity: Range = OPACITY,
-    margin: int = MARGIN,
-    jitter: float = JITTER,
-    lengths_for: float | None = LENGTHS_FOR,
-) -> PasteParams:
+@show_options(AnatPaste)
+def sample_paste(mask: MaskLike, rng: Rng = None, **options: Unpack[PasteOptions]) -> PasteParams:
     """Draw the parameters of one AnatPaste; all draws are independent.
 
     Parameters
     ----------
     mask : (H, W) ndarray of bool or integer, or Pillow image of mode 1 or L
-        Lung mask of the image. Its shape is that of the image; the paste is centred on one of its
+        Lung mask of the image. Its shape is that of the image; the paste is centered on one of its
         pixels, drawn uniformly, or anywhere in the image if the mask is empty.
     rng : int, numpy.random.Generator or None, optional
         Seed or source of the draws.
@@ -273,19 +276,18 @@ def sample_paste(
     >>> params.width, params.height, params.shape
     (62, 108, 'rectangle')
     """
-    paste = AnatPaste(scale, ratio, blur, opacity, margin, jitter, lengths_for)
     lungs = as_mask(mask)
-    return paste.sample(lungs.shape, lungs, rng)
+    return AnatPaste(**options).sample(lungs.shape, lungs, rng)
 
 
-def paste_alpha(params: PasteParams, mask: MaskLike) -> npt.NDArray[np.uint8]:
+def paste_alpha(params: PasteParams, mask: MaskLike) -> Alpha:
     """Draw the opacity of a paste: a filled shape, blurred, confined to the lungs.
 
     Parameters
     ----------
     params : PasteParams
-        The shape fills the patch's box, centred on (`center_x`, `center_y`), less `margin` on every
-        side; where that would leave nothing, the margin is cut to half the patch.
+        The shape fills the patch's box, centered on (`center_x`, `center_y`), less `margin` on
+        every side; where that would leave nothing, the margin is cut to half the patch.
     mask : (H, W) ndarray of bool or integer
         Lung mask; an empty one confines nothing.
 
@@ -297,31 +299,13 @@ def paste_alpha(params: PasteParams, mask: MaskLike) -> npt.NDArray[np.uint8]:
     Raises
     ------
     TypeError, ValueError
-        If an argument has another type, or the centre lies outside the image.
+        If an argument has another type, or the center lies outside the image.
     """
-    lungs = as_mask(mask)
-    if not isinstance(params, PasteParams):
-        raise TypeError(f"params must be PasteParams, got {type(params).__name__}")
-    alpha = np.zeros(lungs.shape, np.uint8)
-    window, part = alpha_window(params, lungs.shape, lungs)
-    alpha[window] = part
-    return alpha
+    return AnatPaste.alpha(params, mask)
 
 
-@overload
 def apply_paste(
-    image: ImageT,
-    params: PasteParams,
-    mask: MaskLike | None = None,
-    *,
-    return_mask: Literal[False] = False,
-) -> ImageT: ...
-@overload
-def apply_paste(
-    image: ImageT, params: PasteParams, mask: MaskLike | None = None, *, return_mask: Literal[True]
-) -> tuple[ImageT, Mask]: ...
-def apply_paste(
-    image: ImageT, params: PasteParams, mask: MaskLike | None = None, *, return_mask: bool = False
+    image: ImageLike, params: PasteParams, mask: MaskLike = None, *, return_mask: bool = False
 ) -> Any:
     """Apply one paste; deterministic.
 
@@ -348,36 +332,14 @@ def apply_paste(
     Raises
     ------
     TypeError, ValueError
-        If an argument has another type, or the patch or its centre lies outside the image.
+        If an argument has another type, or the patch or its center lies outside the image.
     """
     return AnatPaste.replay(image, params, mask, return_mask=return_mask)
 
 
-def alpha_window(
-    params: PasteParams, shape: tuple[int, int], lungs: Mask | None
-) -> tuple[Window, npt.NDArray[np.uint8]]:
-    """Return the part of the image that alpha may reach, and alpha there."""
-    height, width = shape
-    check_center(params, shape)
-    half_w, half_h = params.width // 2, params.height // 2
-    inner_w = half_w - min(params.margin, half_w)
-    inner_h = half_h - min(params.margin, half_h)
-    reach = 3 * params.blur_radius  # of three box filters, each no further than the radius
-    left = max(params.center_x - inner_w - reach, 0)
-    top = max(params.center_y - inner_h - reach, 0)
-    right = min(params.center_x + inner_w + reach + 1, width)
-    bottom = min(params.center_y + inner_h + reach + 1, height)
-    size, center = (right - left, bottom - top), (params.center_x - left, params.center_y - top)
-    alpha = draw_shape(params, size, center, inner_w, inner_h)
-    window = (slice(top, bottom), slice(left, right))
-    if lungs is not None and lungs.any():
-        alpha = alpha * lungs[window]
-    return window, alpha
-
-
 def draw_shape(
     params: PasteParams, size: tuple[int, int], center: tuple[int, int], inner_w: int, inner_h: int
-) -> npt.NDArray[np.uint8]:
+) -> Alpha:
     """Draw the shape on a canvas and blur it, byte for byte as Pillow does.
 
     That is::
@@ -403,8 +365,7 @@ def draw_shape(
         columns = np.zeros((height, levels.size), np.uint8)
         columns[max(y - inner_h, 0) : y + inner_h + 1] = levels
         blurred = np.asarray(Image.fromarray(columns).filter(along_y))
-        rows: npt.NDArray[np.uint8] = blurred.take(np.searchsorted(levels, row), axis=1)
-        return rows
+        return blurred.take(np.searchsorted(levels, row), axis=1)
     half = Image.new("L", (width, inner_h + 1))
     ImageDraw.Draw(half).ellipse(box, fill=params.opacity)
     half = half.filter(along_x)
@@ -414,26 +375,3 @@ def draw_shape(
     canvas.paste(half, (0, y - inner_h))
     blurred = np.asarray(canvas.filter(along_y))
     return np.concatenate((blurred, blurred[:, -2::-1]), axis=1) if mirrored else blurred
-
-
-def blend_patch(
-    image: Array, params: PasteParams, window: Window, alpha: npt.NDArray[np.uint8]
-) -> Array:
-    """Blend the jittered patch, on black, into a copy of the image, inside the window."""
-    patch = cut_patch(image, params)
-
-    # The part of the patch that lies in the window, in window and in patch coordinates.
-    inside, source = [], []
-    corners = (params.center_y - params.height // 2, params.center_x - params.width // 2)
-    for corner, size, part in zip(corners, (params.height, params.width), window, strict=True):
-        start, stop = max(corner, part.start), min(corner + size, part.stop)
-        inside.append(slice(start - part.start, stop - part.start))
-        source.append(slice(start - corner, stop - corner))
-    canvas = np.full(image[window].shape, black_level(image), image.dtype)
-    canvas[tuple(inside)] = patch[tuple(source)]
-
-    out: Array = image.copy()
-    out[window] = blend(image[window], canvas, alpha if image.ndim == 2 else alpha[..., None])
-    if image.dtype.kind == "f":  # a weighted mean may leave the range of its terms by a last bit
-        np.clip(out[window], image.min(), image.max(), out=out[window])
-    return out

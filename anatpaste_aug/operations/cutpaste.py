@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from anatpaste_aug.checks import LARGEST, Range, Rng, check_number
-from anatpaste_aug.images import Array, ImageLike, ImageT, Mask, as_array
+from anatpaste_aug.checks import LARGEST, Range, Rng, check_integers, check_number
+from anatpaste_aug.images import Array, ImageLike, Mask, as_array, black_and_white
 from anatpaste_aug.operations.anatpaste import JITTER, RATIO, SCALE
-from anatpaste_aug.operations.base import LENGTHS_FOR, Operation, lengths_for_option, option
-from anatpaste_aug.operations.draws import Drawn, Draws, Fields
-from anatpaste_aug.operations.patch import check_fields, cut_patch
+from anatpaste_aug.operations.base import (
+    CallOptions,
+    Operation,
+    lengths_for_option,
+    option,
+    show_options,
+)
+from anatpaste_aug.operations.patch import check_patch, cut_patch
+from anatpaste_aug.operations.sampling import Sampler
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-# The published ranges of the scar.
-WIDTH = (2, 16)
-HEIGHT = (10, 25)
-ANGLE = (-45, 45)
+__all__ = [
+    "CutPasteParams",
+    "apply_cutpaste",
+    "cutpaste",
+    "cutpaste_scar",
+    "cutpaste_union",
+    "sample_cutpaste",
+    "sample_scar",
+]
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,7 @@ class CutPasteParams:
     angle : float, optional
         Counterclockwise rotation, in degrees.
     brightness, contrast : float, optional
-        Factors of the patch's colour jitter, at least 0; 1 changes nothing.
+        Factors of the patch's color jitter, at least 0; 1 changes nothing.
 
     Raises
     ------
@@ -59,40 +70,36 @@ class CutPasteParams:
 
     def __post_init__(self) -> None:
         """Check every field, and keep plain Python numbers."""
-        check_fields(self, ("crop_x", "crop_y", "paste_x", "paste_y"))
-        object.__setattr__(self, "angle", check_number("angle", self.angle))
+        check_patch(self)
+        check_integers(self, ("paste_x", "paste_y"), 0)
+        vars(self)["angle"] = check_number("angle", self.angle)
 
     @property
     def bounding_box(self) -> tuple[int, int]:
         """Width and height, in pixels, of the rotated patch's bounding box."""
-        return bounding_box(self.width, self.height, self.angle, math)
+        return rotated_size(self.width, self.height, self.angle)
 
 
-def bounding_box(width: Drawn, height: Drawn, angle: Drawn, functions: Any) -> tuple[Drawn, Drawn]:
-    """Return width and height of a rotated patch's bounding box, as whole numbers.
-
-    `functions` holds `cos`, `sin` and `ceil`: `math` for numbers, `torch` for tensors.
-    """
+def rotated_size(width: int, height: int, angle: float) -> tuple[int, int]:
+    """Return width and height of a rotated patch's bounding box."""
     turn = angle * (math.pi / 180)
-    cos, sin = abs(functions.cos(turn)), abs(functions.sin(turn))
+    cos, sin = abs(math.cos(turn)), abs(math.sin(turn))
     # The subtraction keeps rounding errors from adding an empty pixel.
-    return (
-        functions.ceil(width * cos + height * sin - 1e-9),
-        functions.ceil(width * sin + height * cos - 1e-9),
-    )
+    across, down = width * cos + height * sin - 1e-9, width * sin + height * cos - 1e-9
+    return math.ceil(across), math.ceil(down)
 
 
-class _CutPaste(Operation[CutPasteParams]):
-    """What the three kinds share: params, no interest in the lungs, and the paste itself."""
+class CutPasteOperation(Operation[CutPasteParams]):
+    """What the three kinds share: params, no use of lungs, and the paste itself."""
 
     params = CutPasteParams
     needs_lungs = False
 
     @staticmethod
     def apply(image: Array, params: CutPasteParams, lungs: Mask | None) -> tuple[Array, Mask]:
-        """Turn the jittered patch about its centre, nearest pixel, and put it in its place."""
+        """Turn the jittered patch about its center, nearest pixel, and put it in its place."""
         height, width = image.shape[:2]
-        patch = cut_patch(image, params)
+        patch = cut_patch(image, params, *black_and_white(image))
         if params.paste_x >= width or params.paste_y >= height:
             raise ValueError(
                 f"the paste must begin inside the image of height {height} and width {width}, "
@@ -103,7 +110,7 @@ class _CutPaste(Operation[CutPasteParams]):
             slice(params.paste_y, min(params.paste_y + box_height, height)),
             slice(params.paste_x, min(params.paste_x + box_width, width)),
         )
-        # From the pixel centres of the box back to those of the patch.
+        # From the pixel centers of the box back to those of the patch.
         right = np.arange(window[1].stop - window[1].start) + (0.5 - box_width / 2)
         down = (np.arange(window[0].stop - window[0].start) + (0.5 - box_height / 2))[:, None]
         cos, sin = math.cos(math.radians(params.angle)), math.sin(math.radians(params.angle))
@@ -111,99 +118,108 @@ class _CutPaste(Operation[CutPasteParams]):
         y = np.floor(right * sin + down * cos + params.height / 2).astype(np.intp)
         inside = (x >= 0) & (x < params.width) & (y >= 0) & (y < params.height)
 
-        out = image.copy()
+        out, region = image.copy(), np.zeros((height, width), bool)
         out[window][inside] = patch[y[inside], x[inside]]
-        region = np.zeros((height, width), bool)
-        region[window] = inside
+        if out[window].tobytes() != image[window].tobytes():  # not so for black on a black border
+            region[window] = inside
         return out, region
 
 
 @dataclass(frozen=True)
-class CutPaste(_CutPaste):
+class CutPaste(CutPasteOperation):
     """The options of *normal*, and what is done with them; see `cutpaste`."""
 
     scale: Range = option(SCALE, 0, 1, above=True)
     ratio: Range = option(RATIO, 1e-6, 1e6)
     jitter: float = option(JITTER, 0, 1, single=True)
 
-    def draw(self, draws: Draws, shape: tuple[int, int], lungs: Any) -> Fields:
+    def draw(self, sampler: Sampler, shape: tuple[int, int], lungs: Any) -> CutPasteParams:
         """Draw a patch, and a place for it inside the image."""
-        crop = draws.crop(shape, self.scale, self.ratio)
-        return {
+        crop = sampler.crop(shape, self.scale, self.ratio)
+        return CutPasteParams(
             **crop,
-            "paste_x": draws.integer((0, shape[1] - crop["width"])),
-            "paste_y": draws.integer((0, shape[0] - crop["height"])),
-            "angle": 0.0,
-            **draws.jitter(self.jitter),
-        }
+            paste_x=sampler.integer((0, shape[1] - crop["width"])),
+            paste_y=sampler.integer((0, shape[0] - crop["height"])),
+            **sampler.jitter(self.jitter),
+        )
 
 
 @dataclass(frozen=True)
-class CutPasteScar(_CutPaste):
+class CutPasteScar(CutPasteOperation):
     """The options of *scar*, and what is done with them; see `cutpaste_scar`."""
 
-    width: Range = option(WIDTH, 1, LARGEST, integer=True)
-    height: Range = option(HEIGHT, 1, LARGEST, integer=True)
-    angle: Range = option(ANGLE, -1e6, 1e6)
+    width: Range = option((2, 16), 1, LARGEST, integer=True)
+    height: Range = option((10, 25), 1, LARGEST, integer=True)
+    angle: Range = option((-45, 45), -1e6, 1e6)
     jitter: float = option(JITTER, 0, 1, single=True)
     lengths_for: float | None = lengths_for_option()
 
-    def draw(self, draws: Draws, shape: tuple[int, int], lungs: Any) -> Fields:
+    def draw(self, sampler: Sampler, shape: tuple[int, int], lungs: Any) -> CutPasteParams:
         """Draw a thin patch, its rotation, and a place for its bounding box."""
-        # Scaled down to no less than 2 x 2 pixels, which hold the centre of one at any angle.
-        width = draws.clip(draws.integer(self.scaled(self.width, shape, 2)), 1, shape[1])
-        height = draws.clip(draws.integer(self.scaled(self.height, shape, 2)), 1, shape[0])
-        angle = draws.uniform(self.angle)
-        box = bounding_box(width, height, angle, draws.math)
-        return {
-            "crop_x": draws.integer((0, shape[1] - width)),
-            "crop_y": draws.integer((0, shape[0] - height)),
-            "width": width,
-            "height": height,
-            "paste_x": draws.integer((0, draws.clip(shape[1] - draws.whole(box[0]), 0, shape[1]))),
-            "paste_y": draws.integer((0, draws.clip(shape[0] - draws.whole(box[1]), 0, shape[0]))),
-            "angle": angle,
-            **draws.jitter(self.jitter),
-        }
+        # Scaled down to no less than 2 x 2 pixels, which hold the center of one at any angle.
+        width = min(sampler.integer(self.scaled(self.width, shape, 2)), shape[1])
+        height = min(sampler.integer(self.scaled(self.height, shape, 2)), shape[0])
+        angle = sampler.uniform(self.angle)
+        box_width, box_height = rotated_size(width, height, angle)
+        return CutPasteParams(
+            crop_x=sampler.integer((0, shape[1] - width)),
+            crop_y=sampler.integer((0, shape[0] - height)),
+            width=width,
+            height=height,
+            paste_x=sampler.integer((0, max(shape[1] - box_width, 0))),
+            paste_y=sampler.integer((0, max(shape[0] - box_height, 0))),
+            angle=angle,
+            **sampler.jitter(self.jitter),
+        )
 
 
 @dataclass(frozen=True)
 class CutPasteUnion(CutPasteScar, CutPaste):
     """The options of both kinds, and what is done with them; see `cutpaste_union`."""
 
-    def draw(self, draws: Draws, shape: tuple[int, int], lungs: Any) -> Fields:
+    def draw(self, sampler: Sampler, shape: tuple[int, int], lungs: Any) -> CutPasteParams:
         """Draw one of the two."""
-        return draws.either(
-            lambda: CutPaste.draw(self, draws, shape, lungs),
-            lambda: CutPasteScar.draw(self, draws, shape, lungs),
-        )
+        if sampler.choice((False, True)):
+            return CutPasteScar.draw(self, sampler, shape, lungs)
+        return CutPaste.draw(self, sampler, shape, lungs)
 
 
-class CutArgs(TypedDict, total=False):
-    """What `cutpaste` takes besides `return_mask`, for its overloads."""
+class CutPasteOptions(TypedDict, total=False):
+    """The options of *normal*."""
 
     scale: Range
     ratio: Range
     jitter: float
 
 
-@overload
-def cutpaste(
-    image: ImageT, rng: Rng = None, *, return_mask: Literal[False] = False, **own: Unpack[CutArgs]
-) -> ImageT: ...
-@overload
-def cutpaste(
-    image: ImageT, rng: Rng = None, *, return_mask: Literal[True], **own: Unpack[CutArgs]
-) -> tuple[ImageT, Mask]: ...
-def cutpaste(
-    image: ImageT,
-    rng: Rng = None,
-    *,
-    return_mask: bool = False,
-    scale: Range = SCALE,
-    ratio: Range = RATIO,
-    jitter: float = JITTER,
-) -> Any:
+class ScarOptions(TypedDict, total=False):
+    """The options of *scar*."""
+
+    width: Range
+    height: Range
+    angle: Range
+    jitter: float
+    lengths_for: float | None
+
+
+class UnionOptions(CutPasteOptions, ScarOptions, total=False):
+    """The options of both."""
+
+
+class CutPasteArguments(CallOptions, CutPasteOptions, total=False):
+    """What forms of *normal* take."""
+
+
+class ScarArguments(CallOptions, ScarOptions, total=False):
+    """What forms of *scar* take."""
+
+
+class UnionArguments(CallOptions, UnionOptions, total=False):
+    """What forms of the union take."""
+
+
+@show_options(CutPaste, like=CutPaste.__call__)
+def cutpaste(image: ImageLike, rng: Rng = None, **options: Unpack[CutPasteArguments]) -> Any:
     """Paste a patch of the image whole at a uniformly drawn place: CutPaste *normal*.
 
     Parameters
@@ -221,7 +237,8 @@ def cutpaste(
     -------
     out : same type, shape and dtype as `image`
     region : (H, W) ndarray of bool
-        Where the patch lies. Only with ``return_mask=True``.
+        Where the patch lies; empty if it changes nothing, as black on black. Only with
+        ``return_mask=True``.
 
     Raises
     ------
@@ -240,38 +257,11 @@ def cutpaste(
     >>> cutpaste(phantom_radiograph(128, rng=0), rng=0).shape
     (128, 128)
     """
-    return CutPaste(scale, ratio, jitter)(image, rng, return_mask=return_mask)
+    return CutPaste.call(image, rng, options)
 
 
-class ScarArgs(TypedDict, total=False):
-    """What `cutpaste_scar` takes besides `return_mask`, for its overloads."""
-
-    width: Range
-    height: Range
-    angle: Range
-    jitter: float
-    lengths_for: float | None
-
-
-@overload
-def cutpaste_scar(
-    image: ImageT, rng: Rng = None, *, return_mask: Literal[False] = False, **own: Unpack[ScarArgs]
-) -> ImageT: ...
-@overload
-def cutpaste_scar(
-    image: ImageT, rng: Rng = None, *, return_mask: Literal[True], **own: Unpack[ScarArgs]
-) -> tuple[ImageT, Mask]: ...
-def cutpaste_scar(
-    image: ImageT,
-    rng: Rng = None,
-    *,
-    return_mask: bool = False,
-    width: Range = WIDTH,
-    height: Range = HEIGHT,
-    angle: Range = ANGLE,
-    jitter: float = JITTER,
-    lengths_for: float | None = LENGTHS_FOR,
-) -> Any:
+@show_options(CutPasteScar, like=CutPasteScar.__call__)
+def cutpaste_scar(image: ImageLike, rng: Rng = None, **options: Unpack[ScarArguments]) -> Any:
     """Paste a thin rotated patch of the image at a uniformly drawn place: CutPaste *scar*.
 
     Parameters
@@ -289,7 +279,7 @@ def cutpaste_scar(
     -------
     out : same type, shape and dtype as `image`
     region : (H, W) ndarray of bool
-        Where the rotated patch lies. Only with ``return_mask=True``.
+        Where the rotated patch lies; empty if it changes nothing. Only with ``return_mask=True``.
 
     Raises
     ------
@@ -307,36 +297,11 @@ def cutpaste_scar(
     >>> cutpaste_scar(phantom_radiograph(128, rng=0), rng=0).shape
     (128, 128)
     """
-    return CutPasteScar(width, height, angle, jitter, lengths_for)(
-        image, rng, return_mask=return_mask
-    )
+    return CutPasteScar.call(image, rng, options)
 
 
-class UnionArgs(CutArgs, ScarArgs, total=False):
-    """What `cutpaste_union` takes besides `return_mask`, for its overloads."""
-
-
-@overload
-def cutpaste_union(
-    image: ImageT, rng: Rng = None, *, return_mask: Literal[False] = False, **own: Unpack[UnionArgs]
-) -> ImageT: ...
-@overload
-def cutpaste_union(
-    image: ImageT, rng: Rng = None, *, return_mask: Literal[True], **own: Unpack[UnionArgs]
-) -> tuple[ImageT, Mask]: ...
-def cutpaste_union(
-    image: ImageT,
-    rng: Rng = None,
-    *,
-    return_mask: bool = False,
-    scale: Range = SCALE,
-    ratio: Range = RATIO,
-    jitter: float = JITTER,
-    width: Range = WIDTH,
-    height: Range = HEIGHT,
-    angle: Range = ANGLE,
-    lengths_for: float | None = LENGTHS_FOR,
-) -> Any:
+@show_options(CutPasteUnion, like=CutPasteUnion.__call__)
+def cutpaste_union(image: ImageLike, rng: Rng = None, **options: Unpack[UnionArguments]) -> Any:
     """Paste as `cutpaste` or as `cutpaste_scar`, each half of the time.
 
     Parameters
@@ -350,13 +315,14 @@ def cutpaste_union(
     scale, ratio, jitter
         As for `sample_paste`.
     width, height, angle, lengths_for
-        As for `sample_scar`; *normal* has no use for them.
+        As for `sample_scar`; *normal* does not use them.
 
     Returns
     -------
     out : same type, shape and dtype as `image`
     region : (H, W) ndarray of bool
-        Where the patch lies. Only with ``return_mask=True``.
+        Where the patch lies; empty if it changes nothing, as black on black. Only with
+        ``return_mask=True``.
 
     Raises
     ------
@@ -374,18 +340,12 @@ def cutpaste_union(
     >>> cutpaste_union(phantom_radiograph(128, rng=0), rng=0).shape
     (128, 128)
     """
-    return CutPasteUnion(scale, ratio, jitter, width, height, angle, lengths_for)(
-        image, rng, return_mask=return_mask
-    )
+    return CutPasteUnion.call(image, rng, options)
 
 
+@show_options(CutPaste)
 def sample_cutpaste(
-    image: ImageLike,
-    rng: Rng = None,
-    *,
-    scale: Range = SCALE,
-    ratio: Range = RATIO,
-    jitter: float = JITTER,
+    image: ImageLike, rng: Rng = None, **options: Unpack[CutPasteOptions]
 ) -> CutPasteParams:
     """Draw the parameters of one CutPaste *normal* (Li et al., CVPR 2021, arXiv:2104.04015).
 
@@ -406,18 +366,12 @@ def sample_cutpaste(
     TypeError, ValueError
         As `sample_paste`.
     """
-    return CutPaste(scale, ratio, jitter).sample(as_array(image).shape[:2], None, rng)
+    return CutPaste(**options).sample(as_array(image).shape[:2], None, rng)
 
 
+@show_options(CutPasteScar)
 def sample_scar(
-    image: ImageLike,
-    rng: Rng = None,
-    *,
-    width: Range = WIDTH,
-    height: Range = HEIGHT,
-    angle: Range = ANGLE,
-    jitter: float = JITTER,
-    lengths_for: float | None = LENGTHS_FOR,
+    image: ImageLike, rng: Rng = None, **options: Unpack[ScarOptions]
 ) -> CutPasteParams:
     """Draw the parameters of one CutPaste *scar* (Li et al., CVPR 2021, arXiv:2104.04015).
 
@@ -446,19 +400,10 @@ def sample_scar(
     TypeError, ValueError
         As `sample_paste`.
     """
-    scar = CutPasteScar(width, height, angle, jitter, lengths_for)
-    return scar.sample(as_array(image).shape[:2], None, rng)
+    return CutPasteScar(**options).sample(as_array(image).shape[:2], None, rng)
 
 
-@overload
-def apply_cutpaste(
-    image: ImageT, params: CutPasteParams, *, return_mask: Literal[False] = False
-) -> ImageT: ...
-@overload
-def apply_cutpaste(
-    image: ImageT, params: CutPasteParams, *, return_mask: Literal[True]
-) -> tuple[ImageT, Mask]: ...
-def apply_cutpaste(image: ImageT, params: CutPasteParams, *, return_mask: bool = False) -> Any:
+def apply_cutpaste(image: ImageLike, params: CutPasteParams, *, return_mask: bool = False) -> Any:
     """Apply one CutPaste, *normal* (no angle) or *scar*; deterministic.
 
     Parameters
@@ -466,7 +411,7 @@ def apply_cutpaste(image: ImageT, params: CutPasteParams, *, return_mask: bool =
     image : (H, W) or (H, W, 3) ndarray, or Pillow image
         As for `anatpaste`.
     params : CutPasteParams
-        What to paste. The patch is rotated about its centre, nearest pixel, and pasted through its
+        What to paste. The patch is rotated about its center, nearest pixel, and pasted through its
         own outline; what would leave the image is cut off.
     return_mask : bool, optional
         Whether to return the changed region too.
@@ -475,11 +420,12 @@ def apply_cutpaste(image: ImageT, params: CutPasteParams, *, return_mask: bool =
     -------
     out : same type, shape and dtype as `image`
     region : (H, W) ndarray of bool
-        Where the patch lies. Only with ``return_mask=True``.
+        Where the patch lies; empty if it changes nothing, as black on black. Only with
+        ``return_mask=True``.
 
     Raises
     ------
     TypeError, ValueError
         If an argument has another type, or the patch lies outside the image.
     """
-    return _CutPaste.replay(image, params, return_mask=return_mask)
+    return CutPasteOperation.replay(image, params, return_mask=return_mask)

@@ -1,8 +1,7 @@
 """Opacity: lesion-like brightenings of the lungs: options, draw, alpha and paste, its functions.
 
 All that is random lies in the params. Alpha is computed in whole numbers, on a grid of about 128
-cells a side, and enlarged linearly at the end, so that every form and device gives the same bits.
-What only adds, multiplies and shifts serves NumPy arrays and torch tensors alike.
+cells a side, and enlarged linearly at the end, so that every machine computes the same bits.
 """
 
 from __future__ import annotations
@@ -10,21 +9,29 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, overload
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
-from anatpaste_aug.checks import LARGEST, Rng, check_integer
-from anatpaste_aug.images import Array, ImageT, Mask, MaskLike, Window, as_mask, box
-from anatpaste_aug.lungs import Segment
-from anatpaste_aug.operations.base import LENGTHS_FOR, Operation, lengths_for_option, option
-from anatpaste_aug.operations.draws import Drawn, Draws, Fields
-from anatpaste_aug.operations.patch import blend, check_center
+from anatpaste_aug.checks import LARGEST, Rng, check_integers
+from anatpaste_aug.crop import bounding_box, true_range
+from anatpaste_aug.images import Array, ImageLike, Mask, MaskLike, Window, as_mask
+from anatpaste_aug.operations.alpha import Alpha, AlphaOperation, check_center
+from anatpaste_aug.operations.base import CallOptions, lengths_for_option, option, show_options
+from anatpaste_aug.operations.sampling import Sampler
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+__all__ = [
+    "OpacityParams",
+    "apply_opacity",
+    "opacity",
+    "opacity_alpha",
+    "sample_opacity",
+]
 
 Kind: TypeAlias = Literal["consolidation", "haze", "nodule", "effusion"]
 Kinds: TypeAlias = "str | Sequence[str]"
@@ -96,21 +103,15 @@ class OpacityParams:
         """Check every field, and keep plain Python numbers."""
         if self.kind not in KINDS:
             raise ValueError(f"kind must be out of {KINDS}, got {self.kind!r}")
-        for name, low, high in (
-            ("center_x", 0, LARGEST),
-            ("center_y", 0, LARGEST),
-            ("radius_x", 1, LARGEST),
-            ("radius_y", 1, LARGEST),
-            ("angle", -90, 90),
-            ("density", 0, 255),
-            ("level", 0, 255),
-            ("seed", 0, LOW31),
-        ):
-            object.__setattr__(self, name, check_integer(name, getattr(self, name), low, high))
+        check_integers(self, ("center_x", "center_y"), 0)
+        check_integers(self, ("radius_x", "radius_y"), 1)
+        check_integers(self, ("angle",), -90, 90)
+        check_integers(self, ("density", "level"), 0, 255)
+        check_integers(self, ("seed",), 0, LOW31)
 
 
 @dataclass(frozen=True)
-class Opacity(Operation[OpacityParams]):
+class Opacity(AlphaOperation[OpacityParams]):
     """The options of Opacity, and what is done with them; see `opacity` and `sample_opacity`."""
 
     kinds: Kinds = option(KINDS, words=KINDS)
@@ -120,94 +121,99 @@ class Opacity(Operation[OpacityParams]):
 
     params = OpacityParams
 
-    def draw(self, draws: Draws, shape: tuple[int, int], lungs: Any) -> Fields:
+    def draw(self, sampler: Sampler, shape: tuple[int, int], lungs: Any) -> OpacityParams:
         """Draw a kind, a pixel of the lungs to put it on, and its size, density and brightness."""
-        y, x = draws.pixel(lungs)
-        forms: dict[str, Any] = {k: partial(self.lesion, draws, shape, k, y, x) for k in RADIUS}
-        forms["effusion"] = partial(self.fluid, draws, shape, lungs, x)
-        return {
-            **draws.either(*(partial(self.form, draws, kind, forms[kind]) for kind in self.kinds)),
-            "level": draws.integer(LEVEL),
-            "seed": draws.integer((0, LOW31)),
-        }
+        y, x = sampler.pixel(lungs)
+        kind: Any = sampler.choice(self.kinds)
+        density = sampler.integer([min(round(end * self.density), 255) for end in DENSITY[kind]])
+        if kind == "effusion":
+            place = self.draw_fluid(sampler, lungs, x)
+        else:
+            place = {"center_x": x, "center_y": y, **self.draw_lesion(sampler, shape, kind)}
+        level, seed = sampler.integer(LEVEL), sampler.integer((0, LOW31))
+        return OpacityParams(kind, **place, density=density, level=level, seed=seed)
 
-    def form(self, draws: Draws, kind: str, shape: Any) -> Fields:
-        """Draw what depends on the kind."""
-        ends = tuple(min(round(end * self.density), 255) for end in DENSITY[kind])
-        return {"kind": kind, "density": draws.integer(ends), **shape()}
-
-    def lesion(self, draws: Draws, shape: tuple[int, int], kind: str, y: Drawn, x: Drawn) -> Fields:
-        """Draw an ellipse about a pixel."""
+    def draw_lesion(self, sampler: Sampler, shape: tuple[int, int], kind: str) -> dict[str, int]:
+        """Draw the half axes of an ellipse, and its angle."""
         low, high = RADIUS[kind]
-        radius = draws.log_uniform(self.scaled((low * self.size, high * self.size), shape, 1))
-        stretch = draws.math.exp(draws.uniform((-STRETCH[kind], STRETCH[kind])))
+        radius = sampler.log_uniform(self.scaled((low * self.size, high * self.size), shape, 1))
+        stretch = math.exp(sampler.uniform((-STRETCH[kind], STRETCH[kind])))
         return {
-            "center_x": x,
-            "center_y": y,
-            "radius_x": draws.clip(draws.whole(radius * stretch), 1, LARGEST),
-            "radius_y": draws.clip(draws.whole(radius / stretch), 1, LARGEST),
-            "angle": draws.integer((-90, 89)),
+            "radius_x": min(max(round(radius * stretch), 1), LARGEST),
+            "radius_y": min(max(round(radius / stretch), 1), LARGEST),
+            "angle": sampler.integer((-90, 89)),
         }
 
-    def fluid(self, draws: Draws, shape: tuple[int, int], lungs: Any, x: Drawn) -> Fields:
+    def draw_fluid(self, sampler: Sampler, lungs: Mask, x: int) -> dict[str, int]:
         """Draw the surface of fluid at the base of a lung, higher at the chest wall."""
-        top, bottom, left, right, side = draws.half(lungs, x)
-        tall = (bottom - top) * self.size
-        surface = bottom - 1 - draws.whole(tall * draws.uniform(SURFACE))
+        (rows, columns), side = one_lung(lungs, x)
+        tall = (rows.stop - rows.start) * self.size
+        surface = rows.stop - 1 - round(tall * sampler.uniform(SURFACE))
         return {
-            "center_x": (left + right - 1) // 2,
-            "center_y": draws.clip(surface, 0, shape[0] - 1),
-            "radius_x": draws.clip((right - left) // 2, 1, LARGEST),
-            "radius_y": draws.clip(draws.whole(tall * draws.uniform(MENISCUS)), 1, LARGEST),
-            "angle": draws.integer(TILT) * side,
+            "center_x": (columns.start + columns.stop - 1) // 2,
+            "center_y": min(max(surface, 0), len(lungs) - 1),
+            "radius_x": max((columns.stop - columns.start) // 2, 1),
+            "radius_y": min(max(round(tall * sampler.uniform(MENISCUS)), 1), LARGEST),
+            "angle": sampler.integer(TILT) * side,
         }
 
     @staticmethod
-    def apply(image: Array, params: OpacityParams, lungs: Mask | None) -> tuple[Array, Mask]:
-        """Blend a brighter level in, through alpha."""
-        if lungs is None:
-            lungs = np.zeros(image.shape[:2], bool)
-        window, alpha = alpha_window(params, lungs)
-        region = np.zeros(image.shape[:2], bool)
-        np.greater(alpha, 0, out=region[window])
-        return blend_level(image, params, window, alpha, lungs), region
+    def alpha_window(params: OpacityParams, lungs: Mask) -> tuple[Window, Alpha]:
+        """Draw the lesion's profile, with a texture, times the softened lungs, on a grid."""
+        height, width = lungs.shape
+        check_center(params, lungs.shape)
+        # The side of a cell in pixels: 2 for 256 x 256.
+        cell = max(1, (math.isqrt(height * width) + CELLS // 2) // CELLS)
+        reach = 2 * max(params.radius_x, params.radius_y) + cell  # no profile goes on from two axes
+        columns = meet(params.center_x, reach, cell, width)
+        rows = meet(params.center_y, reach, cell, height)
+        if params.kind == "effusion":
+            rows = slice(0, -(-height // cell))  # down to the base
+        soft: Any = 64
+        if lungs.any():
+            y, x = (middles(np.arange(-2, -(-n // cell) + 2), n, cell) for n in (height, width))
+            grid = soften(lungs.view(np.int8).take(y, 0).take(x, 1))
+            columns = extent(grid[rows].any(0), columns)
+            rows = extent(grid[:, columns].any(1), rows)
+            soft = grid[rows, columns]
+        x, y = (
+            np.arange(part.start, part.stop) * (2 * cell) + (cell - 1) for part in (columns, rows)
+        )
+        level = params.angle * (params.kind != "effusion")
+        u, v = axes(params, level, x, y[:, None])
+        noise = texture(params.seed, lungs.shape, cell, rows, columns)
+        dense, within = profile(params.kind, u, v, noise)
+        density = (smooth(dense) * clip_unit(within) >> 10) * params.density
+        alpha = enlarge((density * soft + (1 << 15)) >> 16, cell)
+        top, left = rows.start * cell, columns.start * cell
+        alpha = alpha[: height - top, : width - left]
+        return (slice(top, top + alpha.shape[0]), slice(left, left + alpha.shape[1])), alpha
+
+    @staticmethod
+    def canvas(
+        image: Array, params: OpacityParams, window: Window, lungs: Mask
+    ) -> tuple[Array, Array, Array]:
+        """Return the image, raised to the bright level."""
+        pixels = image[window]
+        canvas = np.maximum(pixels, bright_level(image, params.level, lungs))
+        return canvas, pixels, canvas
 
 
-class OpacityArgs(TypedDict, total=False):
-    """What `opacity` takes besides `return_mask`, for its overloads."""
+class OpacityOptions(TypedDict, total=False):
+    """The options of Opacity."""
 
-    mask: MaskLike | None
-    segment: Segment | None
     kinds: Kinds
     size: float
     density: float
     lengths_for: float | None
 
 
-@overload
-def opacity(
-    image: ImageT,
-    rng: Rng = None,
-    *,
-    return_mask: Literal[False] = False,
-    **own: Unpack[OpacityArgs],
-) -> ImageT: ...
-@overload
-def opacity(
-    image: ImageT, rng: Rng = None, *, return_mask: Literal[True], **own: Unpack[OpacityArgs]
-) -> tuple[ImageT, Mask]: ...
-def opacity(
-    image: ImageT,
-    rng: Rng = None,
-    *,
-    mask: MaskLike | None = None,
-    segment: Segment | None = None,
-    return_mask: bool = False,
-    kinds: Kinds = KINDS,
-    size: float = 1,
-    density: float = 1,
-    lengths_for: float | None = LENGTHS_FOR,
-) -> Any:
+class OpacityArguments(CallOptions, OpacityOptions, total=False):
+    """What forms of Opacity take."""
+
+
+@show_options(Opacity, like=Opacity.__call__)
+def opacity(image: ImageLike, rng: Rng = None, **options: Unpack[OpacityArguments]) -> Any:
     """Brighten a part of the lungs as disease does: an opacity with soft, irregular borders.
 
     A bright level, read from the soft tissue around the lungs, is blended in through the alpha of
@@ -250,18 +256,12 @@ def opacity(
     >>> bool((out >= image).all()), bool((out != image)[~region].any())
     (True, False)
     """
-    operation = Opacity(kinds, size, density, lengths_for)
-    return operation(image, rng, mask=mask, segment=segment, return_mask=return_mask)
+    return Opacity.call(image, rng, options)
 
 
+@show_options(Opacity)
 def sample_opacity(
-    mask: MaskLike,
-    rng: Rng = None,
-    *,
-    kinds: Kinds = KINDS,
-    size: float = 1,
-    density: float = 1,
-    lengths_for: float | None = LENGTHS_FOR,
+    mask: MaskLike, rng: Rng = None, **options: Unpack[OpacityOptions]
 ) -> OpacityParams:
     """Draw the parameters of one opacity.
 
@@ -283,7 +283,7 @@ def sample_opacity(
         60-150 in haze, 60-140 in a nodule, 150-225 in an effusion.
     lengths_for : float or None, optional
         The half axes are lengths for an image of this height and width, and are scaled by
-        sqrt(H W) over it. None: pixels of the image as it is.
+        sqrt(H W) over it, to whole pixels. None: pixels of the image as it is.
 
     Returns
     -------
@@ -303,10 +303,10 @@ def sample_opacity(
     'nodule'
     """
     lungs = as_mask(mask)
-    return Opacity(kinds, size, density, lengths_for).sample(lungs.shape, lungs, rng)
+    return Opacity(**options).sample(lungs.shape, lungs, rng)
 
 
-def opacity_alpha(params: OpacityParams, mask: MaskLike) -> npt.NDArray[np.uint8]:
+def opacity_alpha(params: OpacityParams, mask: MaskLike) -> Alpha:
     """Draw the alpha of an opacity: its profile, with a texture, times the softened lungs.
 
     Parameters
@@ -326,35 +326,13 @@ def opacity_alpha(params: OpacityParams, mask: MaskLike) -> npt.NDArray[np.uint8
     Raises
     ------
     TypeError, ValueError
-        If an argument has another type, or the centre lies outside the image.
+        If an argument has another type, or the center lies outside the image.
     """
-    lungs = as_mask(mask)
-    if not isinstance(params, OpacityParams):
-        raise TypeError(f"params must be OpacityParams, got {type(params).__name__}")
-    alpha = np.zeros(lungs.shape, np.uint8)
-    window, part = alpha_window(params, lungs)
-    alpha[window] = part
-    return alpha
+    return Opacity.alpha(params, mask)
 
 
-@overload
 def apply_opacity(
-    image: ImageT,
-    params: OpacityParams,
-    mask: MaskLike | None = None,
-    *,
-    return_mask: Literal[False] = False,
-) -> ImageT: ...
-@overload
-def apply_opacity(
-    image: ImageT,
-    params: OpacityParams,
-    mask: MaskLike | None = None,
-    *,
-    return_mask: Literal[True],
-) -> tuple[ImageT, Mask]: ...
-def apply_opacity(
-    image: ImageT, params: OpacityParams, mask: MaskLike | None = None, *, return_mask: bool = False
+    image: ImageLike, params: OpacityParams, mask: MaskLike = None, *, return_mask: bool = False
 ) -> Any:
     """Apply one opacity; deterministic.
 
@@ -380,47 +358,25 @@ def apply_opacity(
     Raises
     ------
     TypeError, ValueError
-        If an argument has another type, or the centre lies outside the image.
+        If an argument has another type, or the center lies outside the image.
     """
     return Opacity.replay(image, params, mask, return_mask=return_mask)
 
 
-def alpha_window(params: OpacityParams, lungs: Mask) -> tuple[Window, npt.NDArray[np.uint8]]:
-    """Return the part of the image that alpha may reach, and alpha there."""
-    height, width = lungs.shape
-    check_center(params, lungs.shape)
-    cell = cell_size(height, width)
-    reach = 2 * max(params.radius_x, params.radius_y) + cell  # no profile goes on from two axes
-    columns = meet(params.center_x, reach, cell, width)
-    rows = meet(params.center_y, reach, cell, height)
-    if params.kind == "effusion":
-        rows = slice(0, -(-height // cell))  # down to the base
-    soft: Any = 64
-    if lungs.any():
-        y, x = (middles(np.arange(-2, -(-n // cell) + 2), n, cell) for n in (height, width))
-        grid = soften(lungs.view(np.int8).take(y, 0).take(x, 1))
-        columns = extent(grid[rows].any(0), columns)
-        rows = extent(grid[:, columns].any(1), rows)
-        soft = grid[rows, columns]
-    x, y = (np.arange(part.start, part.stop) * (2 * cell) + (cell - 1) for part in (columns, rows))
-    level = params.angle * (params.kind != "effusion")
-    u, v = axes(params, level, x, y[:, None], np.int32)
-    noise = texture(params.seed, lungs.shape, cell, rows, columns)
-    dense, within = profile(params.kind, u, v, noise)
-    alpha = (smooth(dense) * unit(within) >> 10) * params.density
-    alpha = enlarge((alpha * soft + (1 << 15)) >> 16, cell)
-    top, left = rows.start * cell, columns.start * cell
-    alpha = alpha[: height - top, : width - left]
-    return (slice(top, top + alpha.shape[0]), slice(left, left + alpha.shape[1])), alpha
+def one_lung(lungs: Mask, x: int) -> tuple[Window, int]:
+    """Return the box of the lung that holds column `x`; and 1 for the left half, -1 for the right.
 
-
-def cell_size(height: int, width: int) -> int:
-    """Return the side of a cell of the grid, in pixels: 2 for 256 x 256."""
-    return max(1, (math.isqrt(height * width) + CELLS // 2) // CELLS)
+    The halves are those of the box of both lungs; without lungs, of the image.
+    """
+    columns = true_range(lungs.any(0))
+    middle = (columns.start + columns.stop) // 2
+    rows, part = bounding_box(lungs[:, :middle] if x < middle else lungs[:, middle:])
+    before = 0 if x < middle else middle
+    return (rows, slice(before + part.start, before + part.stop)), 1 if x < middle else -1
 
 
 def meet(center: int, reach: int, cell: int, length: int) -> slice:
-    """Return the cells that lie within `reach` pixels of a centre; at least one."""
+    """Return the cells that lie within `reach` pixels of a center; at least one."""
     count = -(-length // cell)
     first = min(max((center - reach) // cell, 0), count - 1)
     return slice(first, max(min((center + reach) // cell + 1, count), first + 1))
@@ -435,54 +391,54 @@ def extent(flags: Mask, part: slice) -> slice:
     return slice(max(first - 1, part.start), min(last + 2, part.stop))
 
 
-def middles(cells: Any, length: int, cell: int) -> Any:
+def middles(cells: Array, length: int, cell: int) -> Array:
     """Return the middle pixels of cells along a side; beyond its ends, those are repeated."""
     return (cells.clip(0, (length - 1) // cell) * cell + cell // 2).clip(0, length - 1)
 
 
-def soften(lungs: Any) -> Any:
+def soften(lungs: Array) -> Any:
     """Soften lungs of 0 and 1 on the grid: 64 inside, 0 from about two cells outside; int8.
 
     They come with two more cells on each side. Weights 1 2 2 2 1 both ways, doubled and cut.
     """
     for _ in range(2):  # down, then across
-        pairs = lungs[..., :-1, :] + lungs[..., 1:, :]
-        threes = pairs[..., :-1, :] + pairs[..., 1:, :]
-        lungs = (threes[..., :-2, :] + threes[..., 2:, :]).swapaxes(-1, -2)
+        pairs = lungs[:-1] + lungs[1:]
+        threes = pairs[:-1] + pairs[1:]
+        lungs = (threes[:-2] + threes[2:]).T
     return lungs.clip(0, 32) << 1
 
 
-def sine(degrees: Any) -> Any:
+def sine(degrees: int) -> int:
     """Return the sine of whole degrees, -90..90, times 2**14: Bhaskara's formula, within 0.002."""
     turn = abs(degrees) * (180 - abs(degrees))
     return (turn << 16) // (40500 - turn) * ((degrees > 0) * 2 - 1)
 
 
-def axes(params: Any, level: Any, x: Any, y: Any, narrow: Any) -> tuple[Any, Any]:
+def axes(params: OpacityParams, level: int, x: Array, y: Array) -> tuple[Array, Array]:
     """Turn doubled coordinates of pixels into 1024ths of the half axes, within +-FAR.
 
     `level` is the angle of the first axis: that of an effusion stays level when its surface tilts.
     """
     x, y = x - 2 * params.center_x, y - 2 * params.center_y
     along, across = params.radius_x << 5, params.radius_y << 5
-    u = narrow(x * sine(90 - abs(level)) // along) + narrow(y * sine(level) // along)
-    v = narrow(x * -sine(params.angle) // across)
-    v = v + narrow(y * sine(90 - abs(params.angle)) // across)
+    u = np.int32(x * sine(90 - abs(level)) // along) + np.int32(y * sine(level) // along)
+    v = np.int32(x * -sine(params.angle) // across)
+    v = v + np.int32(y * sine(90 - abs(params.angle)) // across)
     return u.clip(-FAR, FAR), v.clip(-FAR, FAR)
 
 
-def unit(values: Any) -> Any:
+def clip_unit(values: Array) -> Array:
     """Cut 1024ths to 0..1."""
     return values.clip(0, ONE)
 
 
-def smooth(values: Any) -> Any:
+def smooth(values: Array) -> Array:
     """Return the smoothstep of 1024ths."""
-    values = unit(values)
+    values = clip_unit(values)
     return (values * values >> 10) * (3 * ONE - 2 * values) >> 10
 
 
-def profile(kind: str, u: Any, v: Any, noise: Any) -> tuple[Any, Any]:
+def profile(kind: Kind, u: Array, v: Array, noise: Array) -> tuple[Array, Array]:
     """Return how dense a lesion is and its mottling, both to be cut to 0..1, in 1024ths.
 
     The lesion is the smoothstep of the one times the other. Nothing is left from two axes on, but
@@ -497,15 +453,10 @@ def profile(kind: str, u: Any, v: Any, noise: Any) -> tuple[Any, Any]:
         return ONE - (t * 3 >> 2) + noise, 860 + (noise >> 1)
     if kind == "haze":
         return ONE - t + (noise >> 1), 700 + noise
-    return (ONE - t) + ((ONE - t) >> 1) + (noise >> 2), t * 0 + ONE
+    return (ONE - t) + ((ONE - t) >> 1) + (noise >> 2), np.full_like(t, ONE)
 
 
-def spans(length: int, side: int) -> list[int]:
-    """Return the spans of each octave along a side of the image, as long in both directions."""
-    return [max(1, (count * length + side // 2) // side) for count in OCTAVES]
-
-
-def white_noise(seed: Any, y: Any, x: Any) -> Any:
+def white_noise(seed: int, y: Array, x: Array) -> Array:
     """Hash rows, columns and a seed to -128..127; int64 products stay below 2**63."""
     h = (x * 0x1B873593 + y * 0x2545F491 + seed) & LOW31
     h = ((h ^ h >> 16) * 0x21F0AAAD) & LOW31
@@ -513,24 +464,17 @@ def white_noise(seed: Any, y: Any, x: Any) -> Any:
     return ((h ^ h >> 15) >> 8 & 255) - 128
 
 
-def splines(cells: Any, knots: Any, length: int, cell: int, count: int) -> Any:
-    """Return quadratic B-splines at the cells' middles: whole numbers, 2**17 in each row.
-
-    `cells` and `knots` are (n, 1) and (count + 2,) of numbers from 0 on.
-    """
-    position = (cells * (2 * cell) + cell) * (count * 128) // length
-    part, knot = position & 255, (position >> 8).clip(0, count - 1)  # a cell may reach past the end
-    place = knots - knot
-    middle = 65536 + 2 * part * (256 - part)
-    ends = (place == 0) * (256 - part) ** 2 + (place == 2) * part**2
-    return ends + (place == 1) * middle
-
-
 @lru_cache(maxsize=32)
 def spline_table(cells: int, length: int, cell: int, count: int) -> npt.NDArray[np.float64]:
-    """Return the B-splines of all cells along a side, (cells, count + 2)."""
-    rows, knots = np.arange(cells)[:, None], np.arange(count + 2)
-    table: npt.NDArray[np.float64] = splines(rows, knots, length, cell, count).astype(np.float64)
+    """Return quadratic B-splines, (cells, count + 2), at the middles of all cells along a side.
+
+    Whole numbers, 2**17 in each row.
+    """
+    position = (np.arange(cells)[:, None] * (2 * cell) + cell) * (count * 128) // length
+    part, knot = position & 255, (position >> 8).clip(0, count - 1)  # a cell may reach past the end
+    place = np.arange(count + 2) - knot
+    pieces = [(256 - part) ** 2, 65536 + 2 * part * (256 - part), part**2]
+    table = np.select([place == 0, place == 1, place == 2], pieces, 0).astype(np.float64)
     table.flags.writeable = False
     return table
 
@@ -541,7 +485,8 @@ def texture(seed: int, shape: tuple[int, ...], cell: int, rows: slice, columns: 
     Partial sums of the matrix products are whole and below 2**53: exact in any order.
     """
     (height, width), side = shape, math.isqrt(shape[0] * shape[1])
-    counts = list(zip(spans(height, side), spans(width, side), strict=True))
+    # Spans of each octave along both sides, as long in either direction.
+    counts = [[max(1, (n * length + side // 2) // side) for length in shape] for n in OCTAVES]
     y, x = np.arange(counts[-1][0] + 2)[:, None], np.arange(sum(nx + 2 for _, nx in counts))
     white = white_noise(seed, y, x).astype(np.float64)
     left, right, start = [], [], 0
@@ -551,18 +496,17 @@ def texture(seed: int, shape: tuple[int, ...], cell: int, rows: slice, columns: 
         right.append(spline_table(-(-width // cell), width, cell, nx)[columns])
         start += nx + 2
     total = np.concatenate(left, 1) @ np.concatenate(right, 1).T
-    noise: Array = (total * 2.0**-34).astype(np.int32)
-    return noise
+    return (total * 2.0**-34).astype(np.int32)
 
 
-def enlarge(alpha: Array, cell: int) -> npt.NDArray[np.uint8]:
+def enlarge(alpha: Array, cell: int) -> Alpha:
     """Enlarge the grid linearly, the border repeated, rounded once."""
     dtype = np.uint16 if cell <= 8 else np.uint32
 
     def down(values: Array) -> Array:
         before, after = np.concatenate((values[:1], values)), np.concatenate((values, values[-1:]))
         rows = np.empty((len(values), cell, values.shape[1]), dtype)
-        for i, weight in enumerate(range(1 - cell, cell, 2)):  # of the neighbour, of 2 * cell
+        for i, weight in enumerate(range(1 - cell, cell, 2)):  # of the neighbor, of 2 * cell
             other = before[:-1] if weight < 0 else after[1:]
             rows[:, i] = values * (2 * cell - abs(weight)) + other * abs(weight)
         return rows.reshape(-1, values.shape[1])
@@ -571,35 +515,16 @@ def enlarge(alpha: Array, cell: int) -> npt.NDArray[np.uint8]:
     return ((total + 2 * cell**2) // (4 * cell**2)).astype(np.uint8)
 
 
-def blend_level(
-    image: Array,
-    params: OpacityParams,
-    window: Window,
-    alpha: npt.NDArray[np.uint8],
-    lungs: Mask,
-) -> Array:
-    """Raise a copy of the image to the bright level, through alpha, inside the window."""
-    pixels = image[window]
-    canvas = np.maximum(pixels, bright_level(image, params.level, lungs))
-    mixed = blend(pixels, canvas, alpha if image.ndim == 2 else alpha[..., None])
-    if image.dtype.kind == "f":  # a weighted mean may leave the range of its terms by a last bit
-        np.clip(mixed, pixels, canvas, out=mixed)
-    out: Array = image.copy()
-    out[window] = mixed
-    return out
-
-
 def bright_level(image: Array, level: int, lungs: Mask) -> Array:
-    """Return the grey value, one per channel, that is brighter than `level` / 256 of soft tissue.
+    """Return the gray value, one per channel, that is brighter than `level` / 256 of soft tissue.
 
     Soft tissue is what the box around the lungs holds beside them: heart, mediastinum, chest wall;
     without lungs, the image. Of about 64 x 64 pixels; an order statistic, so exact in any dtype.
     """
     step = max(1, math.isqrt(lungs.size) // TONES)
     some, inside = image[::step, ::step], lungs[::step, ::step]
-    window = box(inside)
+    window = bounding_box(inside)
     some, tissue = some[window], ~inside[window]
     values = some[tissue] if tissue.any() else some.reshape(-1, *some.shape[2:])
     place = level * len(values) >> 8
-    bright: Array = np.partition(values, place, axis=0)[place]
-    return bright
+    return np.partition(values, place, axis=0)[place]

@@ -10,5 +10,6 @@ One module owns one thing, in the order of the work: `readers` lists a data set'
 loads them, `augment` makes the classes to tell apart, `model` is the network, `train` trains it,
 `density` fits and scores, `metrics` measures, `evaluate` and `report` write down the result,
 `predict` scores new images, `compare` makes the table. `settings` holds every choice, `runtime`
-knows the hardware, `storage` writes files, `cli` reads the command line.
+knows the hardware, `storage` writes and checks files (with `disk`: whole ones, and locks), `cli`
+reads the command line.
 """

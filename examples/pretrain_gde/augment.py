@@ -6,9 +6,11 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.nn import functional
 
+import anatpaste_aug as ap
 from anatpaste_aug import batch
 from examples.pretrain_gde.settings import Settings
 from examples.pretrain_gde.view import NATIVE_SIZE
@@ -33,7 +35,7 @@ class Classes(NamedTuple):
     Attributes
     ----------
     inputs : (C B, 1, H, W) uint8 tensor
-        The originals after reframing and colour jitter, then each augmented class, in this order.
+        The originals after reframing and color jitter, then each augmented class, in this order.
     labels : (C B,) int64 tensor
         0 for the originals, 1 (and 2) for the augmented.
     alpha : (C B, 1, H, W) uint8 tensor
@@ -126,7 +128,7 @@ def _pieces(
 
 
 def _module(operation: batch.OperationModule) -> Paste:
-    """Let a module of the library give images and alpha."""
+    """Let a module of the library return images and alpha."""
 
     def paste(
         images: torch.Tensor, masks: torch.Tensor | None, generator: torch.Generator
@@ -140,18 +142,20 @@ def _module(operation: batch.OperationModule) -> Paste:
 def paste_opacities(
     images: torch.Tensor, masks: torch.Tensor | None, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Paste 1 to `MOST` opacities into each image, one after the other; give the greatest alpha."""
+    """Paste 1 to `MOST` opacities into each image, one by one; return the greatest alpha."""
     assert masks is not None
-    shape = (len(images), 1, 1, 1)
-    counts = torch.randint(1, MOST + 1, shape, generator=generator, device=images.device)
-    alpha = torch.zeros_like(images)
-    for number in range(MOST):
-        params = batch.sample_opacity(masks, generator, kinds=KINDS)
-        wanted = number < counts
-        pasted = batch.apply_opacity(images, params, masks)
-        images = torch.where(wanted, pasted, images)
-        alpha = torch.where(wanted, torch.maximum(alpha, batch.opacity_alpha(params, masks)), alpha)
-    return images, alpha
+    seed = torch.randint(2**62, (), generator=generator, device=images.device)
+    rng = np.random.default_rng(int(seed))
+    pasted, alphas = [], []
+    for image, mask in zip(images[:, 0].cpu().numpy(), masks.cpu().numpy(), strict=True):
+        alpha = np.zeros_like(image)
+        for _ in range(rng.integers(1, MOST, endpoint=True)):
+            params = ap.sample_opacity(mask, rng, kinds=KINDS)
+            image = ap.apply_opacity(image, params, mask)
+            alpha = np.maximum(alpha, ap.opacity_alpha(params, mask))
+        pasted.append(torch.from_numpy(image))
+        alphas.append(torch.from_numpy(alpha))
+    return torch.stack(pasted)[:, None].to(images), torch.stack(alphas)[:, None].to(images)
 
 
 def paste_mixed(
@@ -166,7 +170,7 @@ def paste_mixed(
 
 
 def jitter(images: torch.Tensor, amount: float, generator: torch.Generator) -> torch.Tensor:
-    """Jitter brightness, then contrast, of each grey uint8 image by up to `amount`.
+    """Jitter brightness, then contrast, of each gray uint8 image by up to `amount`.
 
     As torchvision's `ColorJitter` does image by image: factors uniform in [1 - amount, 1 + amount],
     contrast about the image's mean.

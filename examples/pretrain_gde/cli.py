@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from anatpaste_aug.disk import is_among
 from examples.pretrain_gde.benchmark import benchmark
 from examples.pretrain_gde.compare import compare
 from examples.pretrain_gde.data import load_dataset
 from examples.pretrain_gde.density import NAMES
 from examples.pretrain_gde.detector import Detector
+from examples.pretrain_gde.disk import is_among
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.evaluate import (
     DETECTOR,
@@ -36,7 +36,7 @@ from examples.pretrain_gde.run import (
     run,
     run_folder,
     run_seeds,
-    summarise,
+    summarize,
 )
 from examples.pretrain_gde.runtime import Runtime, describe, start
 from examples.pretrain_gde.settings import (
@@ -66,9 +66,9 @@ OPTIONS: dict[str, tuple[type, str]] = {
     "momentum": (float, "momentum"),
     "weight_decay": (float, "weight decay"),
     "head_layers": (int, "hidden layers of 512 in the head"),
-    "jitter": (float, "colour jitter before the augmentation"),
+    "jitter": (float, "color jitter before the augmentation"),
     "reframe": (float, "zoom and shift before the augmentation, as a share of half the side"),
-    "noise": (float, "standard deviation of the noise after it, in grey levels"),
+    "noise": (float, "standard deviation of the noise after it, in gray levels"),
     "map_weight": (float, "weight of the heads that say where something was pasted"),
     "freeze_epochs": (int, "epochs with a frozen backbone, with --imagenet"),
 }
@@ -78,7 +78,7 @@ CHOSEN = ("crop", "tone", "mask", "scores")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command, or the demonstration without any; give the exit status."""
+    """Run one command, or the demonstration without any; return the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or (given[0].startswith("-") and given[0] not in ("-h", "--help")):
         given.insert(0, "demo")
@@ -154,7 +154,7 @@ def train_command(options: argparse.Namespace, runtime: Runtime) -> None:
         resume=options.resume,
     )
     if runtime.leads and len(results) > 1:
-        chosen = summarise(results)["columns"].get("chosen")
+        chosen = summarize(results)["columns"].get("chosen")
         if chosen is None:
             return
         print(
@@ -315,7 +315,7 @@ def make_settings(options: argparse.Namespace, runtime: Runtime, variant: str | 
 
 
 def make_source(options: argparse.Namespace) -> Source:
-    """Give where the images come from."""
+    """Return where the images come from."""
     return Source(
         options.data,
         options.cache or options.out / "cache",
@@ -432,7 +432,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--crop", action=argparse.BooleanOptionalAction, help="whether to cut images to the lungs"
     )
-    parser.add_argument("--tone", choices=TONES, help="whose grey values decide the tone")
+    parser.add_argument("--tone", choices=TONES, help="whose gray values decide the tone")
     parser.add_argument("--scores", choices=SCORINGS, help="which scores to choose from")
     parser.add_argument(
         "--fresh-masks", action="store_true", help="segment at every draw, not once per image"

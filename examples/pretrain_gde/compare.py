@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from examples.pretrain_gde.run import Source, check_runs, run_seeds, summarise
+from examples.pretrain_gde.run import Source, check_runs, run_seeds, summarize
 from examples.pretrain_gde.runtime import Runtime
 from examples.pretrain_gde.settings import Settings
 from examples.pretrain_gde.storage import write_json, write_text
@@ -41,7 +41,7 @@ def compare(
     for one in chosen:
         results = run_seeds(one, seeds, source, out, runtime, resume=resume)
         if runtime.leads:
-            summaries[one.variant] = summarise(results)
+            summaries[one.variant] = summarize(results)
     if not runtime.leads:
         return ""
     table = make_table(summaries)

@@ -1,6 +1,6 @@
 """From files to arrays: decoding, and a cache on disk so that it happens once.
 
-Everything becomes 8-bit grey on a square grid, as the method was published.
+Everything becomes 8-bit gray on a square grid, as the method was published.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 from tqdm import tqdm
 
 import anatpaste_aug as ap
-from anatpaste_aug import disk
-from anatpaste_aug.files import read_image
-from anatpaste_aug.images import to_grey
+from anatpaste_aug.data import read_image
+from examples.pretrain_gde import disk
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.readers import PARTS, Entry, Split, check_split
 from examples.pretrain_gde.settings import Settings
@@ -67,7 +67,7 @@ class Dataset:
         return len(set(self.labels(part).tolist())) == 2
 
     def normals(self, part: str) -> tuple[Images, Images | None]:
-        """Give the normal images of a part, and their masks where there are any."""
+        """Return the normal images of a part, and their masks where there are any."""
         normal, masks = ~self.labels(part), self.masks.get(part)
         if normal.all():  # as in training: without a copy of what is mapped
             return self.images[part], masks
@@ -127,7 +127,7 @@ def load_dataset(
 
 
 def segmenter(name: str) -> Callable[[Images], npt.NDArray[np.bool_]]:
-    """Give the library's function behind the name of a mask."""
+    """Return the library's function behind the name of a mask."""
     return ap.lung_mask if name == "default" else ap.lung_mask_robust
 
 
@@ -237,14 +237,14 @@ def load_masks(
 
 
 def _view_key(view: View) -> tuple[Any, ...]:
-    """Give what decides how an image is seen, as a part of the key of a cache."""
+    """Return what decides how an image is seen, as a part of the key of a cache."""
     if not view.needs_lungs:
         return (view.size,)
     return (view.size, view.crop, view.tone, ap.__version__)
 
 
 def decode(path: Path, view: View) -> Images:
-    """Decode an image file to 8-bit grey, and give what the network sees of it: (S, S).
+    """Decode an image file to 8-bit gray, and return what the network sees of it: (S, S).
 
     Read by the library's `read_image`. 8-bit images stay as they are; all others, DICOM among them
     (after its window and with air dark), are stretched from their minimum to their maximum.
@@ -256,10 +256,12 @@ def decode(path: Path, view: View) -> Images:
     ImportError
         If it is a DICOM file and pydicom is missing.
     """
-    grey = to_grey(read_image(path))
-    if grey.dtype != np.uint8:
-        grey = _stretched(grey.astype(float))
-    return view.see(grey)
+    gray = read_image(path)
+    if gray.ndim == 3:  # 8-bit color
+        gray = np.asarray(Image.fromarray(gray).convert("L"))
+    if gray.dtype != np.uint8:
+        gray = _stretched(gray.astype(float))
+    return view.see(gray)
 
 
 def _stretched(values: npt.NDArray[np.float64]) -> Images:

@@ -42,7 +42,7 @@ NAMES = {name: words for name, (_, _, words) in SCORES.items()}
 NO_GAUSSIAN = ("kde", "nearest", "logit")  # scores that need none
 NO_LABELS = ("places1", "places2", "places3")  # what may be chosen by pasted images alone
 BANDWIDTH = 1.0
-NEIGHBOURS = 5
+NEIGHBORS = 5
 
 Scores = dict[str, npt.NDArray[np.float64]]
 
@@ -95,7 +95,7 @@ class Gaussians(nn.Module):
         return cls(torch.from_numpy(np.stack(means)), torch.from_numpy(np.stack(precisions)))
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """Give the Mahalanobis distance at each place, averaged: (N,)."""
+        """Return the Mahalanobis distance at each place, averaged: (N,)."""
         cells = values.reshape(len(values), -1, values.shape[-1]).to(self.mean.dtype)
         offset = (cells - self.mean).transpose(0, 1)
         squares = ((offset @ self.precision) * offset).sum(-1)
@@ -107,26 +107,26 @@ class Scorer(nn.Module):
 
     Parameters
     ----------
-    centres : (N, 512) double tensor
-        ``pool4`` of the normals: the kernels' centres, and the neighbours.
+    centers : (N, 512) double tensor
+        ``pool4`` of the normals: the kernels' centers, and the neighbors.
     normal, pasted : dict of str to Gaussians
         By feature: of the normals, and of the same with something pasted in.
     names : collection of str
         The scores to give, out of `SCORES`.
     """
 
-    centres: torch.Tensor
+    centers: torch.Tensor
 
     def __init__(
         self,
-        centres: torch.Tensor,
+        centers: torch.Tensor,
         normal: dict[str, Gaussians],
         pasted: dict[str, Gaussians],
         names: Collection[str],
     ) -> None:
         super().__init__()
         self.names = tuple(names)
-        self.register_buffer("centres", centres)
+        self.register_buffer("centers", centers)
         self.normal, self.pasted = nn.ModuleDict(normal), nn.ModuleDict(pasted)
 
     @classmethod
@@ -146,8 +146,8 @@ class Scorer(nn.Module):
         if name == "kde":
             return self._kernel_density(values)
         if name == "nearest":
-            likeness = nn.functional.normalize(values.to(self.centres.dtype)) @ self.centres.T
-            most = min(NEIGHBOURS, len(self.centres))
+            likeness = nn.functional.normalize(values.to(self.centers.dtype)) @ self.centers.T
+            most = min(NEIGHBORS, len(self.centers))
             return 1 - likeness.topk(most).values.mean(1)
         if name == "logit":
             return values
@@ -155,11 +155,11 @@ class Scorer(nn.Module):
         return distance - self.pasted[feature](values) if relative else distance
 
     def _kernel_density(self, values: torch.Tensor) -> torch.Tensor:
-        """Give the negative log-density of a sum of Gaussians of one width, as scikit-learn."""
-        count, width = self.centres.shape
+        """Return the negative log-density of a sum of Gaussians of one width, as scikit-learn."""
+        count, width = self.centers.shape
         squares = torch.cdist(
-            values.to(self.centres.dtype),
-            self.centres,
+            values.to(self.centers.dtype),
+            self.centers,
             compute_mode="donot_use_mm_for_euclid_dist",
         ).square()
         total = torch.logsumexp(-squares / (2 * BANDWIDTH**2), 1)
@@ -179,9 +179,9 @@ class Scorer(nn.Module):
         ValueError, KeyError
             If an array is missing or has another shape.
         """
-        centres = tensors["centres"]
-        if centres.ndim != 2 or centres.shape[1] != WIDTHS[4] or not len(centres):
-            raise ValueError(f"centres must be (N, {WIDTHS[4]}), got {tuple(centres.shape)}")
+        centers = tensors["centers"]
+        if centers.ndim != 2 or centers.shape[1] != WIDTHS[4] or not len(centers):
+            raise ValueError(f"centers must be (N, {WIDTHS[4]}), got {tuple(centers.shape)}")
         kinds: dict[str, dict[str, Gaussians]] = {"normal": {}, "pasted": {}}
         for feature, relative in needed_gaussians(names).items():
             width = WIDTHS[int(feature[-1])]
@@ -198,4 +198,4 @@ class Scorer(nn.Module):
                             f"a Gaussian of {feature} must be {wanted}, got {tuple(what.shape)}"
                         )
                 kinds[kind][feature] = Gaussians(mean, precision)
-        return cls(centres, **kinds, names=names)
+        return cls(centers, **kinds, names=names)

@@ -60,7 +60,7 @@ class Choice:
     Attributes
     ----------
     network : str
-        "trained", "untrained", or "both": the sum of either's score, each standardised by those of
+        "trained", "untrained", or "both": the sum of either's score, each standardized by those of
         the validation normals.
     score : str
         Out of `SCORES`.
@@ -127,7 +127,7 @@ class Reference:
         self.valid_pasted = self.augmenter.abnormal(*held_out, generator)[:, 0].numpy()
 
     def embed(self, network: Network, names: Collection[str]) -> tuple[Features, Features | None]:
-        """Give the features of the normal and of the pasted that some scores need."""
+        """Return the features of the normal and of the pasted that some scores need."""
         needed = needed_features(names) | {"pool4"}
         relative = any(SCORES[name][1] for name in names)
         normal = embed(network, self.normal, needed)
@@ -146,7 +146,7 @@ class Reference:
         return Fitted(scorer, features, valid, pasted)
 
     def measure(self, scores: AllScores, pasted: AllScores) -> dict[str, AUCs]:
-        """Give the AUCs of scores of the validation part: "labels", if it has any, and "pasted"."""
+        """Return the scores' AUCs on the validation part: "labels", if it has any, and "pasted"."""
         labels = self.dataset.labels("valid")
         found = {
             "pasted": {
@@ -162,7 +162,7 @@ class Reference:
         return found
 
     def validate(self, network: Network) -> dict[str, float]:
-        """Give the AUC of each score of a trained network: of the labels, or of the pasted."""
+        """Return the AUC of each score of a trained network: of the labels, or of the pasted."""
         fitted = self.fit(network, "trained")
         aucs = self.measure({"trained": fitted.valid}, {"trained": fitted.pasted})
         return aucs["labels" if "labels" in aucs else "pasted"]["trained"]
@@ -181,13 +181,13 @@ class Fitted(NamedTuple):
 
 
 def _tensors(images: Images, masks: Images | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Give images and masks as the augmentation takes them."""
+    """Return images and masks as the augmentation takes them."""
     lungs = None if masks is None else torch.from_numpy(np.array(masks))[:, None].bool()
     return torch.from_numpy(np.array(images))[:, None], lungs
 
 
 def auc_between(normal: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
-    """Give the AUC of one group's scores against those of another."""
+    """Return the AUC of one group's scores against those of another."""
     truth = np.repeat([False, True], [len(normal), len(other)])
     return float(roc_auc_score(truth, np.concatenate([normal, other])))
 
@@ -270,7 +270,7 @@ class Detector:
         return check_scores(combine(scores, self.standards))[self.choice.network][name]
 
     def share_below(self, scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Give the share of the training normals that score lower, 0..1."""
+        """Return the share of the training normals that score lower, 0..1."""
         below = np.searchsorted(self.normal_scores, scores, side="left")
         return below / len(self.normal_scores)
 
@@ -336,7 +336,7 @@ def _below(tensors: Tensors, prefix: str) -> Tensors:
 def combine(
     scores: AllScores, standards: Mapping[str, Mapping[str, tuple[float, float]]]
 ) -> AllScores:
-    """Add the sum of both networks' standardised scores, if there are two that may be summed."""
+    """Add the sum of both networks' standardized scores, if there are two that may be summed."""
     if len(scores) < len(NETWORKS) or not standards:
         return scores
     total = {}
@@ -423,7 +423,7 @@ def fit_detector(
 
 
 def standard(values: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """Give mean and standard deviation, the latter above 0."""
+    """Return mean and standard deviation, the latter above 0."""
     return float(values.mean()), float(values.std()) or 1.0
 
 

@@ -233,7 +233,7 @@ def read_scores(path: Path, truth: npt.NDArray[np.bool_], names: dict[str, Any])
 
 
 def auc_of(metrics: dict[str, Any], which: str = "selected") -> float | None:
-    """Give the test AUC of a choice that the metrics hold; None without a test part."""
+    """Return the test AUC of a choice that the metrics hold; None without a test part."""
     if metrics["test"] is None:
         return None
     choice = metrics[which]

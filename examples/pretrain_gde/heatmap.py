@@ -88,7 +88,7 @@ class _Explained(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         feature = SCORES[self.name][0]
-        home = self.scorer.centres.device
+        home = self.scorer.centers.device
         return self.scorer({feature: self.network.features(inputs)[feature].to(home)}, self.name)
 
 
@@ -102,9 +102,9 @@ def _grad_cam(network: Network, scorer: Scorer, name: str, size: int) -> Explain
 
 
 def overlay(image: npt.NDArray[np.uint8], heat: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """Draw a heat map over a grey image: (H, W, 3) uint8."""
-    colour = matplotlib.colormaps["inferno"](heat)[..., :3]
-    grey = image[..., None] / 255
+    """Draw a heat map over a gray image: (H, W, 3) uint8."""
+    color = matplotlib.colormaps["inferno"](heat)[..., :3]
+    gray = image[..., None] / 255
     weight = 0.65 * heat[..., None]
-    blend: npt.NDArray[Any] = grey * (1 - weight) + colour * weight
+    blend: npt.NDArray[Any] = gray * (1 - weight) + color * weight
     return (blend.clip(0, 1) * 255).round().astype(np.uint8)

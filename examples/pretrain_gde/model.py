@@ -66,7 +66,7 @@ class Network(nn.Module):
         return Outputs(self.head(stages[4].mean((2, 3))), tuple(maps))
 
     def stages(self, inputs: torch.Tensor) -> dict[int, torch.Tensor]:
-        """Give what each stage of the backbone makes of (B, 3, H, W) inputs."""
+        """Return what each stage of the backbone makes of (B, 3, H, W) inputs."""
         net = self.backbone
         values = net.maxpool(net.relu(net.bn1(net.conv1(inputs))))
         found = {}
@@ -75,12 +75,12 @@ class Network(nn.Module):
         return found
 
     def features(self, inputs: torch.Tensor) -> Features:
-        """Give all that is scored of (B, 3, H, W) inputs.
+        """Return all that is scored of (B, 3, H, W) inputs.
 
         Returns
         -------
         dict of str to tensor
-            ``pool1`` to ``pool4``, (B, D): the mean of a stage over the image, L2-normalised.
+            ``pool1`` to ``pool4``, (B, D): the mean of a stage over the image, L2-normalized.
             ``cells1`` to ``cells3``, (B, 16, D): the means over `CELLS` x `CELLS` places.
             ``logit``, (B,): how much sooner the head takes the image for augmented.
         """
@@ -109,7 +109,7 @@ def make_backbone(imagenet: bool = False) -> nn.Module:
 
 
 def prepare(images: torch.Tensor, *, channels_last: bool = True) -> torch.Tensor:
-    """Scale (B, 1, H, W) uint8 to [-1, 1] and repeat grey to (B, 3, H, W)."""
+    """Scale (B, 1, H, W) uint8 to [-1, 1] and repeat gray to (B, 3, H, W)."""
     scaled = images.float() / 127.5 - 1
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return scaled.expand(-1, 3, -1, -1).contiguous(memory_format=layout)
@@ -134,7 +134,7 @@ def seeded_network(settings: Settings) -> Network:
 def embed(
     network: Network, images: npt.NDArray[np.uint8], names: Collection[str], batch: int = 128
 ) -> Features:
-    """Give the named features of (N, S, S) uint8 images, float32 on the CPU.
+    """Return the named features of (N, S, S) uint8 images, float32 on the CPU.
 
     Always in fp32 without TF32, whatever the training's precision, so that scores agree between
     machines but for rounding.

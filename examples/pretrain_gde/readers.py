@@ -79,12 +79,12 @@ class Split:
     test: tuple[Entry, ...]
 
     def __getitem__(self, part: str) -> tuple[Entry, ...]:
-        """Give the entries of a part, by name."""
+        """Return the entries of a part, by name."""
         entries: tuple[Entry, ...] = getattr(self, part)
         return entries
 
     def as_dict(self) -> dict[str, Any]:
-        """Give the split as JSON can hold it."""
+        """Return the split as JSON can hold it."""
         return asdict(self)
 
     @classmethod
@@ -312,7 +312,7 @@ def _zhanglab_patient(stem: str) -> str:
 
 
 def _named_patient(path: Path) -> str | None:
-    """Give the patient if a file is named as those of Kermany et al. are, whole."""
+    """Return the patient if a file is named as those of Kermany et al. are, whole."""
     pattern = r"person\d+_(?:bacteria|virus)_\d+|(?:NORMAL2-)?IM-\d+-\d+(?:-\d+)?"
     return _zhanglab_patient(path.stem) if re.fullmatch(pattern, path.stem) else None
 
@@ -436,7 +436,7 @@ def split_by_patient(
 def draw_by_patient(
     entries: Sequence[Entry], size: int, rng: np.random.Generator
 ) -> tuple[list[Entry], list[Entry]]:
-    """Draw `size` images, whole patients at a time; give them and the images of other patients."""
+    """Draw `size` images, whole patients at a time; return them and the other images."""
     patients: dict[str, list[Entry]] = {}
     for entry in sorted(entries, key=lambda entry: entry.path):
         patients.setdefault(entry.owner, []).append(entry)

@@ -39,7 +39,7 @@ CHANGED = (
 SHOWN = 6  # images in a row
 DRAWN = 4  # curves of validation
 PARTS = {"test": "test", "valid": "validation"}
-BLUE, ORANGE, GREY, GREEN = "#2b6cb0", "#c05621", "#718096", "#2f855a"
+BLUE, ORANGE, GRAY, GREEN = "#2b6cb0", "#c05621", "#718096", "#2f855a"
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a202c; background: #fff; max-width: 62rem;
@@ -130,7 +130,7 @@ def _headline(metrics: dict[str, Any]) -> str:
 
 
 def _result(metrics: dict[str, Any], which: str) -> dict[str, Any]:
-    """Give what a choice reached on the test part."""
+    """Return what a choice reached on the test part."""
     choice = metrics[which]
     result: dict[str, Any] = metrics["test"][choice["network"]][choice["score"]]
     return result
@@ -191,7 +191,7 @@ def _explain_maps(detector: Detector) -> str:
 
 
 def _results_table(metrics: dict[str, Any]) -> str:
-    """Give, for each score and network, the AUC on the test and on the validation part."""
+    """Return, for each score and network, the AUC on the test and on the validation part."""
     networks = list(metrics["validation"]["pasted"])
     kind = "labels" if "labels" in metrics["validation"] else "pasted"
     measured = [("valid", metrics["validation"][kind])]
@@ -241,15 +241,15 @@ def _draw_roc(
     metrics: dict[str, Any],
     published: float | None,
 ) -> None:
-    for which, label, colour in (
+    for which, label, color in (
         ("selected", "chosen", BLUE),
         ("without_labels", "chosen without labels", ORANGE),
-        ("without_training", "untrained", GREY),
+        ("without_training", "untrained", GRAY),
     ):
         choice = metrics[which]
         false, true, _ = roc_curve(truth, scores[choice["network"]][choice["score"]])
         told = f"{label} ({choice['network']} {choice['score']})"
-        axes.plot(false, true, color=colour, label=f"{told}: {np.trapezoid(true, false):.3f}")
+        axes.plot(false, true, color=color, label=f"{told}: {np.trapezoid(true, false):.3f}")
     if published is not None:
         # A binormal curve of that area: the paper gives the area, not the points.
         normal = NormalDist()
@@ -277,11 +277,11 @@ def _draw_histogram(
     # The tail of a few outliers would squeeze all the others into one bar.
     low, high = np.quantile(scores, (0.005, 0.995))
     edges = np.linspace(low, high, 31)
-    for kind, label, colour in ((False, "normal", BLUE), (True, "abnormal", ORANGE)):
+    for kind, label, color in ((False, "normal", BLUE), (True, "abnormal", ORANGE)):
         values = scores[truth == kind].clip(low, high)
         if len(values):
             label = f"{label} ({len(values)})"
-            axes.hist(values, edges.tolist(), color=colour, alpha=0.6, label=label)
+            axes.hist(values, edges.tolist(), color=color, alpha=0.6, label=label)
     axes.axvline(metrics["threshold"], color="#1a202c", linestyle=":", label="threshold")
     chosen = metrics["selected"]
     axes.set(

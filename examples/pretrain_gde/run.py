@@ -64,7 +64,7 @@ class Source:
 
 
 def run_folder(out: Path, variant: str, seed: int) -> Path:
-    """Give the folder of one run."""
+    """Return the folder of one run."""
     return out / variant / f"seed{seed}"
 
 
@@ -77,7 +77,7 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Train and evaluate one variant with one seed; give its metrics.
+    """Train and evaluate one variant with one seed; return its metrics.
 
     Raises
     ------
@@ -187,7 +187,7 @@ def run_seeds(
     *,
     resume: bool = False,
 ) -> list[dict[str, Any]]:
-    """Do one run per seed; give the metrics of all.
+    """Do one run per seed; return the metrics of all.
 
     Raises
     ------
@@ -203,7 +203,7 @@ def run_seeds(
         if runtime.leads:
             print(f"{folder}: {describe_result(metrics)}", flush=True)
     if runtime.leads:
-        write_json(out / settings.variant / "summary.json", summarise(results))
+        write_json(out / settings.variant / "summary.json", summarize(results))
     return results
 
 
@@ -276,8 +276,8 @@ def describe_result(metrics: dict[str, Any]) -> str:
     )
 
 
-def summarise(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Give the mean and standard deviation of the test AUCs and APs over seeds."""
+def summarize(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the mean and standard deviation of the test AUCs and APs over seeds."""
     columns: dict[str, list[float]] = {}
     if all(metrics["test"] for metrics in results):
         for name, which in CHOICES.items():

@@ -60,7 +60,7 @@ class Settings:
     crop, tone
         See `View`.
     epochs, updates : int
-        An epoch is `updates` steps of the optimiser; it is the interval between checkpoints.
+        An epoch is `updates` steps of the optimizer; it is the interval between checkpoints.
         Without epochs the network stays as it was drawn.
     batch : int
         Originals per update, over all processes; as many augmented images of each other class are
@@ -72,11 +72,11 @@ class Settings:
     head_layers : int
         Hidden layers of 512 before the last of 128.
     jitter : float
-        Colour jitter of the whole image before the augmentation.
+        Color jitter of the whole image before the augmentation.
     reframe : float
         Greatest zoom and shift of the image before the augmentation, as a share of half its side.
     noise : float
-        Greatest standard deviation of the noise on every image, original or augmented, in grey
+        Greatest standard deviation of the noise on every image, original or augmented, in gray
         levels; half of them are blurred before. Above 0 it hides the seams of what was pasted.
     map_weight : float
         Weight in the loss of two heads that say where something was pasted; 0 for none.
@@ -162,7 +162,7 @@ class Settings:
         return View(self.size, self.crop, self.tone)
 
     def as_dict(self) -> dict[str, Any]:
-        """Give the settings as JSON can hold them."""
+        """Return the settings as JSON can hold them."""
         return asdict(self)
 
 

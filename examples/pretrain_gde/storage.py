@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from anatpaste_aug import disk
+from examples.pretrain_gde import disk
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.forms import check_form
 

@@ -84,7 +84,7 @@ def train(
 
 
 class Trainer:
-    """One run: the network, the optimiser and the data. See `train`."""
+    """One run: the network, the optimizer and the data. See `train`."""
 
     def __init__(
         self,
@@ -152,7 +152,7 @@ class Trainer:
 
     @functools.cached_property
     def reference(self) -> Reference:
-        """Give what the scores are fitted to; made when it is first needed."""
+        """Return what the scores are fitted to; made when it is first needed."""
         return Reference(self.settings, self.dataset)
 
     def _shown(self) -> dict[str, str]:
@@ -187,7 +187,7 @@ class Trainer:
         }
 
     def update(self, model: nn.Module, classes: Classes) -> torch.Tensor:
-        """Do one step of the optimiser and give the loss, without waiting for the device."""
+        """Do one step of the optimizer and return the loss, without waiting for the device."""
         with torch.autocast(
             self.runtime.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"
         ):
@@ -206,7 +206,7 @@ class Trainer:
         return loss.detach()
 
     def model(self, *, frozen: bool) -> nn.Module:
-        """Give the network as it is trained; wrapped anew only when the backbone thaws."""
+        """Return the network as it is trained; wrapped anew only when the backbone thaws."""
         if self.wrapped is None or self.frozen != frozen:
             self.frozen = frozen
             self.network.backbone.requires_grad_(not frozen)
@@ -305,7 +305,7 @@ class Batches:
         self.generator = torch.Generator(runtime.device)
 
     def __call__(self, step: int) -> tuple[torch.Tensor, torch.Tensor | None, torch.Generator]:
-        """Give the images and masks of a step on the device, and a generator for its draws."""
+        """Return the images and masks of a step on the device, and a generator for its draws."""
         batch, rank = self.settings.batch, self.runtime.rank
         share = batch // self.runtime.world
         indices = self._indices(step * batch, batch)[rank * share : (rank + 1) * share]
@@ -355,7 +355,7 @@ class Clock:
             self.spent += time.perf_counter() - self.begin
 
     def seconds(self) -> float:
-        """Give the sum; waits for the device."""
+        """Return the sum; waits for the device."""
         if self.gpu:
             torch.cuda.synchronize()
             return sum(begin.elapsed_time(end) for begin, end in self.events) / 1000

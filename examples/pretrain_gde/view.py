@@ -9,14 +9,13 @@ import numpy.typing as npt
 from PIL import Image
 
 import anatpaste_aug as ap
-from anatpaste_aug.crop import CROP_MARGIN, crop_window
 
 NATIVE_SIZE = 256  # pixels: the size that the method's lengths were published for
 TONES = ("image", "lungs")
-TONE_PERCENTILES = (5, 95)  # of the lungs' grey values
+TONE_PERCENTILES = (5, 95)  # of the lungs' gray values
 TONE_LEVELS = (64, 192)  # where these percentiles go
 
-Grey = npt.NDArray[np.uint8]
+Gray = npt.NDArray[np.uint8]
 Lungs = npt.NDArray[np.bool_]
 Box = tuple[float, float, float, float]
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
@@ -33,7 +32,7 @@ class View:
     crop : bool
         Whether an image is cut to the box around its lungs (`anatpaste_aug.lung_crop`).
     tone : str
-        "image": grey values as they are; "lungs": scaled linearly so that `TONE_PERCENTILES` of
+        "image": gray values as they are; "lungs": scaled linearly so that `TONE_PERCENTILES` of
         those inside the lungs become `TONE_LEVELS`, and cut at 0 and 255.
     """
 
@@ -46,16 +45,16 @@ class View:
         """Whether the lungs must be found to make an input."""
         return self.crop or self.tone == "lungs"
 
-    def see(self, image: Grey) -> Grey:
-        """Make the network's input from a grey image of any size: (S, S) uint8."""
+    def see(self, image: Gray) -> Gray:
+        """Make the network's input from a gray image of any size: (S, S) uint8."""
         if not self.needs_lungs:
             return resize(image, self.size)
         lungs = ap.lung_mask_robust(resize(image, NATIVE_SIZE))
         seen = resize(image, self.size, self._box(lungs), Image.Resampling.BILINEAR)
         return scale_tone(seen, self._cut(lungs, lungs)) if self.tone == "lungs" else seen
 
-    def see_mask(self, native: Grey, mask: Lungs) -> Lungs:
-        """Give the part of a lung mask that the network sees: (S, S) bool.
+    def see_mask(self, native: Gray, mask: Lungs) -> Lungs:
+        """Return the part of a lung mask that the network sees: (S, S) bool.
 
         `native` is the image at `NATIVE_SIZE` pixels, and `mask` a mask of it.
         """
@@ -65,29 +64,27 @@ class View:
         """Cut a mask to the lungs; a pixel is in it if at least half of it is."""
         if not self.crop and mask.shape == (self.size, self.size):
             return mask
-        grey = mask.astype(np.uint8) * 255
-        return resize(grey, self.size, self._box(lungs), Image.Resampling.BOX) >= 128
+        gray = mask.astype(np.uint8) * 255
+        return resize(gray, self.size, self._box(lungs), Image.Resampling.BOX) >= 128
 
     def _box(self, lungs: Lungs) -> Box:
-        """Give the part that is seen: left, top, right and bottom, in shares of the image."""
+        """Return the part that is seen: left, top, right and bottom, in shares of the image."""
         if not self.crop:
             return WHOLE
-        rows, columns = crop_window(lungs, CROP_MARGIN, square=False)
         height, width = lungs.shape
-        return (
-            columns.start / width,
-            rows.start / height,
-            columns.stop / width,
-            rows.stop / height,
-        )
+        places = np.arange(lungs.size, dtype=np.int32).reshape(lungs.shape)  # each pixel's number
+        seen = ap.lung_crop(places, mask=lungs)
+        top, left = divmod(int(seen[0, 0]), width)
+        bottom, right = top + seen.shape[0], left + seen.shape[1]
+        return left / width, top / height, right / width, bottom / height
 
 
 def resize(
-    image: Grey,
+    image: Gray,
     size: int,
     box: Box = WHOLE,
     method: Image.Resampling = Image.Resampling.BICUBIC,
-) -> Grey:
+) -> Gray:
     """Resize a part of an image to `size` x `size` pixels."""
     height, width = image.shape
     left, top, right, bottom = box
@@ -95,8 +92,8 @@ def resize(
     return np.array(Image.fromarray(image).resize((size, size), method, pixels))
 
 
-def scale_tone(image: Grey, lungs: Lungs) -> Grey:
-    """Scale grey values by those inside the lungs, or by all where there are none."""
+def scale_tone(image: Gray, lungs: Lungs) -> Gray:
+    """Scale gray values by those inside the lungs, or by all where there are none."""
     values = image[lungs] if lungs.any() else image
     low, high = np.percentile(values, TONE_PERCENTILES)
     first, last = TONE_LEVELS

@@ -1,11 +1,9 @@
 """The bounding-box rule, region after region, and the mask's bits as bytes."""
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 
-from anatpaste_aug.batch.kernels.bits import BLOCKS, count_bits
+from anatpaste_aug.batch.kernels.bits import BLOCKS, count_bits, sizes
 from anatpaste_aug.batch.kernels.labels import AREA, BOTTOM, FIRST, LEFT, RIGHT
 
 ENTRY = tl.constexpr(8)  # numbers in a row of the table of regions: the measures, and
@@ -14,7 +12,9 @@ ZEROED = tl.constexpr(6)
 
 
 @triton.jit
-def order_regions(chosen, lists, found, measures, table, nodes, most, STEP: tl.constexpr):
+def order_regions_kernel(
+    lists_ptr, found_ptr, measures_ptr, table_ptr, nodes, most, STEP: tl.constexpr
+):
     """Put the regions into label order, that of their first pixels, which are all different.
 
     Grid: images, parts of `STEP` regions. Reads `lists`, `found` and `measures`, of the launch
@@ -22,52 +22,47 @@ def order_regions(chosen, lists, found, measures, table, nodes, most, STEP: tl.c
     that every row of ``table[image]``, (most, 8) int32, is written by one program.
     """
     b = tl.program_id(0).to(tl.int64)
-    if tl.load(chosen + b) == 0:
-        return
-    count = tl.minimum(tl.load(found + b), most)
+    count = tl.minimum(tl.load(found_ptr + b), most)
     if tl.program_id(1) * STEP >= count:
         return
-    lists += b * most
-    measures += b * 5 * nodes
+    lists_ptr += b * most
+    measures_ptr += b * 5 * nodes
     slot = tl.program_id(1) * STEP + tl.arange(0, STEP)
     mine = slot < count
-    root = tl.load(lists + slot, mask=mine, other=0)
-    first = tl.load(measures + FIRST * nodes + root, mask=mine, other=0)
+    root = tl.load(lists_ptr + slot, mask=mine, other=0)
+    first = tl.load(measures_ptr + FIRST * nodes + root, mask=mine, other=0)
     place = slot * 0
     for start in range(0, count, STEP):
         others = start + tl.arange(0, STEP)
         there = others < count
-        other = tl.load(lists + others, mask=there, other=0)
-        begins = tl.load(measures + FIRST * nodes + other, mask=there, other=0)
+        other = tl.load(lists_ptr + others, mask=there, other=0)
+        begins = tl.load(measures_ptr + FIRST * nodes + other, mask=there, other=0)
         earlier = there[None, :] & (begins[None, :] < first[:, None])
         place += tl.sum(earlier.to(tl.int32), 1)
-    row = table + (b * most + place) * ENTRY
+    row = table_ptr + (b * most + place) * ENTRY
     for kind in tl.static_range(5):
-        tl.store(row + kind, tl.load(measures + kind * nodes + root, mask=mine), mask=mine)
+        tl.store(row + kind, tl.load(measures_ptr + kind * nodes + root, mask=mine), mask=mine)
     tl.store(row + ROOT, root, mask=mine)
 
 
 @triton.jit
-def box_bits(w, left, right):
-    """Return the bits of words `w` of a row that lie in the columns `left`..`right`."""
-    begin, end = tl.maximum(left - 32 * w, 0), tl.minimum(right - 32 * w, 31)
-    ones = tl.full(w.shape, 0xFFFFFFFF, tl.uint32)
+def box_bits(col, left, right):
+    """Return the bits of words `col` of a row that lie in the columns `left`..`right`."""
+    begin, end = tl.maximum(left - 32 * col, 0), tl.minimum(right - 32 * col, 31)
+    ones = tl.full(col.shape, 0xFFFFFFFF, tl.uint32)
     bits = ones << tl.minimum(begin, 31).to(tl.uint32)
     bits &= ones >> (31 - tl.maximum(end, 0)).to(tl.uint32)
     return tl.where(begin <= end, bits, 0)
 
 
 @triton.jit
-def choose_boxes(
-    chosen,
-    words,
-    roots,
-    table,
-    found,
+def choose_boxes_kernel(
+    words_ptr,
+    roots_ptr,
+    table_ptr,
+    found_ptr,
     height,
     width,
-    across,
-    nodes,
     most,
     min_area,
     FLAGS: tl.constexpr,
@@ -84,18 +79,17 @@ def choose_boxes(
     or the words of a box.
     """
     b = tl.program_id(0).to(tl.int64)
-    if tl.load(chosen + b) == 0:
-        return
-    words += b * height * across
-    roots += b * nodes
-    table += b * most * ENTRY
-    count = tl.minimum(tl.load(found + b), most)
+    across, nodes = sizes(height, width)
+    words_ptr += b * height * across
+    roots_ptr += b * nodes
+    table_ptr += b * most * ENTRY
+    count = tl.minimum(tl.load(found_ptr + b), most)
     flag = tl.arange(0, FLAGS)
     flags = tl.zeros((FLAGS,), tl.uint32)
     # The rectangle around what has been chosen: empty, so far.
     all_top, all_bottom, all_left, all_right = height, -1, width, -1
     for i in range(count):
-        row = table + i * ENTRY
+        row = table_ptr + i * ENTRY
         area, root = tl.load(row + AREA), tl.load(row + ROOT)
         top, bottom = tl.load(row + FIRST) // width, tl.load(row + BOTTOM)
         left, right = tl.load(row + LEFT), tl.load(row + RIGHT)
@@ -107,24 +101,24 @@ def choose_boxes(
             wide = last - first + 1
             total = wide * (bottom - top + 1)
             for start in range(0, total, STEP):
-                k = start + tl.arange(0, STEP)
-                y, w = top + k // wide, first + k % wide
-                word = tl.load(words + y * across + w, mask=k < total, other=0)
-                word &= box_bits(w, left, right)
-                node = 1 + (y // 2 * across + w) * BLOCKS
+                place = start + tl.arange(0, STEP)
+                y, col = top + place // wide, first + place % wide
+                word = tl.load(words_ptr + y * across + col, mask=place < total, other=0)
+                word &= box_bits(col, left, right)
+                node = 1 + (y // 2 * across + col) * BLOCKS
                 own = tl.zeros((STEP,), tl.uint32)
-                for c in tl.static_range(BLOCKS):
-                    pair = word & (tl.full((STEP,), 3, tl.uint32) << (2 * c))
-                    here = tl.load(roots + node + c, mask=pair != 0, other=0)
-                    own |= tl.where(here == root, pair, 0)
+                for block in tl.static_range(BLOCKS):
+                    pixels = word & (tl.full((STEP,), 3, tl.uint32) << (2 * block))
+                    here = tl.load(roots_ptr + node + block, mask=pixels != 0, other=0)
+                    own |= tl.where(here == root, pixels, 0)
                 for j in range(i):
-                    other = table + j * ENTRY
+                    other = table_ptr + j * ENTRY
                     top2, bottom2 = tl.load(other + FIRST) // width, tl.load(other + BOTTOM)
                     left2, right2 = tl.load(other + LEFT), tl.load(other + RIGHT)
                     if (top2 <= bottom) & (bottom2 >= top) & (left2 <= right) & (right2 >= left):
                         bits = tl.sum(tl.where(flag == j // 32, flags, 0))
                         there = (y >= top2) & (y <= bottom2) & (((bits >> (j % 32)) & 1) != 0)
-                        lost = tl.where(there, box_bits(w, left2, right2), 0)
+                        lost = tl.where(there, box_bits(col, left2, right2), 0)
                         own &= lost ^ 0xFFFFFFFF
                 area += tl.sum(count_bits(own))
         small = area < min_area
@@ -136,10 +130,10 @@ def choose_boxes(
 
 
 @triton.jit
-def write_masks(
-    chosen, words, table, found, masks, height, width, across, most, STEP: tl.constexpr
+def write_masks_kernel(
+    words_ptr, table_ptr, found_ptr, masks_ptr, height, width, most, STEP: tl.constexpr
 ):
-    """Write a mask's bits as bytes, without the chosen boxes; False where no mask is wanted.
+    """Write a mask's bits as bytes, without the chosen boxes.
 
     Grid: images, parts of `STEP` pixels. Reads `words`, `table` and `found`, of launches before;
     writes (B, H, W) bool, each pixel once.
@@ -147,17 +141,17 @@ def write_masks(
     b = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * STEP + tl.arange(0, STEP)
     inside = i < height * width
-    wanted = tl.load(chosen + b) != 0
+    across, _ = sizes(height, width)
     y, x = i // width, i % width
-    word = tl.load(words + (b * height + y) * across + x // 32, mask=inside & wanted, other=0)
+    word = tl.load(words_ptr + (b * height + y) * across + x // 32, mask=inside, other=0)
     keep = ((word >> (x % 32).to(tl.uint32)) & 1) != 0
-    table += b * most * ENTRY
+    table_ptr += b * most * ENTRY
     begin, end = tl.program_id(1) * STEP // width, (tl.program_id(1) * STEP + STEP - 1) // width
-    for j in range(tl.where(wanted, tl.minimum(tl.load(found + b), most), 0)):
-        row = table + j * ENTRY
+    for j in range(tl.minimum(tl.load(found_ptr + b), most)):
+        row = table_ptr + j * ENTRY
         top, bottom = tl.load(row + FIRST) // width, tl.load(row + BOTTOM)
         if (tl.load(row + ZEROED) != 0) & (top <= end) & (bottom >= begin):
             left, right = tl.load(row + LEFT), tl.load(row + RIGHT)
             box = (y >= top) & (y <= bottom) & (x >= left) & (x <= right)
             keep = keep & ~box
-    tl.store(masks + b * height * width + i, keep, mask=inside)
+    tl.store(masks_ptr + b * height * width + i, keep, mask=inside)

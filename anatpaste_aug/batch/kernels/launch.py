@@ -1,14 +1,11 @@
 """How kernels are launched."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 
-import triton
 from torch import Tensor
 
-CHUNK_PIXELS = 2**26  # 1,024 images of 256 x 256 are worked through at a time
+from anatpaste_aug.batch.kernels.constants import CHUNK_PIXELS
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
@@ -27,7 +24,7 @@ def parts(total: int, size: int) -> int:
 
 def power_of_two(size: int) -> int:
     """Return the smallest power of two that is not below a size."""
-    return int(triton.next_power_of_2(size))
+    return 1 << (size - 1).bit_length()
 
 
 def chunks(images: Tensor) -> Iterator[slice]:

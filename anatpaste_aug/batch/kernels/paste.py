@@ -1,99 +1,93 @@
-"""AnatPaste in nine kernels, ten for images that are not 8-bit."""
+"""AnatPaste in nine launches, ten for images that are not 8-bit."""
 
-from __future__ import annotations
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from anatpaste_aug.batch.anatpaste import PASSES
-from anatpaste_aug.batch.kernels.alpha import blur_once, draw_rows, find_lungs
+from anatpaste_aug.batch.kernels.alpha import blur_once_kernel, draw_rows_kernel
+from anatpaste_aug.batch.kernels.constants import COLS, EXTREMES, PASSES, ROWS
+from anatpaste_aug.batch.kernels.draw import count_pixels
 from anatpaste_aug.batch.kernels.launch import chunks, launch, parts, power_of_two
-from anatpaste_aug.batch.kernels.patch import blend_patches, sum_patches
-from anatpaste_aug.batch.kernels.pixels import find_extremes
+from anatpaste_aug.batch.kernels.patch import blend_patches_kernel, sum_patches_kernel
+from anatpaste_aug.batch.kernels.pixels import find_extremes_kernel
 
-ROWS, COLS = 8, 128  # pixels that a program of the pixel-wise kernels takes at a time
-STEP = 4096  # pixels, where rows do not matter
-LINES = 1024  # pixels of rows that are drawn at a time
-SHARES = 64  # programs that find an image's extremes, at most
+DRAWN_ROWS = 8  # that are drawn at a time
 SUMS = 8  # programs that sum up a patch
 
 
-def paste_triton(
-    images: Tensor, fields: list[Tensor], masks: Tensor, chosen: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Paste into the chosen images, (B, C, H, W) on a GPU; return images and alpha.
-
-    Equal to `anatpaste_aug.batch.anatpaste.paste_plain`, integers byte for byte.
-    """
-    out = torch.empty_like(images)
-    alpha = images.new_empty((images.shape[0], 1, *images.shape[2:]), dtype=torch.uint8)
-    # The kernels take one number after the other, and one mask.
-    fields = [field.contiguous() for field in fields]
-    masks, chosen = masks.contiguous(), chosen.contiguous()
-    for part in chunks(images):
-        some = [field[part] for field in fields]
-        paste(images[part], some, masks[part], chosen[part], out[part], alpha[part])
-    return out, alpha
-
-
 def paste(
-    images: Tensor,
-    fields: list[Tensor],
-    masks: Tensor,
-    chosen: Tensor,
-    out: Tensor,
-    alpha: Tensor,
-) -> None:
-    """Paste into the chosen images of a chunk; write images and alpha into `out` and `alpha`."""
+    images: Tensor, fields: list[Tensor], lungs: Tensor | None, chosen: Tensor, operation: Any
+) -> tuple[Tensor, Tensor]:
+    """Paste into the chosen images of a batch.
+
+    Parameters
+    ----------
+    images : (B, C, H, W) Tensor
+        On a GPU; any memory layout.
+    fields : list of (B, 10) Tensor of int64, (B, 2) Tensor of float64
+        The fields of `PasteParams` in their order.
+    lungs : (B, H, W) Tensor of bool, or None
+        Lung masks; an empty one confines nothing, nor does None.
+    chosen : (B,) Tensor of bool
+        Which images a paste goes into.
+    operation : AnatPaste
+        Nothing depends on its options.
+
+    Returns
+    -------
+    out : Tensor
+        What `anatpaste_aug.apply_paste` gives image by image, integers byte for byte.
+    regions : (B, 1, H, W) Tensor of bool
+        Where alpha > 0.
+    """
+    count, _, height, width = images.shape
+    given, images = images, images.contiguous()
+    if lungs is None:
+        lungs = torch.zeros((count, height, width), dtype=torch.bool, device=images.device)
+    out = torch.empty_like(images)
+    regions = lungs.new_empty((count, 1, height, width))
+    batch = [images, *(tensor.contiguous() for tensor in (*fields, lungs, chosen)), out, regions]
+    for part in chunks(images):
+        blend(*(tensor[part] for tensor in batch))
+    # In the memory layout of the images.
+    return (out if given is images else torch.empty_like(given).copy_(out)), regions
+
+
+def blend(images, whole, real, lungs, chosen, out, regions) -> None:
+    """Paste into the chosen images of a chunk; write images and regions into `out`, `regions`."""
     count, channels, height, width = images.shape
-    device, dtype, colour = images.device, images.dtype, channels == 3
-    crop_x, crop_y, patch_w, patch_h, center_x, center_y = fields[:6]
-    brightness, contrast = fields[10:]
-    size = (height, width)
-
-    step = parts(height * width, STEP)
-    lungs = torch.empty((count, step), dtype=torch.uint8, device=device)
-    launch(find_lungs, (count, step), chosen, masks, lungs, height * width, STEP=STEP)
-    draw_alpha(fields, masks, lungs, chosen, alpha)
-
-    shares = min(parts(height, ROWS), SHARES)
-    extremes = torch.empty((count, shares, 2), dtype=torch.float64, device=device)
+    alpha = draw_alpha(whole, lungs)
+    extremes = images.new_empty((count, EXTREMES, 2), dtype=torch.float64)
     block = {"ROWS": ROWS, "COLS": COLS}
-    if dtype != torch.uint8:
-        args = (images, chosen, extremes, *size, *images.stride())
-        launch(find_extremes, (count, shares), *args, COLOUR=colour, GREY=False, **block)
-    block |= {"PARTS": power_of_two(shares), "BYTES": dtype == torch.uint8}
-    block["UNSIGNED"] = dtype in (torch.uint8, torch.uint16)
+    if images.dtype != torch.uint8:
+        # Of all channels: their rows lie one after the other.
+        args = (images, extremes, channels * height, width)
+        launch(find_extremes_kernel, (count, EXTREMES), *args, COLOR=False, **block)
+    block["EXTREMES"] = EXTREMES
     kind = torch.float64 if images.is_floating_point() else torch.int64
-    sums = torch.empty((count, SUMS), dtype=kind, device=device)
-    args = (images, chosen, extremes, crop_x, crop_y, patch_w, patch_h, brightness, sums, *size)
-    args += (*images.stride(), shares)
-    launch(sum_patches, (count, SUMS), *args, COLOUR=colour, **block, num_warps=8)
+    sums = images.new_empty((count, SUMS), dtype=kind)
+    args = (images, extremes, whole, real, sums, height, width)
+    launch(sum_patches_kernel, (count, SUMS), *args, COLOR=channels == 3, **block, num_warps=8)
     grid = (count, parts(height, ROWS), parts(width, COLS))
-    args = (images, chosen, extremes, crop_x, crop_y, patch_w, patch_h, center_x, center_y)
-    args += (brightness, contrast, sums, alpha, out, *size, *images.stride(), *out.stride(), shares)
-    wide = dtype == torch.int32
-    block |= {"CHANNELS": channels, "WIDE": wide, "SUMS": SUMS}
-    launch(blend_patches, grid, *args, **block, num_warps=8)
+    args = (images, chosen, extremes, whole, real, sums, alpha, out, regions, height, width)
+    meta = {"CHANNELS": channels, "SUMS": SUMS, **block}
+    launch(blend_patches_kernel, grid, *args, **meta, num_warps=8)
 
 
-def draw_alpha(
-    fields: list[Tensor], masks: Tensor, lungs: Tensor, chosen: Tensor, alpha: Tensor
-) -> None:
-    """Draw alpha, (B, 1, H, W) uint8, into a tensor that is there."""
-    _, _, patch_w, patch_h, center_x, center_y, shape, radius, opacity, margin = fields[:10]
-    count, height, width = masks.shape
-    here, there = alpha.new_empty(masks.shape), alpha.new_empty(masks.shape)
-    places = (patch_w, patch_h, center_x, center_y)
-    args = (chosen, *places, shape, radius, opacity, margin, here, height, width)
-    rows = LINES // COLS
-    launch(draw_rows, (count, parts(height, rows)), *args, ROWS=rows, COLS=COLS)
+def draw_alpha(whole: Tensor, lungs: Tensor) -> Tensor:
+    """Draw alpha, (B, H, W) uint8, in seven launches: shapes inside the lungs."""
+    count, height, width = lungs.shape
+    counts = count_pixels(lungs)
+    source, target = (torch.empty_like(lungs, dtype=torch.uint8) for _ in range(2))
+    grid = (count, parts(height, DRAWN_ROWS))
+    args = (whole, source, height, width)
+    launch(draw_rows_kernel, grid, *args, ROWS=DRAWN_ROWS, COLS=COLS)
     grid = (count, parts(height, ROWS), parts(width, COLS))
+    block = {"PARTS": power_of_two(counts.shape[1]), "ROWS": ROWS, "COLS": COLS}
     for done in range(1, 2 * PASSES):
-        last = done == 2 * PASSES - 1
-        target = alpha if last else there
-        args = (chosen, *places, radius, margin, here, target, masks, lungs, height, width)
-        meta = {"ACROSS": min(done, PASSES), "DOWN": max(done - PASSES, 0), "LAST": last}
-        meta |= {"PARTS": power_of_two(lungs.shape[1]), "ROWS": ROWS, "COLS": COLS}
-        launch(blur_once, grid, *args, lungs.shape[1], **meta)
-        here, there = there, here
+        args = (whole, source, target, lungs, counts, height, width, counts.shape[1])
+        passes = {"ACROSS": min(done, PASSES), "DOWN": max(done - PASSES, 0)}
+        launch(blur_once_kernel, grid, *args, **passes, **block)
+        source, target = target, source
+    return source

@@ -1,13 +1,13 @@
-"""How kernels read pixels: any strides, luma, rounding, and the extremes of each image."""
-
-from __future__ import annotations
+"""How kernels read pixels: luma, rounding; extremes of images, and counts of masks."""
 
 import triton
 import triton.language as tl
 
-LUMA_RED = tl.constexpr(0.299)
-LUMA_GREEN = tl.constexpr(0.587)
-LUMA_BLUE = tl.constexpr(0.114)
+from anatpaste_aug.images import LUMA
+
+LUMA_RED = tl.constexpr(LUMA[0])
+LUMA_GREEN = tl.constexpr(LUMA[1])
+LUMA_BLUE = tl.constexpr(LUMA[2])
 
 
 @triton.jit
@@ -24,7 +24,7 @@ def working(values):
 
 @triton.jit
 def luma(red, green, blue):
-    """Reduce colours, in a working dtype, to ITU-R 601 luma in the same dtype.
+    """Reduce colors, in a working dtype, to ITU-R 601 luma in the same dtype.
 
     Integers: 64 bits hold the sum of any 32-bit values. Floats: products rounded, then added from
     the left, each sum rounded.
@@ -40,14 +40,14 @@ def luma(red, green, blue):
 
 
 @triton.jit
-def load_grey(at, stride_c, inside, COLOUR: tl.constexpr):
-    """Load pixels at pointers to their first channel, and reduce them to luma."""
-    grey = working(tl.load(at, mask=inside, other=0))
-    if COLOUR:
-        green = working(tl.load(at + stride_c, mask=inside, other=0))
-        blue = working(tl.load(at + stride_c + stride_c, mask=inside, other=0))
-        grey = luma(grey, green, blue)
-    return grey
+def load_gray(at, plane, inside, COLOR: tl.constexpr):
+    """Load pixels at pointers to their first channel of `plane` pixels; reduce them to luma."""
+    gray = working(tl.load(at, mask=inside, other=0))
+    if COLOR:
+        green = working(tl.load(at + plane, mask=inside, other=0))
+        blue = working(tl.load(at + 2 * plane, mask=inside, other=0))
+        gray = luma(gray, green, blue)
+    return gray
 
 
 @triton.jit
@@ -71,60 +71,66 @@ def divide(one, two):
 
 
 @triton.jit
-def find_extremes(
-    images,
-    chosen,
-    extremes,
+def find_extremes_kernel(
+    images_ptr,
+    extremes_ptr,
     height,
     width,
-    stride_b,
-    stride_c,
-    stride_y,
-    stride_x,
-    COLOUR: tl.constexpr,
-    GREY: tl.constexpr,
+    COLOR: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """Return minimum and maximum of some rows of an image, of its luma or of all its channels.
+    """Find minimum and maximum of some rows of an image, of its luma if it is in `COLOR`.
 
-    Grid: images, parts: rows are dealt to the parts, `ROWS` at a time, and each gets some. Reads
-    the rows of one part; writes float64 ``extremes[image, part]``, which holds every pixel's value
-    exactly and belongs to this program alone. `read_extremes` puts the parts together in the next
-    launch.
+    Grid: images, parts: rows are dealt to the parts, `ROWS` at a time. Reads the rows of one part,
+    or the last one if there are none; writes float64 ``extremes[image, part]``, which holds every
+    pixel's value exactly and belongs to this program alone. `read_extremes` puts the parts together
+    in the next launch.
     """
     b, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    if tl.load(chosen + b) == 0:
-        return
+    plane = height * width
+    images_ptr += b * plane * (3 if COLOR else 1)
     # The part's first pixel stands for those that are not there.
-    first_at = images + b * stride_b + (part * ROWS).to(tl.int64) * stride_y
-    first = load_grey(first_at, stride_c, True, COLOUR and GREY)
+    first_at = images_ptr + tl.minimum(part * ROWS, height - 1) * width
+    first = load_gray(first_at, plane, True, COLOR)
     low = tl.zeros((ROWS, COLS), first.dtype) + first
     high = low
     for top in range(part * ROWS, height, tl.num_programs(1) * ROWS):
         y = top + tl.arange(0, ROWS)
-        at_row = images + b * stride_b + y.to(tl.int64)[:, None] * stride_y
         for left in range(0, width, COLS):
             x = left + tl.arange(0, COLS)
             inside = (y < height)[:, None] & (x < width)[None, :]
-            at = at_row + x.to(tl.int64)[None, :] * stride_x
-            grey = load_grey(at, stride_c, inside, COLOUR and GREY)
-            low = tl.where(inside, tl.minimum(low, grey), low)
-            high = tl.where(inside, tl.maximum(high, grey), high)
-            if COLOUR and not GREY:
-                for _ in tl.static_range(2):
-                    at += stride_c
-                    other = working(tl.load(at, mask=inside, other=0))
-                    low = tl.where(inside, tl.minimum(low, other), low)
-                    high = tl.where(inside, tl.maximum(high, other), high)
-    to = extremes + (b * tl.num_programs(1) + part) * 2
+            at = images_ptr + y[:, None] * width + x[None, :]
+            gray = load_gray(at, plane, inside, COLOR)
+            low = tl.where(inside, tl.minimum(low, gray), low)
+            high = tl.where(inside, tl.maximum(high, gray), high)
+    to = extremes_ptr + (b * tl.num_programs(1) + part) * 2
     tl.store(to, tl.min(low).to(tl.float64))
     tl.store(to + 1, tl.max(high).to(tl.float64))
 
 
 @triton.jit
-def read_extremes(extremes, b, parts, PARTS: tl.constexpr):
-    """Put together what `find_extremes` found in the parts of image `b`."""
-    part = tl.arange(0, PARTS)
-    at = extremes + (b * parts + tl.minimum(part, parts - 1)) * 2
+def read_extremes(extremes_ptr, b, EXTREMES: tl.constexpr):
+    """Put together what `find_extremes_kernel` found in the parts of image `b`."""
+    at = extremes_ptr + (b * EXTREMES + tl.arange(0, EXTREMES)) * 2
     return tl.min(tl.load(at)), tl.max(tl.load(at + 1))
+
+
+@triton.jit
+def count_pixels_kernel(masks_ptr, counts_ptr, pixels, STEP: tl.constexpr):
+    """Count the pixels of a part of a mask.
+
+    Grid: images, parts of `STEP` pixels. Reads (B, H, W) masks; writes ``counts[image, part]``,
+    int32, which belongs to this program. `read_counts` reads them in a later launch.
+    """
+    b, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    i = part * STEP + tl.arange(0, STEP)
+    mask = tl.load(masks_ptr + b * pixels + i, mask=i < pixels, other=0)
+    tl.store(counts_ptr + b * tl.num_programs(1) + part, tl.sum((mask != 0).to(tl.int32)))
+
+
+@triton.jit
+def read_counts(counts_ptr, b, parts, PARTS: tl.constexpr):
+    """Load what `count_pixels_kernel` counted in the parts of mask `b`; zeros beyond them."""
+    part = tl.arange(0, PARTS)
+    return tl.load(counts_ptr + b * parts + part, mask=part < parts, other=0)

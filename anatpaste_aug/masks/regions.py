@@ -4,8 +4,6 @@ Every stage gives, bit for bit, what its scikit-image counterpart gives inside t
 fraction of the time: the work is done on runs of pixels.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 
@@ -15,7 +13,7 @@ from anatpaste_aug.images import Array, Mask
 def frame(mask: Mask, outside: bool) -> Mask:
     """Put a frame one pixel wide around an (H, W) mask: (H + 2, W + 2).
 
-    In a framed mask every pixel has eight neighbours at fixed distances in memory, so that it can
+    In a framed mask every pixel has eight neighbors at fixed distances in memory, so that it can
     be worked on as one long row.
     """
     framed = np.empty((mask.shape[0] + 2, mask.shape[1] + 2), bool)
@@ -30,7 +28,7 @@ def set_frame(framed: Mask, outside: bool) -> Mask:
 
 
 def combine_squares(combine: np.ufunc, framed: Mask) -> Mask:
-    """Combine every pixel of a framed mask with its eight neighbours; set the new frame to False.
+    """Combine every pixel of a framed mask with its eight neighbors; set the new frame to False.
 
     With ``np.logical_and`` this is erosion by a 3x3 square, with ``np.logical_or`` dilation.
     """
@@ -134,8 +132,7 @@ def find_edges(flat: Mask) -> npt.NDArray[np.intp]:
     eights = edges.view(np.uint64)
     at = (eights != 0).nonzero()[0]
     within = eights.take(at).view(bool).nonzero()[0]
-    out: npt.NDArray[np.intp] = 8 * at.take(within >> 3) + (within & 7)
-    return out
+    return 8 * at.take(within >> 3) + (within & 7)
 
 
 def clear_border(framed: Mask) -> Mask:
@@ -191,5 +188,4 @@ def clear_small_boxes(mask: Mask, min_area: int) -> Mask:
             framed[top:bottom, left:right] = False
             zeroed.append(box)
             gone += (bottom - top) * (right - left)
-    out: Mask = framed[1:-1, 1:-1].copy()
-    return out
+    return framed[1:-1, 1:-1].copy()

@@ -1,10 +1,8 @@
-"""The published mask's thresholding: contrast-limited equalisation, Otsu's threshold, what is dark.
+"""The published mask's thresholding: contrast-limited equalization, Otsu's threshold, what is dark.
 
 Every stage gives, bit for bit, what its scikit-image counterpart gives inside this chain, in a
 fraction of the time: the work is done on small integers and histograms.
 """
-
-from __future__ import annotations
 
 from typing import Any
 
@@ -14,9 +12,9 @@ from PIL import Image
 
 from anatpaste_aug.images import Array, Mask
 
-GREY_LEVELS = 2**14  # scikit-image's CLAHE works on 14 bits,
+GRAY_LEVELS = 2**14  # scikit-image's CLAHE works on 14 bits,
 BINS = 256  # in histograms of 256 bins,
-BIN_WIDTH = 1 + GREY_LEVELS // BINS  # each of 65 levels, so that the last three stay empty.
+BIN_WIDTH = 1 + GRAY_LEVELS // BINS  # each of 65 levels, so that the last three stay empty.
 CLIP_LIMIT = 0.01
 CHUNK = 32768  # pixels blended at a time: what is made of them stays in the cache
 
@@ -30,42 +28,41 @@ MULTIPLES[1:NEVER] = np.arange(BINS) % np.arange(1, NEVER)[:, None] == 0
 MULTIPLES[0] = True
 
 
-def quantise(grey: Array) -> npt.NDArray[np.uint8]:
-    """Stretch an (H, W) image to 14 bits and give each pixel's CLAHE bin, 0..252.
+def quantize(gray: Array) -> npt.NDArray[np.uint8]:
+    """Stretch an (H, W) image to 14 bits and return each pixel's CLAHE bin, 0..252.
 
     That is ``img_as_uint``, ``rescale_intensity`` and the division by the bin width. An 8-bit image
     goes through a table of 256 entries.
     """
-    low, high = grey.min(), grey.max()
-    if grey.dtype == np.uint8:
+    low, high = gray.min(), gray.max()
+    if gray.dtype == np.uint8:
         table = np.zeros(256, np.uint8)
         values = np.arange(int(low), int(high) + 1)
         table[values] = _bins_of(values * 257, int(low) * 257, int(high) * 257)
-        bins = np.frombuffer(grey.tobytes().translate(table.tobytes()), np.uint8)
-        return bins.reshape(grey.shape)
-    if grey.dtype.kind == "f":
+        bins = np.frombuffer(gray.tobytes().translate(table.tobytes()), np.uint8)
+        return bins.reshape(gray.shape)
+    if gray.dtype.kind == "f":
         if low < 0 or high > 1:
             span = np.float64(high) - np.float64(low)
-            grey = ((grey - np.float64(low)) / span).astype(grey.dtype) if span else grey * 0
+            gray = ((gray - np.float64(low)) / span).astype(gray.dtype) if span else gray * 0
         # img_as_uint, in the precision of the image.
-        grey = np.rint(grey * grey.dtype.type(65535)).astype(np.uint16)
-        low, high = grey.min(), grey.max()
-    return _bins_of(grey, int(low), int(high))
+        gray = np.rint(gray * gray.dtype.type(65535)).astype(np.uint16)
+        low, high = gray.min(), gray.max()
+    return _bins_of(gray, int(low), int(high))
 
 
 def _bins_of(values: Array, low: int, high: int) -> npt.NDArray[np.uint8]:
     if low == high:
-        levels = np.minimum(values, GREY_LEVELS - 1)
+        levels = np.minimum(values, GRAY_LEVELS - 1)
     else:
         levels = (values - np.float64(low)) / np.float64(high - low)
-        levels *= GREY_LEVELS - 1
+        levels *= GRAY_LEVELS - 1
         np.rint(levels, out=levels)
-    out: npt.NDArray[np.uint8] = (levels.astype(np.uint16) // np.uint16(BIN_WIDTH)).astype(np.uint8)
-    return out
+    return (levels.astype(np.uint16) // np.uint16(BIN_WIDTH)).astype(np.uint8)
 
 
 def clahe(bins: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint16]:
-    """Equalise an (H, W) image of bins locally; return 14-bit levels, before the final stretch.
+    """Equalize an (H, W) image of bins locally; return 14-bit levels, before the final stretch.
 
     Equal to ``skimage.exposure.equalize_adapthist`` at its default settings up to the last
     ``rescale_intensity``: same tiles (an eighth of each side), reflected at the far edges, same
@@ -83,7 +80,7 @@ def clahe(bins: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint16]:
     tile_h, tile_w = height // 8, width // 8
     maps = tile_maps(bins, tile_h, tile_w)
 
-    # A pixel lies in a cell between the centres of four tiles, at a place that gives the weights.
+    # A pixel lies in a cell between the centers of four tiles, at a place that gives the weights.
     cell_y, place_y = np.divmod(np.arange(tile_h) + tile_h // 2, tile_h)
     cell_x, place_x = np.divmod(np.arange(width) + tile_w // 2, tile_w)
     down, right = place_y / tile_h, place_x / tile_w
@@ -92,14 +89,14 @@ def clahe(bins: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint16]:
     precise = np.float32 if powers_of_two else np.float64
     y_weights = np.array([1 - down, down], precise)
     x_weights = np.array([1 - right, right], precise)
-    # Outside the outermost centres, the nearest ones serve.
+    # Outside the outermost centers, the nearest ones serve.
     rows, cols = ([0, *range(n), n - 1] for n in maps.shape[:2])
     table = maps.astype(precise).take(rows, axis=0).take(cols, axis=1).ravel()
     row_below = len(cols) * BINS
     # Where the cells' entries begin in the table, from a row of cells on: 16 bits hold that.
     first_y, first_x = (cell_y * row_below).astype(np.uint16), (cell_x * BINS).astype(np.uint16)
 
-    # Rows at the same place between centres have the same weights: they are blended in turn.
+    # Rows at the same place between centers have the same weights: they are blended in turn.
     out = np.empty((height, width), np.uint16)
     step = min(max(CHUNK // width, 1), tile_h)
     entry, index = np.empty((step, width), np.uint16), np.empty((step, width), np.intp)
@@ -131,7 +128,7 @@ def clahe(bins: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint16]:
 def tile_maps(
     bins: npt.NDArray[np.uint8], tile_h: int, tile_w: int
 ) -> npt.NDArray[np.floating[Any]]:
-    """Return the grey-level map of every tile, (rows, columns, 256), whole numbers 0..16383."""
+    """Return the gray-level map of every tile, (rows, columns, 256), whole numbers 0..16383."""
     height, width = bins.shape
     if height % tile_h or width % tile_w:
         bins = np.pad(bins, [(0, -height % tile_h), (0, -width % tile_w)], mode="reflect")
@@ -145,10 +142,9 @@ def tile_maps(
         index += tile
         counts[row] = np.bincount(index.ravel(), minlength=cols * BINS)
     counts = clip_histograms(counts.reshape(-1, BINS), tile_h * tile_w)
-    maps = np.cumsum(counts, axis=1, dtype=np.int32) * ((GREY_LEVELS - 1) / (tile_h * tile_w))
-    np.minimum(maps, GREY_LEVELS - 1, out=maps)
-    out: npt.NDArray[np.floating[Any]] = np.floor(maps, out=maps).reshape(rows, cols, BINS)
-    return out
+    maps = np.cumsum(counts, axis=1, dtype=np.int32) * ((GRAY_LEVELS - 1) / (tile_h * tile_w))
+    np.minimum(maps, GRAY_LEVELS - 1, out=maps)
+    return np.floor(maps, out=maps).reshape(rows, cols, BINS)
 
 
 def clip_histograms(counts: npt.NDArray[np.int32], size: int) -> npt.NDArray[np.int32]:
@@ -189,7 +185,7 @@ def dark_side(levels: npt.NDArray[np.uint16], dtype: npt.DTypeLike) -> Mask:
     """Keep the pixels that are not black and not above Otsu's threshold.
 
     That is ``0 < value <= threshold``, where `value` is the level stretched to 0..1 in `dtype`. The
-    edges and centres of Otsu's 256 bins are multiples of 1/512, and levels are at most 14 bits, so
+    edges and centers of Otsu's 256 bins are multiples of 1/512, and levels are at most 14 bits, so
     that rounding a value never moves it across one: integers decide the same.
     """
     height, width = levels.shape

@@ -1,18 +1,12 @@
-"""Where a lung mask comes from: given, made by the caller's segmenter, or the published one."""
-
-from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any, TypeAlias
+"""The published lung mask: thresholding (`clahe`), then morphology (`regions`)."""
 
 import numpy as np
 
 from anatpaste_aug.checks import check_integer
-from anatpaste_aug.clahe import clahe, dark_side, quantise
-from anatpaste_aug.images import Array, ImageLike, Mask, MaskLike, as_array, as_mask, to_grey
-from anatpaste_aug.regions import clear_border, clear_small_boxes, combine_squares, opening
+from anatpaste_aug.images import ImageLike, Mask, as_array, check_finite, to_gray
+from anatpaste_aug.masks.clahe import clahe, dark_side, quantize
+from anatpaste_aug.masks.regions import clear_border, clear_small_boxes, combine_squares, opening
 
-Segment: TypeAlias = Callable[[Any], Any]
 MIN_AREA = 400
 
 
@@ -29,7 +23,7 @@ def lung_mask(image: ImageLike, *, min_area: int = MIN_AREA) -> Mask:
     ----------
     image : (H, W) or (H, W, 3) ndarray, or Pillow image of mode L, RGB, I;16, I or F
         uint8, uint16, int16, int32, float16, float32 or float64; at least 16 pixels high and wide.
-        A channel axis of 1, first or last, is dropped. Lungs are dark. Colour is reduced with
+        A channel axis of 1, first or last, is dropped. Lungs are dark. Color is reduced with
         ITU-R 601 luma. Floats within 0..1 are taken in steps of 1/65535, so stretch dim ones first;
         floats that leave 0..1, and signed images, are stretched linearly from their own minimum to
         their maximum.
@@ -60,29 +54,11 @@ def lung_mask(image: ImageLike, *, min_area: int = MIN_AREA) -> Mask:
     ((256, 256), dtype('bool'), True)
     """
     min_area = check_integer("min_area", min_area, 0)
-    grey = to_grey(as_array(image))
-    levels = clahe(quantise(grey))
+    array = as_array(image)
+    check_finite(array)
+    gray = to_gray(array)
+    levels = clahe(quantize(gray))
     # scikit-image keeps float32 images in float32 and computes on all others in float64.
-    dark = dark_side(levels, np.float32 if grey.dtype == np.float32 else np.float64)
+    dark = dark_side(levels, np.float32 if gray.dtype == np.float32 else np.float64)
     dilated = combine_squares(np.logical_or, clear_border(opening(dark)))
     return clear_small_boxes(dilated[1:-1, 1:-1], min_area)
-
-
-def find_lungs(array: Array, mask: MaskLike | None = None, segment: Segment | None = None) -> Mask:
-    """Return the mask that is given, or make one with `segment` or `lung_mask`."""
-    if mask is not None:
-        if segment is not None:
-            raise ValueError("mask and segment must not be given together")
-        return as_mask(mask, array.shape)
-    if segment is None:
-        return lung_mask(array)
-    return as_mask(check_segment(segment)(array), array.shape, "the mask returned by segment")
-
-
-def check_segment(segment: Any, needed: bool = True) -> Any:
-    """Check that a segmenter, if there is one, can be called and is needed."""
-    if segment is not None and not callable(segment):
-        raise TypeError(f"segment must be callable, got {type(segment).__name__}")
-    if segment is not None and not needed:
-        raise ValueError(f"segment must be None where no lungs are needed, got {segment}")
-    return segment

@@ -4,28 +4,26 @@ Where the published mask thresholds, this one looks for a *pair of lungs*. An av
 and its main variations (``lung_prior.npz``, made by ``benchmarks/make_lung_prior.py``) are
 placed on the image where their borders meet edges of the right direction, then bent until
 they lie on them. What is not lung-shaped - air outside the body, the stomach bubble, the
-trachea, the gaps between ribs - has nothing to say in the result.
+trachea, the gaps between ribs - does not count.
 
-The steps, one function each: `make_view` (a small, cropped, equalised picture), `edge_field`,
+The steps, one function each: `make_view` (a small, cropped, equalized picture), `edge_field`,
 `search_poses` (all poses at once), `bend` (rounds of an active shape model), `draw_outline`; and
-`describe_find`, which tells a find from a pair of lungs that was only imagined.
+`describe_find`, which measures whether what was found looks like a pair of lungs.
 """
-
-from __future__ import annotations
 
 import math
 import os
 import warnings
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, Literal, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage, sparse
 
 from anatpaste_aug.checks import check_flag
-from anatpaste_aug.images import Array, ImageLike, Mask, as_array, to_grey
+from anatpaste_aug.images import Array, ImageLike, Mask, as_array, check_finite, to_gray
 
 __all__ = ["lung_mask_robust"]
 
@@ -33,15 +31,15 @@ __all__ = ["lung_mask_robust"]
 SIDE = 128
 CELLS = 32  # side of the coarse grid on which poses are compared
 REACH = 8  # half length of the learned edge profile across the outline
-STEPS = SIDE**2  # of the equalisation: as many as there are pixels
+STEPS = SIDE**2  # of the equalization: as many as there are pixels
 TRIM = 0.06  # rows and columns with less than this share of the contrast are a bar
 SMOOTHING = 1.0  # standard deviation of the Gaussian before the gradient
 FAINT = 1.5  # edges this many times the median edge count for 0.7 of the strongest
 CANDIDATES = 4  # poses that are tried further
 LANDMARKS = 40  # per lung
-# Poses of the search, as shares of the cropped picture: where the centre of the lungs lies,
+# Poses of the search, as shares of the cropped picture: where the center of the lungs lies,
 # and the standard deviation of their outline (about 0.3 of their width or height).
-CENTRES = (np.arange(11, 22) / CELLS, np.arange(9, 23) / CELLS)
+CENTERS = (np.arange(11, 22) / CELLS, np.arange(9, 23) / CELLS)
 SPREADS = (np.geomspace(0.13, 0.32, 7), np.geomspace(0.13, 0.34, 7))
 ASPECTS = (0.7, 1.7)
 # Logistic regression of "upright lungs" on `describe_find` and the outline's agreement, made by
@@ -97,19 +95,18 @@ class ShapePrior:
     @cached_property
     def stiffness(self) -> Array:
         """How much each parameter resists: free shift, hardly any shear, likely modes."""
-        out: Array = np.r_[1e-3, 1e-3, 2.0, 100.0, 100.0, 2.0, self.deviations**-2.0]
-        return out
+        return np.r_[1e-3, 1e-3, 2.0, 100.0, 100.0, 2.0, self.deviations**-2.0]
 
     @cached_property
     def search_table(self) -> tuple[Array, Array, sparse.csr_matrix]:
-        """Poses (sizes, centres, 4), the size bonus, and the matrix from edges to scores.
+        """Poses (sizes, centers, 4), the size bonus, and the matrix from edges to scores.
 
         Row *i* of the matrix adds up the edges under the outline in pose *i*, weighted with
         the profile in three bands: just inside, on, and just outside.
         """
         scales = [(a, b) for a in SPREADS[0] for b in SPREADS[1] if ASPECTS[0] < a / b < ASPECTS[1]]
-        centres = [(x, y) for x in CENTRES[0] for y in CENTRES[1]]
-        poses = np.array([[(*c, *s) for c in centres] for s in scales])
+        centers = [(x, y) for x in CENTERS[0] for y in CENTERS[1]]
+        poses = np.array([[(*c, *s) for c in centers] for s in scales])
         flat = poses.reshape(-1, 4)
         every = slice(None, None, 4)
         shape = self.mean[None] * flat[:, None, 2:]
@@ -140,10 +137,6 @@ def default_prior() -> ShapePrior:
         return ShapePrior(**{name: file[name].astype(np.float64) for name in file.files})
 
 
-@overload
-def lung_mask_robust(image: ImageLike, *, return_quality: Literal[False] = False) -> Mask: ...
-@overload
-def lung_mask_robust(image: ImageLike, *, return_quality: Literal[True]) -> tuple[Mask, float]: ...
 def lung_mask_robust(image: ImageLike, *, return_quality: bool = False) -> Any:
     """Outline both lungs of a frontal chest radiograph, whole and without outside air.
 
@@ -155,15 +148,15 @@ def lung_mask_robust(image: ImageLike, *, return_quality: bool = False) -> Any:
     judged with: mean Dice 0.95, 5th percentile 0.92 (`lung_mask`: 0.76 and 0, being empty
     on 6 %).
 
-    The image may have either polarity, any gamma or contrast (only the order of grey values
+    The image may have either polarity, any gamma or contrast (only the order of gray values
     counts), borders, black bars and burned-in letters, and may be stretched or mirrored. It
     is worked on at 128 x 128 pixels whatever its size.
 
     Parameters
     ----------
     image : array or Pillow image
-        (H, W) or (H, W, 3); uint8, uint16, int16, int32, float32 or float64, any range; or
-        a Pillow image of mode L, RGB, I;16, I or F. Upright.
+        (H, W) or (H, W, 3); uint8, uint16, int16, int32, float16, float32 or float64, any
+        range; or a Pillow image of mode L, RGB, I;16, I or F. Upright.
     return_quality : bool, optional
         Whether to return the quality too, in place of the warning.
 
@@ -226,7 +219,9 @@ def lung_mask_robust(image: ImageLike, *, return_quality: bool = False) -> Any:
     >>> lung_mask_robust(image.T, return_quality=True)[1] > 0.5
     False
     """
-    mask, find = outline_lungs(to_grey(as_array(image)), default_prior())
+    array = as_array(image)
+    check_finite(array)
+    mask, find = outline_lungs(to_gray(array), default_prior())
     quality = 1 / (1 + math.exp(-float(np.dot(find, WEIGHTS)) - OFFSET))
     if check_flag("return_quality", return_quality):
         return mask, quality
@@ -235,32 +230,32 @@ def lung_mask_robust(image: ImageLike, *, return_quality: bool = False) -> Any:
     return mask
 
 
-def outline_lungs(grey: Array, prior: ShapePrior) -> tuple[Mask, Array]:
+def outline_lungs(gray: Array, prior: ShapePrior) -> tuple[Mask, Array]:
     """Outline both lungs of a checked (H, W) image with a prior, and describe the find."""
-    view = make_view(grey)
+    view = make_view(gray)
     if view is None:
-        return np.zeros(grey.shape, bool), np.zeros(len(WEIGHTS))
+        return np.zeros(gray.shape, bool), np.zeros(len(WEIGHTS))
     picture, frame = view
     outline, polarity, score = find_outline(edge_field(picture), prior)
     find = np.append(describe_find(picture * polarity, outline), score)
-    return draw_outline(outline, frame, grey.shape), find
+    return draw_outline(outline, frame, gray.shape), find
 
 
-def make_view(grey: Array) -> tuple[Array, Array] | None:
-    """Shrink, cut off bars, equalise: (SIDE, SIDE) in 0..1 and the share (x, y, w, h) it shows.
+def make_view(gray: Array) -> tuple[Array, Array] | None:
+    """Shrink, cut off bars, equalize: (SIDE, SIDE) in 0..1 and the share (x, y, w, h) it shows.
 
-    None if there is nothing to see. Equalised, so that gamma and contrast are gone.
+    None if there is nothing to see. Equalized, so that gamma and contrast are gone.
     """
     # Exact differences and one division, rounded to float32: the same for a picture in any dtype.
-    exact = np.float32 if grey.dtype.itemsize < 4 else np.float64
-    grey = grey.astype(exact)
-    grey -= grey.min()
-    if not grey.any():
+    exact = np.float32 if gray.dtype.itemsize < 4 else np.float64
+    gray = gray.astype(exact)
+    gray -= gray.min()
+    if not gray.any():
         return None
-    grey = (grey / grey.max()).astype(np.float32, copy=False)
-    height, width = grey.shape
+    gray = (gray / gray.max()).astype(np.float32, copy=False)
+    height, width = gray.shape
     factor = max(1, width // (2 * SIDE)), max(1, height // (2 * SIDE))
-    small = Image.fromarray(np.ascontiguousarray(grey)).reduce(factor)
+    small = Image.fromarray(np.ascontiguousarray(gray)).reduce(factor)
     whole = np.asarray(small.reduce(2), np.float32)
     if whole.min() == whole.max():
         return None
@@ -292,37 +287,43 @@ def edge_field(picture: Array) -> Array:
     down, across = np.gradient(smooth)
     square = across * across + down * down
     middle = FAINT * np.sqrt(np.median(square[::2, ::2])) + 1e-6
-    out: Array = np.stack([across, down]) / np.sqrt(square + middle * middle)
-    return out
+    return np.stack([across, down]) / np.sqrt(square + middle * middle)
 
 
 def unit_normals(tangents: Array, sizes: Array) -> Array:
     """Outward unit normals (n, 2, points) of outlines with these tangents, scaled by `sizes`."""
     normals = (tangents * sizes[:, :, None])[:, ::-1] * np.array([[1.0], [-1.0]])
-    out: Array = normals / (np.sqrt((normals**2).sum(1, keepdims=True)) + 1e-9)
-    return out
+    return normals / (np.sqrt((normals**2).sum(1, keepdims=True)) + 1e-9)
+
+
+class Poses(NamedTuple):
+    """Where fits start, (n, parameters), sizes in pixels, (n, 2), and whether lungs are dark."""
+
+    start: Array
+    pixels: Array
+    polarity: Array
 
 
 def find_outline(edges: Array, prior: ShapePrior) -> tuple[Array, float, float]:
     """Outline (2, 80) of the lungs, as shares of the picture; its polarity, and its agreement."""
-    poses, polarity = search_poses(edges, prior)
-    start = np.zeros((len(poses), len(prior.basis)))
-    start[:, :2] = poses[:, :2] / poses[:, 2:]
+    found, polarity = search_poses(edges, prior)
+    start = np.zeros((len(found), len(prior.basis)))
+    start[:, :2] = found[:, :2] / found[:, 2:]
     start[:, [2, 5]] = 1.0
-    pixels = poses[:, 2:] * SIDE
-    fits = start
+    fits, poses = start, Poses(start, found[:, 2:] * SIDE, polarity)
     for radius in (12, 8):
-        fits = bend(fits, start, pixels, polarity, edges, prior, radius, every=2)
-    scores = agreement(fits, pixels, polarity, edges, prior)
+        fits = bend(fits, poses, edges, prior, radius, every=2)
+    scores = agreement(fits, poses, edges, prior)
     best = [int(scores.argmax())]
-    fits, start, pixels, polarity = fits[best], start[best], pixels[best], polarity[best]
+    fits, poses = fits[best], Poses(*(part[best] for part in poses))
     for radius in (8, 6, 4):
-        fits = bend(fits, start, pixels, polarity, edges, prior, radius, every=1)
-    return make_outline(fits, pixels, prior)[0][0] / SIDE, polarity[0], scores[best[0]]
+        fits = bend(fits, poses, edges, prior, radius, every=1)
+    outline = make_outline(fits, poses.pixels, prior)[0][0] / SIDE
+    return outline, poses.polarity[0], scores[best[0]]
 
 
 def describe_find(picture: Array, outline: Array) -> Array:
-    """Mean grey of 4 x 4 cells over the outline's box and a margin, lungs dark; halves added up.
+    """Mean gray of 4 x 4 cells over the outline's box and a margin, lungs dark; halves added up.
 
     Eight numbers, by rows from the top, each the outer cell first: lungs have dark upper cells
     beside a bright middle, and the abdomen below.
@@ -332,8 +333,7 @@ def describe_find(picture: Array, outline: Array) -> Array:
     column, row = np.clip(at * SIDE, 0, SIDE - 1).astype(np.intp).T
     cells = picture[row[:, None], column].reshape(4, 8, 4, 8).mean((1, 3))
     cells = (cells - cells.mean()) / (cells.std() + 1e-6)
-    out: Array = (cells + cells[:, ::-1])[:, :2].ravel()
-    return out
+    return (cells + cells[:, ::-1])[:, :2].ravel()
 
 
 def search_poses(edges: Array, prior: ShapePrior) -> tuple[Array, Array]:
@@ -361,28 +361,18 @@ def edges_across(points: Array, normals: Array, edges: Array, offsets: Array) ->
     along = points[..., None] + normals[..., None] * offsets
     column, row = np.clip(along, 0, SIDE - 1).astype(np.intp).swapaxes(0, 1)
     there = edges.reshape(2, -1).take(row * SIDE + column, axis=1)
-    out: Array = there[0] * normals[:, 0, :, None] + there[1] * normals[:, 1, :, None]
-    return out
+    return there[0] * normals[:, 0, :, None] + there[1] * normals[:, 1, :, None]
 
 
-def agreement(
-    fits: Array, pixels: Array, polarity: Array, edges: Array, prior: ShapePrior
-) -> Array:
+def agreement(fits: Array, poses: Poses, edges: Array, prior: ShapePrior) -> Array:
     """How well the edges under each outline agree with the learned profiles."""
-    strength = edges_across(*make_outline(fits, pixels, prior), edges, np.arange(-REACH, REACH + 1))
-    out: Array = polarity * (strength * prior.profile).sum((1, 2))
-    return out
+    outline = make_outline(fits, poses.pixels, prior)
+    strength = edges_across(*outline, edges, np.arange(-REACH, REACH + 1))
+    return poses.polarity * (strength * prior.profile).sum((1, 2))
 
 
 def bend(
-    fits: Array,
-    start: Array,
-    pixels: Array,
-    polarity: Array,
-    edges: Array,
-    prior: ShapePrior,
-    radius: int,
-    every: int,
+    fits: Array, poses: Poses, edges: Array, prior: ShapePrior, radius: int, every: int
 ) -> Array:
     """One round: each landmark looks for its edge, and the likeliest shape follows them all.
 
@@ -397,6 +387,7 @@ def bend(
     that is, least squares for the landmarks' moves, held to `start` by the prior. `every` takes
     one landmark out of so many.
     """
+    start, pixels, polarity = poses
     points, normals = (a[..., ::every] for a in make_outline(fits, pixels, prior))
     strength = edges_across(points, normals, edges, np.arange(-radius - REACH, radius + REACH + 1))
     windows = np.lib.stride_tricks.sliding_window_view(strength, 2 * REACH + 1, axis=2)

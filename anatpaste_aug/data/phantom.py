@@ -1,7 +1,7 @@
 """A chest radiograph without data: a procedural phantom for examples, tests and demos.
 
 Attenuation is added up part by part, each part one function, then developed into a film. All of it
-lives in normalised patient coordinates: ``u`` runs across the chest and ``v`` down it, each about
+lives in normalized patient coordinates: ``u`` runs across the chest and ``v`` down it, each about
 -1..1 over the image, and ``s = abs(u)`` is the distance from the midline. The patient's left is at
 positive ``u``, on the viewer's right.
 """
@@ -17,9 +17,7 @@ from scipy import ndimage
 
 from anatpaste_aug.checks import as_generator, check_size
 
-__all__ = ["phantom_radiograph"]
-
-Field = NDArray[np.floating]  # (H, W) float32; worked on in place, as fresh pages cost the most
+Field = NDArray[np.floating]  # (H, W) float32
 Table = Sequence[float] | NDArray[np.float64]
 Rng = np.random.Generator
 
@@ -50,7 +48,7 @@ def phantom_radiograph(
     Returns
     -------
     (H, W) uint8 array
-        Grey values 0..255, air dark and bone bright.
+        Gray values 0..255, air dark and bone bright.
 
     Raises
     ------
@@ -87,44 +85,26 @@ def phantom_radiograph(
 
 def _edge(depth: Field, softness: float | Field) -> Field:
     """Rise smoothly from 0 to 1 as `depth` crosses zero, within `softness`."""
-    t = depth / softness
-    t += 0.5
-    np.clip(t, 0, 1, out=t)
-    rise = t * -2
-    rise += 3
-    rise *= t
-    rise *= t
-    return rise
+    t = np.clip(depth / softness + 0.5, 0, 1)
+    return (3 - 2 * t) * t * t
 
 
 def _bell(offset: Field, width: float, flat: bool = False) -> Field:
     """Return exp(-(offset / width)^2), or with the fourth power where `flat`."""
-    t = offset * (1 / width)
-    t *= t
-    if flat:
-        t *= t
-    np.negative(t, out=t)
-    out: Field = np.exp(t, out=t)
-    return out
+    square = (offset * (1 / width)) ** 2
+    return np.exp(-(square * square if flat else square))
 
 
 def _blob(chest: _Chest, u: float, v: float, width: float, height: float) -> Field:
-    """Return 1 - r^2 of an ellipse: 1 at its centre, 0 on its outline, negative outside."""
-    across, down = chest.u * (1 / width), chest.v * (1 / height)
-    across -= u / width
-    down -= v / height
-    across *= across
-    down *= down
-    across += down
-    out: Field = np.subtract(1, across, out=across)
-    return out
+    """Return 1 - r^2 of an ellipse: 1 at its center, 0 on its outline, negative outside."""
+    across, down = chest.u * (1 / width) - u / width, chest.v * (1 / height) - v / height
+    return 1 - (across * across + down * down)
 
 
 def _lookup(at: Field, start: float, stop: float, table: Table) -> Field:
     """Read a function sampled evenly over start..stop at every point of a field."""
     scale = (len(table) - 1) / (stop - start)
-    index = at * scale
-    index += 0.5 - start * scale
+    index = at * scale + (0.5 - start * scale)
     return np.asarray(table, np.float32).take(index.astype(np.intp), mode="clip")
 
 
@@ -143,8 +123,7 @@ def _texture(shape: tuple[int, int], rng: Rng, cells: int) -> Field:
         for n in shape
     )
     rows, columns = (w / np.linalg.norm(w, axis=1, keepdims=True) for w in (rows, columns))
-    out: Field = (rows.astype(np.float32) @ grid) @ columns.astype(np.float32).T
-    return out
+    return (rows.astype(np.float32) @ grid) @ columns.astype(np.float32).T
 
 
 # --- The patient ---------------------------------------------------------------------------------
@@ -198,8 +177,7 @@ def _position_patient(height: int, width: int, rng: Rng) -> _Chest:
     to_pixels = np.linalg.inv(to_patient).T * (np.array([height, width]) / 2)
     # One block, not eight arrays: the allocator then keeps its pages from one call to the next.
     planes = np.stack([u, v, s, cage, below, tissue, silhouette, air], dtype=np.float32)
-    u, v, s, cage, below, tissue, silhouette, air = planes
-    return _Chest(u, v, s, cage, below, tissue, silhouette, air, corner, to_pixels)
+    return _Chest(*planes, corner=corner, to_pixels=to_pixels)  # type: ignore[misc]
 
 
 def _trunk(v: Field, s: Field, rng: Rng) -> Field:
@@ -219,12 +197,8 @@ def _mediastinum(v: Field, s: Field, left: NDArray[np.bool_], dome: float, rng: 
     right_half = [0.10, 0.12, 0.13, 0.13, 0.14, 0.16, 0.2, 0.23, 0.225, 0.17, 0.15]
     left_half = [0.10, 0.11, 0.14, knob, 0.15, 0.2, 0.28, 0.385, 0.445, 0.44, 0.36]
     scale = np.where(heights > lift - 0.12, heart, 1)
-    reach = np.where(
-        left,
-        _curve(v, heights, left_half * scale, 0.025),
-        _curve(v, heights, right_half * scale, 0.025),
-    )
-    return _edge(reach - s, 0.035)
+    halves = (_curve(v, heights, half * scale, 0.025) for half in (left_half, right_half))
+    return _edge(np.where(left, *halves) - s, 0.035)
 
 
 def _attenuation(chest: _Chest, rng: Rng) -> Field:
@@ -307,8 +281,8 @@ def _rib_series(level: Field, left: NDArray[np.bool_], rng: Rng, count: int = 12
     at = np.linspace(-0.5, 2 * count - 0.5, 4096)
     rib = np.clip(np.rint(at), 0, 2 * count - 1).astype(int)
     across = (at - rib - place[rib]) / half_width[rib]
-    cortex = 0.65 + 0.35 * across**2  # denser than the marrow
-    section = np.clip(1 - (across**4) ** 2, 0, 1) * cortex
+    # The cortex is denser than the marrow.
+    section = np.clip(1 - (across**4) ** 2, 0, 1) * (0.65 + 0.35 * across**2)
     level = np.clip(level, -0.5, count - 0.5) + np.float32(count) * left
     return _lookup(level, -0.5, 2 * count - 0.5, density[rib] * section)
 
@@ -326,16 +300,14 @@ def _shoulder_girdle(chest: _Chest, rng: Rng) -> Field:
     blade -= 0.18 * np.maximum(chest.v + 0.3, 0)
     blade = (_edge(blade, 0.06) + 0.7 * _bell(blade, 0.025)) * _edge(0.4 - blade, 0.5)
     blade *= rng.uniform(0.02, 0.06) * _edge(0.27 - np.abs(chest.v + 0.35), 0.25)
-    out: Field = (total + blade) * chest.tissue
-    return out
+    return (total + blade) * chest.tissue
 
 
 def _airways(chest: _Chest, rng: Rng) -> Field:
     """Trachea and main bronchi: a dark column that forks above the heart."""
     carina = rng.uniform(-0.3, -0.2)
-    spread = np.maximum(chest.v - carina, 0)
-    shift = rng.uniform(-0.025, 0.01)
-    off = np.abs(chest.u - shift * _edge(chest.v + 0.5, 0.5)) - 0.9 * spread
+    shift = rng.uniform(-0.025, 0.01) * _edge(chest.v + 0.5, 0.5)
+    off = np.abs(chest.u - shift) - 0.9 * np.maximum(chest.v - carina, 0)
     tube = _bell(off, rng.uniform(0.034, 0.046), flat=True)
     return rng.uniform(-0.18, -0.1) * tube * _edge(carina + 0.06 - chest.v, 0.2) * chest.tissue
 
@@ -348,9 +320,7 @@ def _vessels(chest: _Chest, rng: Rng) -> Field:
     thin = np.concatenate([b for b in branches if b[0, 2] <= 0.6])
     total = richness * (_strokes(chest, thick, 0.012) + _strokes(chest, thin, 0.006))
     for side, level in ((-1, -0.08), (1, -0.12)):
-        hilum = _bell(chest.u - side * 0.17, 0.09)
-        hilum *= _bell(chest.v - level, 0.15)
-        total += swelling * hilum
+        total += swelling * (_bell(chest.u - side * 0.17, 0.09) * _bell(chest.v - level, 0.15))
     return total
 
 
@@ -389,8 +359,7 @@ def _strokes(chest: _Chest, points: NDArray[np.float64], sigma: float) -> Field:
     spread = np.maximum(sigma * shape / 2, 0.5)
     mass = calibre * pace * (np.sqrt(2 * np.pi) * spread.mean() * shape.mean() / 2)  # peak: calibre
     canvas = np.bincount(index, mass, shape.prod()).reshape(shape).astype(np.float32)
-    out: Field = ndimage.gaussian_filter(canvas, spread, truncate=3)
-    return out
+    return ndimage.gaussian_filter(canvas, spread, truncate=3)
 
 
 # --- The finding and the film --------------------------------------------------------------------
@@ -419,17 +388,13 @@ def _opacity(chest: _Chest, rng: Rng) -> Field:
 
 def _expose(attenuation: Field, body: Rng, grain: Rng) -> NDArray[np.uint8]:
     """Develop the film: blur, tone curve, vignetting, grain."""
-    height, width = attenuation.shape
-    blur = body.uniform(0.0015, 0.003)
-    film = ndimage.gaussian_filter(attenuation, (blur * height, blur * width), truncate=3)
+    blur = body.uniform(0.0015, 0.003) * np.array(attenuation.shape)
+    film = ndimage.gaussian_filter(attenuation, blur, truncate=3)
     contrast, exposure = body.uniform(1.2, 2.4), body.uniform(0.88, 1.12)
-    np.maximum(film, 0, out=film)
-    film *= -contrast * exposure
-    np.expm1(film, out=film)
+    film = np.expm1(np.maximum(film, 0) * (-contrast * exposure))
     film *= body.uniform(225, 250) / np.expm1(-contrast).item()
-    y, x = (np.linspace(-1, 1, n, dtype=np.float32) ** 2 for n in (height, width))
+    y, x = (np.linspace(-1, 1, n, dtype=np.float32) ** 2 for n in film.shape)
     film *= 1 - body.uniform(0.02, 0.08) * (y[:, None] + x)
     film += body.uniform(1, 7)
     film += body.uniform(1.0, 3.0) * grain.standard_normal(film.shape, dtype=np.float32)
-    out: NDArray[np.uint8] = np.clip(np.rint(film), 0, 255).astype(np.uint8)
-    return out
+    return np.clip(np.rint(film), 0, 255).astype(np.uint8)

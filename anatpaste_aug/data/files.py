@@ -1,9 +1,9 @@
 """Radiographs from files: PNG, JPEG, TIFF and DICOM, with the polarity that the file states."""
 
-from __future__ import annotations
-
 import contextlib
+import errno
 import os
+import stat
 import zlib
 from pathlib import Path
 from typing import BinaryIO
@@ -11,16 +11,15 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from anatpaste_aug.disk import reading
-from anatpaste_aug.images import PILLOW_MODES, Array, as_array
+from anatpaste_aug.images import PILLOW_MODES, Array, as_array, check_finite
 
-GREY_MODES = {"1": "L", "LA": "L"}  # what is not grey becomes RGB
-
-
+GRAY_MODES = {"1": "L", "LA": "L"}  # what is not gray becomes RGB
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # Pillow knows more: that of EPS starts a program
 MAX_SCANS = 100  # of a JPEG, as in libtiff
 BAND = 64  # rows of a DICOM that are transformed at a time
 BYTES_PER_PIXEL = 4  # of the limit, that a DICOM may hold, packed and unpacked
+PADDING = ("PixelPaddingValue", "PixelPaddingRangeLimit")
+TRANSFORM = ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTFunction")
 
 
 def read_image(path: str | os.PathLike[str]) -> Array:
@@ -29,8 +28,8 @@ def read_image(path: str | os.PathLike[str]) -> Array:
     Parameters
     ----------
     path : path
-        A PNG, JPEG, TIFF or BMP file: grey of 8 or 16 bits or float, which is kept as it is, or
-        8-bit colour; transparency is dropped. Or a DICOM file (needs pydicom, the extra ``dicom``).
+        A PNG, JPEG, TIFF or BMP file: gray of 8 or 16 bits or float, which is kept as it is, or
+        8-bit color; transparency is dropped. Or a DICOM file (needs pydicom, the extra ``dicom``).
         The content decides, not the name.
 
     Returns
@@ -48,17 +47,17 @@ def read_image(path: str | os.PathLike[str]) -> Array:
     MemoryError
         If there is not enough memory, which says nothing about the file.
     ValueError
-        If it is not a picture that can be used: damaged, several frames, 16-bit colour, under 16
+        If it is not a picture that can be used: damaged, several frames, 16-bit color, under 16
         pixels, more pixels than Pillow's limit against decompression bombs
         (``PIL.Image.MAX_IMAGE_PIXELS``), a run-length encoded BMP, a JPEG of more than 100 scans,
-        or a DICOM file whose transforms leave a single grey value. All messages name the file.
+        or a DICOM file whose transforms leave a single gray value. All messages name the file.
 
     Examples
     --------
     >>> import tempfile, pathlib
     >>> from PIL import Image, ImageOps
     >>> from anatpaste_aug.data import phantom_radiograph
-    >>> from anatpaste_aug.files import read_image
+    >>> from anatpaste_aug.data import read_image
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = pathlib.Path(folder, "phantom.png")
     ...     Image.fromarray(phantom_radiograph(64, rng=0)).save(path)
@@ -67,14 +66,19 @@ def read_image(path: str | os.PathLike[str]) -> Array:
     """
     path = Path(path)
     try:
-        with reading(path) as file:
+        with open(path, "rb", opener=_open_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # a device might never end
+                raise OSError(errno.EINVAL, "not a regular file", str(path))
             start = file.read(132)
             file.seek(0)
             if start[128:] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom"):
-                return as_array(_read_dicom(file))
-            with Image.open(file, formats=FORMATS) as opened:
-                _check_cost(opened, file)
-                return as_array(_read_pillow(opened))
+                image = as_array(_read_dicom(file))
+            else:
+                with Image.open(file, formats=FORMATS) as opened:
+                    _check_cost(opened, file)
+                    image = as_array(_read_pillow(opened))
+            check_finite(image)
+            return image
     except ImportError as error:
         raise ImportError(f"{path}: {error}") from error
     except MemoryError as error:
@@ -94,6 +98,11 @@ def read_image(path: str | os.PathLike[str]) -> Array:
         raise ValueError(f"{path}: damaged image: {error or type(error).__name__}") from error
 
 
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file without waiting, where it is a pipe, for somebody at its other end."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def _read_pillow(opened: Image.Image) -> Array:
     """Return the pixels of an opened file; refuse what Pillow would cut down or misread."""
     frames = _count_frames(opened)
@@ -102,7 +111,7 @@ def _read_pillow(opened: Image.Image) -> Array:
     mode, tags = opened.mode, getattr(opened, "tag_v2", {})
     raw = str([tile[3] for tile in getattr(opened, "tile", [])])
     if "16" in raw and not mode.startswith("I;16"):
-        raise ValueError(f"16-bit colour and transparency cannot be read, got {mode}")
+        raise ValueError(f"16-bit color and transparency cannot be read, got {mode}")
     if mode == "I" and tags.get(258) == (32,) and tags.get(339, (1,)) == (1,):
         raise ValueError("unsigned 32-bit pixels cannot be read")
     if mode in ("I;16B", "I;16L"):
@@ -110,7 +119,7 @@ def _read_pillow(opened: Image.Image) -> Array:
     elif mode in PILLOW_MODES:
         image = np.asarray(ImageOps.exif_transpose(opened))
     else:
-        image = np.asarray(ImageOps.exif_transpose(opened).convert(GREY_MODES.get(mode, "RGB")))
+        image = np.asarray(ImageOps.exif_transpose(opened).convert(GRAY_MODES.get(mode, "RGB")))
     # TIFF's WhiteIsZero: Pillow inverts 8-bit pixels itself, and no others.
     return image.max() - image if tags.get(262) == 0 and image.dtype != np.uint8 else image
 
@@ -159,7 +168,7 @@ def _read_dicom(file: BinaryIO) -> Array:
         photometric = str(data.PhotometricInterpretation)
         frames, samples = int(data.get("NumberOfFrames") or 1), int(data.SamplesPerPixel)
         if (frames, samples) != (1, 1) or not photometric.startswith("MONOCHROME"):
-            raise ValueError(f"not one grey frame but {photometric}, {frames} x {samples} channels")
+            raise ValueError(f"not one gray frame but {photometric}, {frames} x {samples} channels")
         _check_size(int(data.Rows) * int(data.Columns), 1)
         # Room for what follows: pydicom's decoders turn a lack of memory into other errors.
         np.empty((2, int(data.Rows), int(data.Columns)))
@@ -167,9 +176,9 @@ def _read_dicom(file: BinaryIO) -> Array:
             _check_scans(data.PixelData)
         pixels = data.pixel_array
         if pixels.ndim != 2:
-            raise ValueError(f"not one grey frame but {photometric} of shape {pixels.shape}")
+            raise ValueError(f"not one gray frame but {photometric} of shape {pixels.shape}")
         image = np.empty(pixels.shape, np.float32)
-        with np.errstate(over="ignore"):  # what is infinite then is refused by `as_array`
+        with np.errstate(over="ignore"):  # what is infinite then is refused by `check_finite`
             for at in range(0, len(pixels), BAND):  # pydicom makes several copies in float64
                 rows = slice(at, at + BAND)
                 image[rows] = apply_voi_lut(apply_modality_lut(pixels[rows], data), data)
@@ -199,10 +208,6 @@ def _find_padding(pixels: Array, first: object, last: object) -> Array:
     return np.asarray(pixels == first)
 
 
-PADDING = ("PixelPaddingValue", "PixelPaddingRangeLimit")
-TRANSFORM = ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTFunction")
-
-
 class _Inflating:
     """A file that pydicom inflates, if it is deflated, only after a look at how much it becomes.
 
@@ -220,7 +225,7 @@ class _Inflating:
 
 
 def _check_inflated(packed: bytes) -> None:
-    """Check the size of deflated data; that they are none is left to whoever inflates them."""
+    """Check how large deflated data become; data that are damaged are left to whoever inflates."""
     inflate, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
     with contextlib.suppress(zlib.error):
         for start in range(0, len(packed), 2**16):

@@ -1,0 +1,1 @@
+"""The preview: images, masks and pastes in one picture, and its command."""
