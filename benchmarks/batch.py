@@ -1,11 +1,10 @@
 """Time the batch against the functional form, kornia and cuCIM: ``python -m benchmarks.batch``.
 
-Checks first that every mask and paste of the plain form equals the functional one, on phantoms and
-on Zhanglab's radiographs where they are. Then times batches of 1 to 1,024 images of 256 x 256 (on a
-CPU to 64, for time), and images of 128 to 1,024 pixels; measures the peak of
-the extra memory, and the share of every stage. On a GPU the module takes the Triton kernels, where
-they can be made, and all its masks of Zhanglab's radiographs are compared; and there is the floor:
-the bytes that must be read and written over the bandwidth that a copy reaches. Writes
+Checks first that every mask and paste equals the function's, on phantoms and on Zhanglab's
+radiographs where they are. Then times batches of 1 to 1,024 images of 256 x 256 (on a CPU to 64,
+for time), and images of 128 to 1,024 pixels; measures the peak of the extra memory, and the share
+of every stage. On a GPU the module takes the Triton kernels, where they can be made, and there is
+the floor: the bytes that must be read and written over the bandwidth that a copy reaches. Writes
 ``batch-cpu.json`` or ``batch-gpu.json`` and a section of ``RESULTS.md``; with ``--quick`` it takes
 fewer sizes, and writes nothing unless ``--out`` names a folder.
 
@@ -20,7 +19,6 @@ import importlib
 import importlib.metadata
 import sys
 import time
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,13 +27,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import anatpaste_aug as ap
 from anatpaste_aug import batch
-from anatpaste_aug.batch import anatpaste, clahe, kernels, regions, tensors
-from anatpaste_aug.batch.lungs import mask_plain
+from anatpaste_aug.batch import operators
+from anatpaste_aug.batch.tensors import to_numpy
 from anatpaste_aug.data import phantom_radiograph
+from benchmarks.gpu_cost import Peak
 from benchmarks.harness import (
     HERE,
     RESULTS,
@@ -51,7 +49,7 @@ ORIGINALS = 16
 ZHANGLAB = HERE.resolve().parents[1] / "shared/data/zhanglab224"
 TRITON = {
     True: "The module took the Triton kernels.",
-    False: "The module took plain torch operations: no Triton kernels could be made here.",
+    False: "The module went over the CPU: no Triton kernels could be made here.",
 }
 Calls = dict[str, Callable[[], object]]
 
@@ -63,36 +61,24 @@ def make_images(count: int, size: int, device: str) -> Tensor:
     return torch.from_numpy(np.stack(images))[:, None].to(device)
 
 
-def check(device: str) -> dict[str, Any]:
-    """Compare the plain form on the device with the functional form; count what is equal."""
+def check(device: str) -> dict[str, int]:
+    """Compare the batch on the device with the functions; count what is equal."""
     found = {"masks": 0, "masks_equal": 0, "pixels": 0, "pixels_different": 0}
-    for shape in ((96, 128), (3, 96, 128)):
-        height, width = shape[-2:]
-        images = make_images(4, max(shape), "cpu")[..., :height, :width]
-        images = images.expand(-1, shape[0], -1, -1).clone() if len(shape) == 3 else images
-        if len(shape) == 3:
-            images[:, 1] //= 2
-        there = images.to(device)
-        masks = mask_plain(there, 400, tensors.everyone(there)).cpu()
-        for image, lungs in zip(images, masks, strict=True):
-            expected = ap.lung_mask(tensors.to_numpy(image))
-            found["masks"] += 1
-            found["masks_equal"] += bool((lungs.numpy() == expected).all())
-    for size, count in ((96, 8), (128, 8), (224, 8), (256, 16)):
+    for size, count, channels in ((96, 8, 3), (96, 8, 1), (128, 8, 1), (224, 8, 1), (256, 16, 1)):
         for dtype in (torch.uint8, torch.uint16, torch.float32):
-            images = make_images(count, size, "cpu").to(torch.int32)
-            images = images / 255 if dtype.is_floating_point else images * 257
-            images = (images if dtype != torch.uint8 else images // 257).to(dtype)
+            images = make_images(count, size, "cpu").to(torch.int32).repeat(1, channels, 1, 1)
+            images[:, 1:2] //= 2
+            scale = {torch.uint8: 1, torch.uint16: 257, torch.float32: 1 / 255}[dtype]
+            images = (images * scale).to(dtype)
             there = images.to(device)
-            masks = mask_plain(there, 400, tensors.everyone(there))
+            masks = batch.lung_mask(there)
             drawn = batch.sample_paste(masks)
-            everyone = tensors.everyone(there)
-            out = anatpaste.paste_plain(there, drawn.tensors(), masks, everyone)[0].cpu()
-            for i, single in enumerate(drawn.unstack()):
-                array, lungs = images[i, 0].numpy(), masks[i].cpu().numpy()
-                expected = ap.apply_paste(array, single, lungs)
-                same = np.isclose(out[i, 0].numpy(), expected, rtol=1e-6, atol=1e-6)
-                same = same if dtype.is_floating_point else out[i, 0].numpy() == expected
+            out = batch.apply_paste(there, drawn, masks).cpu()
+            for image, mask, params, got in zip(images, masks.cpu(), drawn, out, strict=True):
+                array, lungs = to_numpy(image), mask[0].numpy()
+                expected, result = ap.apply_paste(array, params, lungs), to_numpy(got)
+                same = np.isclose(result, expected, rtol=1e-6, atol=1e-6)
+                same = same if dtype.is_floating_point else result == expected
                 found["masks"] += 1
                 found["masks_equal"] += bool((lungs == ap.lung_mask(array)).all())
                 found["pixels"] += same.size
@@ -101,27 +87,19 @@ def check(device: str) -> dict[str, Any]:
 
 
 def check_real(device: str, most: int | None) -> dict[str, int] | None:
-    """Compare plain masks with functional ones on Zhanglab's images at 224, if they are there.
-
-    The batch's operator, which on the CPU is the functional form, is compared on 64 of them; on a
-    GPU, where it has Triton kernels, on all.
-    """
+    """Compare masks with the function's on Zhanglab's images at 224, if they are there."""
     paths = sorted(ZHANGLAB.rglob("*.jp*g"))[:most]
     if not paths:
         return None
-    found = {"masks": 0, "masks_equal": 0, "operator": 0, "operator_equal": 0}
+    found = {"masks": 0, "masks_equal": 0}
     for start in range(0, len(paths), 16):
-        grey = [Image.open(path).convert("L") for path in paths[start : start + 16]]
-        arrays = [np.array(image.resize((224, 224), Image.Resampling.BILINEAR)) for image in grey]
+        gray = [Image.open(path).convert("L") for path in paths[start : start + 16]]
+        arrays = [np.array(image.resize((224, 224), Image.Resampling.BILINEAR)) for image in gray]
         there = torch.from_numpy(np.stack(arrays))[:, None].to(device)
-        masks = mask_plain(there, 400, tensors.everyone(there)).cpu().numpy()
+        masks = batch.lung_mask(there)[:, 0].cpu().numpy()
         expected = np.stack([ap.lung_mask(array) for array in arrays])
         found["masks"] += len(arrays)
         found["masks_equal"] += int((masks == expected).all((1, 2)).sum())
-        if start < 64 or device != "cpu":
-            other = batch.lung_mask(there)[:, 0].cpu().numpy()
-            found["operator"] += len(arrays)
-            found["operator_equal"] += int((other == expected).all((1, 2)).sum())
     return found
 
 
@@ -167,52 +145,18 @@ def cucim_calls(images: Tensor) -> Calls:
 
 
 def calls(images: Tensor, peers: bool) -> Calls:
-    """Give what is compared: mask and paste of a whole batch."""
-    everyone = tensors.everyone(images)
-
-    def plain() -> Tensor:
-        masks = mask_plain(images, 400, everyone)
-        drawn = batch.sample_paste(masks)
-        return anatpaste.paste_plain(images, drawn.tensors(), masks, everyone)[0]
-
+    """Return what is compared: mask and paste of a whole batch."""
     module = batch.AnatPaste(1.0)
-    compared: Calls = {"AnatPaste module": lambda: module(images), "plain torch": plain}
+    compared: Calls = {"AnatPaste module": lambda: module(images)}
     if images.device.type == "cpu":
         arrays = [image.numpy() for image in images[:, 0]]
         compared = {"functional": lambda: [ap.anatpaste(array) for array in arrays]} | compared
     return compared | (kornia_calls(images) | cucim_calls(images) if peers else {})
 
 
-class Peak(TorchDispatchMode):
-    """Count the bytes of all tensors that are alive, and remember the most."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.most = 0
-        self.seen: set[int] = set()
-
-    def _free(self, key: int, size: int) -> None:
-        self.seen.discard(key)
-        self.now -= size
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and look at what it made."""
-        result = func(*args, **(kwargs or {}))
-        for part in result if isinstance(result, (list, tuple)) else [result]:
-            if isinstance(part, Tensor):
-                storage = part.untyped_storage()
-                key, size = storage._cdata, storage.nbytes()
-                if key not in self.seen:
-                    self.seen.add(key)
-                    self.now += size
-                    self.most = max(self.most, self.now)
-                    weakref.finalize(storage, self._free, key, size)
-        return result
-
-
 def peak_memory(images: Tensor) -> int:
-    """Give the most bytes that a call of the plain form has in tensors, its results included."""
-    everyone, call = tensors.everyone(images), calls(images, peers=False)["plain torch"]
+    """Return the most bytes that a call of the module has in tensors, its results included."""
+    call = calls(images, peers=False)["AnatPaste module"]
     if images.device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -220,15 +164,14 @@ def peak_memory(images: Tensor) -> int:
         call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    known = {images.untyped_storage()._cdata, everyone.untyped_storage()._cdata}
     with Peak() as peak:
-        peak.seen |= known
+        peak.seen.add(images.untyped_storage()._cdata)
         call()
     return peak.most
 
 
 def stages(images: Tensor, wait: Callable[[], object]) -> dict[str, float]:
-    """Time each stage of the plain form once warm; milliseconds per batch."""
+    """Time each stage once warm; milliseconds per batch."""
     found: dict[str, float] = {}
 
     def lap(name: str, function: Callable[..., Any], *args: Any) -> Any:
@@ -236,21 +179,13 @@ def stages(images: Tensor, wait: Callable[[], object]) -> dict[str, float]:
         start = time.perf_counter()
         result = function(*args)
         wait()
-        found[name] = found.get(name, 0) + (time.perf_counter() - start) * 1e3
+        found[name] = (time.perf_counter() - start) * 1e3
         return result
 
     for _ in range(2):  # the first pass warms up
-        found.clear()
-        bins = lap("quantise", clahe.quantise, images[:, 0], torch.uint8)
-        levels = lap("CLAHE", clahe.equalise, bins)
-        dark = lap("Otsu", clahe.dark_side, levels, torch.float64)
-        dark = lap("morphology", lambda m: regions.dilate(regions.erode(m)), dark)
-        dark = lap("border", regions.clear_border, dark)
-        dark = lap("morphology", regions.dilate, dark)
-        masks = lap("bounding boxes", regions.clear_small_boxes, dark, 400)
-        drawn = lap("sampling", batch.sample_paste, masks)
-        alpha = lap("alpha", anatpaste.draw_alpha, drawn, masks)
-        lap("blending", anatpaste.blend_patch, images, drawn, alpha[:, None])
+        masks = lap("mask", batch.lung_mask, images)
+        drawn = lap("draw", batch.sample_paste, masks)
+        lap("paste", batch.apply_paste, images, drawn, masks)
     return found
 
 
@@ -266,10 +201,7 @@ def real_text(real: dict[str, int] | None) -> str:
     """Say how many masks of real radiographs are equal."""
     if real is None:
         return "Real radiographs were not there to compare."
-    return (
-        f"Zhanglab radiographs at 224²: equal masks {real['masks_equal']} of {real['masks']}; "
-        f"by the batch's operator {real['operator_equal']} of {real['operator']}."
-    )
+    return f"Zhanglab radiographs at 224²: equal masks {real['masks_equal']} of {real['masks']}."
 
 
 def describe(results: dict[str, Any]) -> str:
@@ -314,8 +246,8 @@ def describe(results: dict[str, Any]) -> str:
     lines += [markdown_table(header, rows), ""]
     total = sum(results["stages"].values())
     shares = [[name, 100 * ms / total] for name, ms in results["stages"].items()]
-    lines += ["Shares of the plain form:", "", markdown_table(["stage", "%"], shares), ""]
-    lines += ["Peak of extra memory of the plain form, results included:", ""]
+    lines += ["Shares:", "", markdown_table(["stage", "%"], shares), ""]
+    lines += ["Peak of extra memory of the module, results included:", ""]
     rows = [[f"{m['batch']} x {m['size']}²", m["bytes"] / 2**20] for m in results["memory"]]
     lines += [markdown_table(["batch", "MiB"], rows), ""]
     if "floor" in results:
@@ -352,7 +284,6 @@ def main() -> int:
     wrong = found["masks"] != found["masks_equal"] or found["pixels_different"]
     if real:
         wrong |= real["masks"] != real["masks_equal"]
-        wrong |= real["operator"] != real["operator_equal"]
     if wrong:
         print("not exact: nothing is timed", file=sys.stderr)
         return 1
@@ -386,9 +317,8 @@ def main() -> int:
         images = images.repeat(-(-count // len(images)), 1, 1, 1)[:count]
         results["memory"].append({"batch": count, "size": size, "bytes": peak_memory(images)})
         print(results["memory"][-1], flush=True)
-    results["chunk_elements"] = tensors.CHUNK_ELEMENTS
     if cuda:
-        results["triton"] = bool(kernels.forms_for(torch.device("cuda", 0)))
+        results["triton"] = operators.find_fault(torch.device("cuda", 0)) is None
         speed = bandwidth(device)
         least = 2 * 256**2 + 256**2  # image in; image and region out, a byte a pixel each
         results["floor"] = {"bandwidth": speed, "images_per_second": speed / least}

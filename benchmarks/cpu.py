@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 import anatpaste_aug as ap
-from anatpaste_aug import clahe, regions
+from anatpaste_aug.masks import clahe, regions
 from benchmarks.harness import (
     HERE,
     environment,
@@ -33,14 +33,14 @@ from benchmarks.recipe import recipe, recipe_mask, recipe_paste
 
 RADIOGRAPHS = HERE.parents[1] / "shared" / "data" / "zhanglab_fullres"
 SIZES = (128, 256, 512, 1024)
-KORNIA_SIZES = (128, 256)  # its labelling takes one pooling pass for every row: minutes above
+KORNIA_SIZES = (128, 256)  # its labeling takes one pooling pass for every row: minutes above
 FLOORS = {256: 4.0, 1024: 6.0}  # least ratios to the recipe, by size: well below those measured
 BATCH = 16
 Calls = dict[str, Callable[[], object]]
 
 
 def load_images(size: int) -> tuple[list[np.ndarray], str]:
-    """Give (size, size) uint8 radiographs, or phantoms where there are none, and what they are."""
+    """Return (size, size) uint8 radiographs, else phantoms, and what they are."""
     files = sorted(RADIOGRAPHS.glob("*.jpeg"))
     if files:
         pictures = [Image.open(file).convert("L") for file in files]
@@ -48,20 +48,20 @@ def load_images(size: int) -> tuple[list[np.ndarray], str]:
         images = [
             np.asarray(picture.resize(side, Image.Resampling.BICUBIC)) for picture in pictures
         ]
-        return images, f"{len(files)} paediatric chest radiographs (Kermany et al., 2018), resized"
+        return images, f"{len(files)} pediatric chest radiographs (Kermany et al., 2018), resized"
     from anatpaste_aug.data import phantom_radiograph
 
     return [phantom_radiograph(size, rng=seed) for seed in range(12)], "12 procedural phantoms"
 
 
 def over(function: Callable[..., object], *items: list[Any]) -> Callable[[], object]:
-    """Give a call that takes the next arguments every time, round and round."""
+    """Return a call that takes the next arguments every time, round and round."""
     turns = itertools.cycle(list(zip(*items, strict=True)))
     return lambda: function(*next(turns))
 
 
 def mask_calls(images: list[np.ndarray], skipped: dict[str, str]) -> Calls:
-    """Give the calls that make a lung mask."""
+    """Return the calls that make a lung mask."""
     calls: Calls = {
         "recipe": over(recipe_mask, images),
         "lung_mask": over(ap.lung_mask, images),
@@ -72,7 +72,7 @@ def mask_calls(images: list[np.ndarray], skipped: dict[str, str]) -> Calls:
     if torch is None or kornia is None:
         skipped["kornia"] = why or missing
     elif size not in KORNIA_SIZES:
-        skipped[f"kornia at {size}"] = "one pooling pass per row in each labelling: too slow"
+        skipped[f"kornia at {size}"] = "one pooling pass per row in each labeling: too slow"
     else:
         tensors = [torch.from_numpy(image.copy())[None, None] / 255 for image in images]
         calls["kornia"] = over(kornia_mask(kornia), tensors)
@@ -85,7 +85,7 @@ def mask_calls(images: list[np.ndarray], skipped: dict[str, str]) -> Calls:
 
 
 def whole_calls(images: list[np.ndarray], skipped: dict[str, str]) -> Calls:
-    """Give the calls that segment, draw and paste."""
+    """Return the calls that segment, draw and paste."""
     rng = np.random.default_rng(0)
     calls: Calls = {
         "recipe": over(lambda image: recipe(image, rng), images),
@@ -107,7 +107,7 @@ def whole_calls(images: list[np.ndarray], skipped: dict[str, str]) -> Calls:
 
 
 def given_calls(images: list[np.ndarray], skipped: dict[str, str]) -> Calls:
-    """Give the calls that draw and paste with a mask that is already there."""
+    """Return the calls that draw and paste with a mask that is already there."""
     rng = np.random.default_rng(0)
     masks = [ap.lung_mask(image) for image in images]
     calls: Calls = {
@@ -128,11 +128,11 @@ def given_calls(images: list[np.ndarray], skipped: dict[str, str]) -> Calls:
 
 
 def clahe_calls(images: list[np.ndarray], skipped: dict[str, str]) -> Calls:
-    """Give the calls that equalise the histogram locally, the costliest stage of the recipe."""
+    """Return the calls that equalize the histogram locally, the costliest stage of the recipe."""
     exposure = importlib.import_module("skimage.exposure")
     calls: Calls = {
         "scikit-image": over(exposure.equalize_adapthist, images),
-        "this package (14 bits)": over(lambda im: clahe.clahe(clahe.quantise(im)), images),
+        "this package (14 bits)": over(lambda im: clahe.clahe(clahe.quantize(im)), images),
     }
     albumentations, why = load("albumentations")
     if albumentations is None:
@@ -151,7 +151,7 @@ def clahe_calls(images: list[np.ndarray], skipped: dict[str, str]) -> Calls:
 
 
 def stacks(torch: Any, images: list[np.ndarray]) -> list[Any]:
-    """Give batches of 16 images, (16, 1, H, W) uint8."""
+    """Return batches of 16 images, (16, 1, H, W) uint8."""
     turns = itertools.cycle(images)
     rows = [[next(turns) for _ in range(BATCH)] for _ in range(2)]
     return [torch.from_numpy(np.stack(row))[:, None] for row in rows]
@@ -207,8 +207,8 @@ def measure_stages(size: int, rounds: int) -> dict[str, float]:
 
     for image in images * max(rounds // 8, 2):
         last = time.process_time()
-        bins = clahe.quantise(image)
-        lap("quantise")
+        bins = clahe.quantize(image)
+        lap("quantize")
         levels = clahe.clahe(bins)
         lap("CLAHE")
         dark = clahe.dark_side(levels, np.float64)
@@ -225,7 +225,7 @@ def measure_stages(size: int, rounds: int) -> dict[str, float]:
 
 
 def measure_memory(sizes: tuple[int, ...]) -> dict[str, Any]:
-    """Give the peak of what Python and NumPy allocate in one call, in multiples of the image."""
+    """Return the peak of what Python and NumPy allocate in one call, in multiples of the image."""
     found: dict[str, Any] = {}
     for size in sizes:
         image = load_images(size)[0][0]
@@ -259,7 +259,7 @@ class Radiographs:
         self.length = length
 
     def __len__(self) -> int:
-        """Give the number of images."""
+        """Return the number of images."""
         return self.length
 
     def __getitem__(self, index: int) -> Any:
@@ -276,7 +276,7 @@ def augment_by_recipe(image: Any) -> Any:
 
 
 def measure_loading(length: int) -> dict[str, Any]:
-    """Give images per second of wall time of a DataLoader, 256 x 256, batches of 16."""
+    """Return images per second of wall time of a DataLoader, 256 x 256, batches of 16."""
     torch, why = load("torch")
     transforms, missing = load("anatpaste_aug.transforms")
     if torch is None or transforms is None:
@@ -307,7 +307,7 @@ def measure_loading(length: int) -> dict[str, Any]:
 
 
 def measure_import(rounds: int = 5) -> dict[str, Any]:
-    """Give the seconds that an import takes in a fresh interpreter, by itself."""
+    """Return the seconds that an import takes in a fresh interpreter, by itself."""
     modules = {
         "numpy": "numpy",
         "the recipe's imports": "benchmarks.recipe",
@@ -401,7 +401,7 @@ def describe(results: dict[str, Any]) -> str:
         "mask": "Lung mask",
         "whole": "Mask, draw and paste",
         "given mask": "Draw and paste, with a mask that is already there",
-        "CLAHE": "Local histogram equalisation alone (outputs of the last two differ)",
+        "CLAHE": "Local histogram equalization alone (outputs of the last two differ)",
     }
     for job, by_size in default["jobs"].items():
         names = list(dict.fromkeys(name for rows in by_size.values() for name in rows))

@@ -1,8 +1,8 @@
 """What the batch would cost a GPU, without one: ``python -m benchmarks gpu-cost``.
 
-Counts launches and bytes of the plain form and of the Triton kernels, for mask, draw and paste of
-128 grey images of 256 x 256, uint8, and compiles every kernel for NVIDIA's sm_80, sm_90 and sm_100:
-registers, and bytes of stack, where a register that does not fit would be spilled.
+Counts launches and bytes of the Triton kernels, for mask, draw and paste of 128 gray images of
+256 x 256, uint8, and compiles every kernel for NVIDIA's sm_80, sm_90 and sm_100: registers, and
+bytes of stack, where a register that does not fit would be spilled.
 
 - A torch operation counts as one launch, though some take more, and as the bytes of the tensors
   that it takes and makes, once each.
@@ -10,6 +10,9 @@ registers, and bytes of stack, where a register that does not fit would be spill
   interpreter; caches would save some of them. It runs on a few images, and its bytes are scaled to
   all. The results are compared with the functional form's on the way.
 - The time is an estimate: 4 microseconds a launch, and 2.8 TB/s.
+- The host's time is measured, with tensors on the CPU and kernels that are not launched: what the
+  package and torch take around Triton's launcher. ``python -m benchmarks gpu-host`` measures it
+  alone.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -34,13 +39,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import anatpaste_aug as ap
-from anatpaste_aug import batch
-from anatpaste_aug.batch import PasteParams, TorchDraws, anatpaste, kernels, lungs, tensors
+from anatpaste_aug.batch.params import unstack
+from anatpaste_aug.batch.tensors import DTYPES
 from anatpaste_aug.data import phantom_radiograph
+from anatpaste_aug.operations import AnatPaste
 from benchmarks.harness import HERE, RESULTS, commit, markdown_table, replace_section, write_json
 
 COUNT, SIZE = 128, 256
 INTERPRETED = 8  # images
+HOST_ROUNDS = 500
 LAUNCH, BANDWIDTH = 4e-6, 2.8e12  # seconds, bytes a second
 TARGETS = (80, 90, 100)
 STAGES = ("mask", "draw", "paste")
@@ -76,36 +83,41 @@ class Launch(NamedTuple):
 @contextmanager
 def recorded() -> Iterator[list[Launch]]:
     """Note the launches of kernels, and launch nothing."""
-    from anatpaste_aug.batch.kernels import draw as draw_host
-    from anatpaste_aug.batch.kernels import mask as mask_host
-    from anatpaste_aug.batch.kernels import paste as paste_host
-
     launches: list[Launch] = []
 
     def note(kernel: Any, grid: Any, *args: Any, **meta: Any) -> None:
         launches.append(Launch(kernel, args, meta))
 
-    with ExitStack() as stack:
-        for host in (mask_host, draw_host, paste_host):
-            stack.enter_context(mock.patch.object(host, "launch", note))
+    with no_launches(note):
         yield launches
 
 
-def run(images: Tensor, begin: Callable[[str], None]) -> tuple[Tensor, PasteParams, Tensor]:
-    """Run the Triton form: masks, parameters and pastes; say which stage begins."""
-    forms, chosen = kernels.forms(), tensors.everyone(images)
+@contextmanager
+def no_launches(instead: Callable[..., None] = lambda *_, **__: None) -> Iterator[None]:
+    """Call a function instead of launching kernels."""
+    from anatpaste_aug.batch.kernels import draw, mask, paste
+
+    with ExitStack() as stack:
+        for host in (mask, draw, paste):
+            stack.enter_context(mock.patch.object(host, "launch", instead))
+        yield
+
+
+def run(images: Tensor, begin: Callable[[str], None]) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Run the kernels: masks, parameters and pastes; say which stage begins."""
+    from anatpaste_aug.batch.kernels import draw, mask, paste
+
+    chosen, operation = torch.ones(len(images), dtype=torch.bool), AnatPaste()
+    generator = torch.Generator().manual_seed(0)
     begin("mask")
-    masks = forms["lung_mask"](images, 400, chosen)
+    masks = mask.lung_mask(images, 400, chosen)
     begin("draw")
-    with (
-        mock.patch.object(anatpaste, "_draw", forms["draw_paste"]),
-        mock.patch.object(TorchDraws, "whole_on", (images.device.type,)),
-    ):
-        drawn = batch.sample_paste(masks, torch.Generator().manual_seed(0))
+    numbers = torch.randint(2**53, (10, len(images)), generator=generator)
+    fields = list(draw.sample(masks, numbers, images.shape[2:], operation))
     begin("paste")
-    out = forms["paste"](images, drawn.tensors(), masks, chosen)[0]
+    out = paste.paste(images, fields, masks, chosen, operation)[0]
     begin("")
-    return masks, drawn, out
+    return masks, fields, out
 
 
 def record(
@@ -218,7 +230,7 @@ def compile_for_amd() -> list[str]:
 def compile_kernels(
     cases: list[tuple[tuple[int, int], torch.dtype, int]], targets: tuple[int, ...] = TARGETS
 ) -> list[dict[str, Any]]:
-    """Compile what the cases launch, each kernel once a kind; give registers and bytes of stack."""
+    """Compile what the cases launch, each kernel once a kind: registers and bytes of stack."""
     tool = tools()
     rows, seen = [], set()
     for size, dtype, channels in cases:
@@ -263,8 +275,8 @@ def radiographs(count: int) -> tuple[Tensor, str]:
     pictures = []
     for path in paths[:: len(paths) // count][:count]:
         with Image.open(path) as image:
-            grey = image.convert("L").resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-        pictures.append(np.asarray(grey))
+            gray = image.convert("L").resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+        pictures.append(np.asarray(gray))
     return torch.from_numpy(np.stack(pictures))[:, None], "Zhanglab's radiographs"
 
 
@@ -280,12 +292,13 @@ def interpret(count: int = INTERPRETED) -> dict[str, Any]:
         def begin(stage: str) -> None:
             watch.bytes = kept.setdefault(stage, Counter())
 
-        masks, drawn, out = run(images, begin)
+        masks, fields, out = run(images, begin)
     wrong_masks = wrong_pastes = 0
-    for image, mask, single, got in zip(images, masks, drawn.unstack(), out, strict=True):
+    drawn = unstack(ap.PasteParams, *fields)
+    for image, mask, params, got in zip(images, masks, drawn, out, strict=True):
         array = image[0].numpy()
         wrong_masks += bool((ap.lung_mask(array) != mask.numpy()).any())
-        expected = ap.apply_paste(array, single, mask.numpy())
+        expected = ap.apply_paste(array, params, mask.numpy())
         wrong_pastes += bool((expected != got[0].numpy()).any())
     return {
         "images": count,
@@ -297,20 +310,6 @@ def interpret(count: int = INTERPRETED) -> dict[str, Any]:
             for stage in STAGES
         },
     }
-
-
-def count_plain(count: int) -> Operations:
-    """Count what the plain form launches and moves."""
-    images = torch.from_numpy(np.stack([phantom_radiograph(SIZE, rng=0)] * count))[:, None]
-    chosen = tensors.everyone(images)
-    with Operations() as operations:
-        operations.stage = "mask"
-        masks = lungs.mask_plain(images, 400, chosen)
-        operations.stage = "draw"
-        drawn = batch.sample_paste(masks)
-        operations.stage = "paste"
-        anatpaste.paste_plain(images, drawn.tensors(), masks, chosen)
-    return operations
 
 
 def seconds(launches: float, moved: float) -> float:
@@ -343,18 +342,20 @@ def print_part(name: str) -> None:
         print(json.dumps(launches_of_kernels()))
     elif name == "memory":
         print(json.dumps(memory()))
+    elif name == "host":
+        print(json.dumps(host_times()))
     elif name == "amd":
         print(json.dumps(compile_for_amd()))
     elif name == "quick":
         print(json.dumps(compile_kernels([((SIZE, SIZE), torch.uint8, 1)])))
     else:
-        cases = [(size, dtype, n) for size in SIZES for dtype in tensors.DTYPES for n in (1, 3)]
+        cases = [(size, dtype, n) for size in SIZES for dtype in DTYPES for n in (1, 3)]
         cases += [((side, side), torch.uint8, 1) for side in (16, 2048, 4096)]
         print(json.dumps(compile_kernels(cases)))
 
 
 def launches_of_kernels() -> dict[str, dict[str, int]]:
-    """Count kernels and torch operations of the Triton form, and the bytes of the latter."""
+    """Count kernels and torch operations, and the bytes of the latter."""
     _, operations = record((SIZE, SIZE), torch.uint8, 1, COUNT)
     return {
         stage: {
@@ -379,31 +380,83 @@ def summary(compiled: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def memory() -> float:
-    """Return the most bytes a pixel that the Triton form has in tensors, its results included."""
-    from benchmarks.batch import Peak
+class Peak(TorchDispatchMode):
+    """Count the bytes of all tensors that are alive, and remember the most."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.seen: set[int] = set()
+
+    def _free(self, key: int, size: int) -> None:
+        self.seen.discard(key)
+        self.now -= size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and look at what it made."""
+        result = func(*args, **(kwargs or {}))
+        for part in result if isinstance(result, (list, tuple)) else [result]:
+            if isinstance(part, Tensor):
+                storage = part.untyped_storage()
+                key, size = storage._cdata, storage.nbytes()
+                if key not in self.seen:
+                    self.seen.add(key)
+                    self.now += size
+                    self.most = max(self.most, self.now)
+                    weakref.finalize(storage, self._free, key, size)
+        return result
+
+
+def memory() -> float:
+    """Return the most bytes a pixel that the batch has in tensors, its results included."""
     images = torch.zeros((COUNT, 1, SIZE, SIZE), dtype=torch.uint8)
     with recorded(), Peak() as peak:
         run(images, lambda stage: None)
     return peak.most / images.numel()
 
 
+def host_times(rounds: int = HOST_ROUNDS) -> dict[str, list[float]]:
+    """Measure the host's time for each stage, launches left out: quartiles, in microseconds."""
+    images = torch.zeros((COUNT, 1, SIZE, SIZE), dtype=torch.uint8)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    laps: dict[str, list[float]] = {stage: [] for stage in (*STAGES, "all")}
+    with no_launches():
+        for _ in range(rounds + rounds // 10):
+            ends: list[float] = []
+            run(images, lambda _, ends=ends: ends.append(time.perf_counter()))  # type: ignore[misc]
+            for stage, start, end in zip(STAGES, ends[:-1], ends[1:], strict=True):
+                laps[stage].append((end - start) * 1e6)
+            laps["all"].append((ends[-1] - ends[0]) * 1e6)
+    torch.set_num_threads(threads)
+    # The first rounds warm up.
+    return {
+        stage: np.percentile(times[-rounds:], (25, 50, 75)).tolist()
+        for stage, times in laps.items()
+    }
+
+
+def host_text(times: dict[str, list[float]]) -> str:
+    """Lay the host's times out as Markdown."""
+    rows = [
+        [stage, round(median), f"{low:.0f} to {high:.0f}"]
+        for stage, (low, median, high) in times.items()
+    ]
+    return markdown_table(["stage", "microseconds, median", "quartiles"], rows)
+
+
 def describe(found: dict[str, Any]) -> str:
     """Lay the results out as Markdown."""
     compiled, ran = found["compiled"], found["interpreted"]
-    header = ["form", "stage", "launches", "GB", "estimate, ms", "estimate, images/s"]
     rows = []
-    for form in ("plain torch", "Triton"):
-        parts = found[form]
-        for stage in (*STAGES, "all"):
-            some = [parts[stage]] if stage in parts else parts.values()
-            launches = sum(part["launches"] for part in some)
-            moved = sum(part["bytes"] for part in some)
-            time = seconds(launches, moved)
-            speed = round(COUNT / time) if stage == "all" else None
-            rows.append([form, stage, launches, moved / 1e9, time * 1e3, speed])
-    own = sum(part["kernels"] for part in found["Triton"].values())
+    for stage in (*STAGES, "all"):
+        some = found["stages"].values() if stage == "all" else [found["stages"][stage]]
+        launches = sum(part["launches"] for part in some)
+        moved = sum(part["bytes"] for part in some)
+        duration = seconds(launches, moved)
+        speed = round(COUNT / duration) if stage == "all" else None
+        rows.append([stage, launches, moved / 1e9, duration * 1e3, speed])
+    own = sum(part["kernels"] for part in found["stages"].values())
     lines = [
         "## The batch on a GPU: an estimate",
         "",
@@ -416,11 +469,15 @@ def describe(found: dict[str, Any]) -> str:
         "and 2.8 TB/s: it leaves out arithmetic, waiting for memory, atomics that meet, and what "
         "Triton's launcher in Python takes above 4 us.",
         "",
-        markdown_table(header, rows),
+        markdown_table(["stage", "launches", "GB", "estimate, ms", "estimate, images/s"], rows),
         "",
-        f"Of the Triton form's launches {own} are kernels of this package, the others torch "
-        "operations: zeros, and random numbers. Its tensors take at most "
+        f"{own} of the launches are of {len(compiled)} kernels, the others torch operations: "
+        f"zeros, random numbers, and a stack of parameters. Tensors take at most "
         f"{found['memory']:.3g} bytes a pixel, results included.",
+        "",
+        "The host's time for that batch, measured without the launches, in one thread:",
+        "",
+        host_text(found["host"]),
         "",
         f"Bytes a pixel, and the most that any of {found['cases']} compilations needs "
         f"({found['kinds']}): registers a thread, and bytes of stack, where spilled registers "
@@ -442,16 +499,11 @@ def main(folder: Path | None, quick: bool) -> int:
     """Count, compile, print and write."""
     compiled = part("quick" if quick else "compile")
     interpreted = part("interpret")
-    plain = count_plain(COUNT)
     launched = part("launches")
     found: dict[str, Any] = {
         "commit": commit(),
         "torch": torch.__version__,
-        "plain torch": {
-            stage: {"launches": plain.launches[stage], "bytes": plain.bytes[stage]}
-            for stage in STAGES
-        },
-        "Triton": {
+        "stages": {
             stage: {
                 "launches": launched[stage]["kernels"] + launched[stage]["operations"],
                 "kernels": launched[stage]["kernels"],
@@ -461,6 +513,7 @@ def main(folder: Path | None, quick: bool) -> int:
             for stage in STAGES
         },
         "memory": part("memory"),
+        "host": part("host"),
         "interpreted": interpreted,
         "cases": len(compiled),
         "kinds": "256², uint8, one channel" if quick else KINDS,

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anatpaste_aug.disk import replacing
+from examples.pretrain_gde.disk import replacing
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -60,13 +60,13 @@ class Timing:
         return low, high
 
     def times_as_fast_as(self, other: Timing) -> float:
-        """Give the median, over the rounds, of the other's time divided by this one's."""
+        """Return the median, over the rounds, of the other's time divided by this one's."""
         return statistics.median(
             theirs / ours for ours, theirs in zip(self.samples, other.samples, strict=True)
         )
 
     def as_dict(self, share: int = 1) -> dict[str, Any]:
-        """Give median, quartiles and number of samples, ready for JSON.
+        """Return median, quartiles and number of samples, ready for JSON.
 
         Times are milliseconds for one of the `share` images that a call takes.
         """
@@ -190,7 +190,7 @@ def _cpu_model() -> str:
 
 
 def commit() -> str:
-    """Give the commit, with "+" behind it if the package's or the benchmarks' code differs."""
+    """Return the commit, with "+" behind it if the package's or the benchmarks' code differs."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import triton
+import triton.language
 import triton.runtime.interpreter as interpreter
 from torch import Tensor
 
@@ -40,6 +41,8 @@ def patch_once() -> None:
     def patch(function: Any) -> _Patched:
         if id(function.__globals__) not in patched:
             original(function)
+            # Triton 3.6 calls int() of an array of one number, which NumPy from 2.4 on refuses.
+            triton.language.tensor.__index__ = lambda tensor: tensor.handle.data.item()
             patched.add(id(function.__globals__))
         return _Patched()
 

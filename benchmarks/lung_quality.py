@@ -1,7 +1,7 @@
 """Fit and measure what tells a pair of lungs that the robust mask has found from an imagined one.
 
 ``python -m benchmarks.lung_quality --data DIR`` prints the weights that stand in
-``anatpaste_aug/robust.py``, and how they do on pictures that they were not fitted to. DIR holds
+``anatpaste_aug/masks/robust.py``, and how they do on pictures they were not fitted to. DIR holds
 ``montgomery256`` and ``zhanglab224`` (CC BY 4.0), each picture used upright and changed as
 radiographs differ, and turned in six ways. What is no chest is drawn here, or comes with
 scikit-image and scikit-learn. No lateral radiograph was at hand: two kinds are drawn, and halves
@@ -22,8 +22,8 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 from sklearn.linear_model import LogisticRegression
 
-from anatpaste_aug import robust
-from anatpaste_aug.images import to_grey
+from anatpaste_aug.images import to_gray
+from anatpaste_aug.masks import robust
 
 SIDE = 256
 FALSE_ALARMS = 0.004  # share of the upright pictures of the fit that lie below the line
@@ -257,7 +257,7 @@ def natural() -> list[Path]:
 
 
 def crops(file: Path, rng: np.random.Generator, count: int = 25) -> Iterator[np.ndarray]:
-    """Give a picture whole, and random square parts of it."""
+    """Return a picture whole, and random square parts of it."""
     image = Image.open(file).convert("L")
     yield np.asarray(image)
     for _ in range(count):
@@ -267,7 +267,7 @@ def crops(file: Path, rng: np.random.Generator, count: int = 25) -> Iterator[np.
 
 
 def radiographs(data: Path, fit: bool) -> Iterator[tuple[str, np.ndarray]]:
-    """Give the radiographs of the fit, or the others: every second adult, the official test set."""
+    """Return the radiographs of the fit, or the others: every second adult, the test set."""
     adults = sorted((data / "montgomery256" / "images").glob("*.png"))[0 if fit else 1 :: 2]
     splits = ("train", "valid") if fit else ("test",)
     children = (sorted((data / "zhanglab224" / split).glob("*/*")) for split in splits)
@@ -280,8 +280,8 @@ Finds = dict[tuple[bool, str], list[np.ndarray]]  # (is it upright, kind) -> des
 
 
 def find(image: np.ndarray) -> np.ndarray:
-    grey = to_grey(np.ascontiguousarray(image))
-    return robust.outline_lungs(grey, robust.default_prior())[1]
+    gray = to_gray(np.ascontiguousarray(image))
+    return robust.outline_lungs(gray, robust.default_prior())[1]
 
 
 def collect(data: Path, fit: bool, rng: np.random.Generator) -> Finds:

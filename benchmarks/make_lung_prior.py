@@ -1,6 +1,6 @@
 """Compute the shape prior of the robust lung mask from radiographs with drawn lungs.
 
-``python -m benchmarks.make_lung_prior --data DIR`` writes ``anatpaste_aug/lung_prior.npz``.
+``python -m benchmarks.make_lung_prior --data DIR`` writes ``anatpaste_aug/masks/lung_prior.npz``.
 DIR holds ``images/*.png`` and ``masks/*.png`` of the same names: the Montgomery County set of
 the U.S. National Library of Medicine (Jaeger et al., 2014), public for research with citation.
 The file depends on nothing else; it holds averages only, no image.
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from skimage import measure
 
-from anatpaste_aug import robust
+from anatpaste_aug.masks import robust
 
 MODES = 12
 SEGMENTS = (16, 8, 16)  # landmarks from apex to outer, outer to inner, inner corner to apex
@@ -52,7 +52,7 @@ def landmarks(mask: np.ndarray) -> np.ndarray:
 
 def _contour(mask: np.ndarray) -> np.ndarray:
     lines = measure.find_contours(np.pad(mask.astype(float), 1), 0.5)
-    return max(lines, key=len)[:-1, ::-1] - 0.5  # pixel centres lie at 0.5
+    return max(lines, key=len)[:-1, ::-1] - 0.5  # pixel centers lie at 0.5
 
 
 def _lung(line: np.ndarray) -> np.ndarray:

@@ -29,8 +29,9 @@ import skimage
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from anatpaste_aug import lung_mask, robust
-from anatpaste_aug.robust import lung_mask_robust
+from anatpaste_aug import lung_mask
+from anatpaste_aug.masks import robust
+from anatpaste_aug.masks.robust import lung_mask_robust
 from benchmarks import harness, make_lung_prior
 from benchmarks.make_lung_prior import build_prior, load_pairs
 from benchmarks.recipe import recipe_mask
@@ -59,7 +60,7 @@ def boundary_distance(found: Mask, drawn: Mask) -> float:
 
 
 def halves(count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (training, testing) indices, both ways; neighbours fall into different halves."""
+    """Yield (training, testing) indices, both ways; neighbors fall into different halves."""
     even, odd = np.arange(0, count, 2), np.arange(1, count, 2)
     yield even, odd
     yield odd, even
@@ -148,8 +149,8 @@ def worst_sheet(images: list, drawn: list, rows: dict[str, list[Mask]], count: i
         scores = [dice(*pair) for pair in zip(found, drawn, strict=True)]
         for x, i in enumerate(np.argsort(scores)[:count]):
             picture = np.stack([images[i]] * 3, -1)
-            for mask, colour in ((drawn[i], (255, 0, 0)), (found[i], (0, 255, 0))):
-                picture[mask & ~ndimage.binary_erosion(mask)] = colour
+            for mask, color in ((drawn[i], (255, 0, 0)), (found[i], (0, 255, 0))):
+                picture[mask & ~ndimage.binary_erosion(mask)] = color
             tile = Image.fromarray(picture)
             label = f"{name}: {scores[i]:.2f} (image {i})"
             ImageDraw.Draw(tile).text((4, side - 14), label, fill=(255, 255, 0))

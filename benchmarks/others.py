@@ -10,7 +10,7 @@ import numpy as np
 
 
 def load(module: str) -> tuple[Any, str]:
-    """Import a module; give it and "", or None and the reason why it is not there."""
+    """Import a module; return it and "", or None and the reason why it is not there."""
     try:
         return importlib.import_module(module), ""
     except ImportError as error:
@@ -27,14 +27,14 @@ def kornia_mask(kornia: Any) -> Callable[[Any], Any]:
     square = torch.ones(3, 3)
 
     def segment(image: Any) -> Any:
-        equalised = kornia.enhance.equalize_clahe(image, clip_limit=2.56, grid_size=(8, 8))
-        histogram = torch.histc(equalised, 256, 0, 1)
+        equalized = kornia.enhance.equalize_clahe(image, clip_limit=2.56, grid_size=(8, 8))
+        histogram = torch.histc(equalized, 256, 0, 1)
         centers = (torch.arange(256) + 0.5) / 256
         below, moment = histogram.cumsum(0), (histogram * centers).cumsum(0)
         above = below[-1] - below
         between = below * above * (moment / below - (moment[-1] - moment) / above) ** 2
         threshold = centers[between.nan_to_num().argmax()]
-        mask = ((equalised > 0) & (equalised <= threshold)).to(image.dtype)
+        mask = ((equalized > 0) & (equalized <= threshold)).to(image.dtype)
         mask = kornia.morphology.opening(mask, square)
         labels = _labels(kornia, mask)
         sides = (labels[..., 0, :], labels[..., -1, :], labels[..., 0], labels[..., -1])
@@ -53,6 +53,6 @@ def _labels(kornia: Any, mask: Any) -> Any:
 
 
 def opencv_clahe(albumentations: Any) -> Callable[[np.ndarray], np.ndarray]:
-    """Give albumentations' CLAHE (OpenCV's, 8-bit) at the clip limit that matches 0.01."""
+    """Return albumentations' CLAHE (OpenCV's, 8-bit) at the clip limit that matches 0.01."""
     clahe = albumentations.CLAHE(clip_limit=(2.56, 2.56), tile_grid_size=(8, 8), p=1)
     return lambda image: clahe(image=image)["image"]

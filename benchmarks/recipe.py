@@ -13,15 +13,15 @@ import numpy.typing as npt
 from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter
 from skimage import exposure, filters, measure, morphology, segmentation
 
-Grey = npt.NDArray[np.uint8]
+Gray = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 SQUARE = np.ones((3, 3), bool)
 
 
-def recipe_mask(image: Grey, min_area: int = 400) -> Mask:
+def recipe_mask(image: Gray, min_area: int = 400) -> Mask:
     """Segment the lungs: CLAHE, Otsu, opening, border clearing, dilation, bounding-box rule."""
-    equalised = exposure.equalize_adapthist(image)
-    mask = (equalised > 0) & (equalised <= filters.threshold_otsu(equalised))
+    equalized = exposure.equalize_adapthist(image)
+    mask = (equalized > 0) & (equalized <= filters.threshold_otsu(equalized))
     mask = segmentation.clear_border(morphology.opening(mask, SQUARE))
     labels = measure.label(morphology.dilation(mask, SQUARE))
     for region in measure.regionprops(labels):
@@ -31,7 +31,7 @@ def recipe_mask(image: Grey, min_area: int = 400) -> Mask:
     return labels > 0
 
 
-def recipe_paste(image: Grey, mask: Mask, rng: np.random.Generator) -> Grey:
+def recipe_paste(image: Gray, mask: Mask, rng: np.random.Generator) -> Gray:
     """Draw the parameters of one paste and apply it, on full-size Pillow canvases."""
     height, width = image.shape
     picture = Image.fromarray(image)
@@ -66,6 +66,6 @@ def recipe_paste(image: Grey, mask: Mask, rng: np.random.Generator) -> Grey:
     return np.asarray(result)
 
 
-def recipe(image: Grey, rng: np.random.Generator) -> Grey:
+def recipe(image: Gray, rng: np.random.Generator) -> Gray:
     """Segment, draw and paste."""
     return recipe_paste(image, recipe_mask(image), rng)
