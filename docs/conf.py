@@ -31,7 +31,7 @@ nitpicky = True
 # Other projects' names, which lead nowhere without a network; names of fields and of modules.
 nitpick_ignore_regex = [
     ("py:obj", r"(torch|torchvision|tv_tensors)(\..*)?"),
-    ("py:obj", "needs_lungs|draws|titles|anatpaste|cutpaste|opacity"),
+    ("py:obj", "needs_lungs|sampler|titles|anatpaste|cutpaste|opacity"),
 ]
 
 # Pages in Markdown.

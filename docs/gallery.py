@@ -8,7 +8,7 @@ from scipy.ndimage import binary_erosion
 
 import anatpaste_aug as ap
 from anatpaste_aug.data import phantom_radiograph
-from anatpaste_aug.preview import REGION_COLOUR
+from anatpaste_aug.preview.picture import REGION_COLOR
 
 TILE = 192
 SEEDS = {"consolidation": 3, "haze": 4, "nodule": 7, "effusion": 22}
@@ -26,7 +26,7 @@ for kind, seed in SEEDS.items():
     rows = np.concatenate([tile(image), tile(pasted), tile(pasted)]) // 6 * 6  # for a small file
     column = np.stack([rows] * 3, axis=-1)
     where = tile(region)
-    column[2 * TILE :][where & ~binary_erosion(where)] = REGION_COLOUR
+    column[2 * TILE :][where & ~binary_erosion(where)] = REGION_COLOR
     columns.append(column)
 picture = Image.fromarray(np.concatenate(columns, axis=1))
 draw = ImageDraw.Draw(picture)
@@ -35,7 +35,7 @@ for number, kind in enumerate(SEEDS):
     draw.text((TILE * number + 5, 4), kind, fill="white")
 for number, title in enumerate(("before", "after", "where")):
     draw.text((5, TILE * number + TILE - 15), title, fill="white")
-colours, index = np.unique(np.asarray(picture).reshape(-1, 3), axis=0, return_inverse=True)
+colors, index = np.unique(np.asarray(picture).reshape(-1, 3), axis=0, return_inverse=True)
 small = Image.fromarray(index.reshape(picture.height, picture.width).astype(np.uint8), "P")
-small.putpalette(colours.tobytes())
+small.putpalette(colors.tobytes())
 small.save(Path(__file__).parent / "opacities.png", optimize=True)

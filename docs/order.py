@@ -12,5 +12,5 @@ class Reading:
         self.folder = folder
 
     def __call__(self, name: str) -> int:
-        """Give a page's place."""
+        """Return a page's place."""
         return PAGES.index(name.removesuffix(".py"))

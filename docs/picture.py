@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 
 import anatpaste_aug as ap
 from anatpaste_aug.data import phantom_radiograph
-from anatpaste_aug.preview import LUNG_COLOUR, REGION_COLOUR, draw_tile
+from anatpaste_aug.preview.picture import LUNG_COLOR, REGION_COLOR, draw_tile
 
 image = phantom_radiograph(256, rng=5)
 mask = ap.lung_mask(image)
@@ -15,8 +15,8 @@ pasted, region = ap.anatpaste(image, rng=5, return_mask=True)
 tiles = {
     "before": draw_tile(image),
     "after": draw_tile(pasted),
-    "where": draw_tile(pasted, region, REGION_COLOUR),
-    "lung mask": draw_tile(image, mask, LUNG_COLOUR),
+    "where": draw_tile(pasted, region, REGION_COLOR),
+    "lung mask": draw_tile(image, mask, LUNG_COLOR),
 }
 picture = Image.fromarray(np.concatenate(list(tiles.values()), axis=1))
 for column, title in enumerate(tiles):

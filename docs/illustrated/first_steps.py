@@ -82,7 +82,7 @@ show({f"draw {number}": augment(image)[0] for number in (1, 2, 3)})
 
 # %%
 # A network that tells original from pasted views has to learn what lungs look like: that is the
-# pretext task. This dataset gives both views of every image, and their labels.
+# pretext task. This dataset returns both views of every image, and their labels.
 
 from torch.utils.data import DataLoader
 

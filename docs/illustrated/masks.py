@@ -2,7 +2,7 @@
 Both lung masks, good and bad
 =============================
 
-`anatpaste_aug.lung_mask` is the published one: dark regions after equalisation. It is rough, and
+`anatpaste_aug.lung_mask` is the published one: dark regions after equalization. It is rough, and
 results that are to equal the paper's need it. `anatpaste_aug.lung_mask_robust` fits a shape model of
 both lungs. Against lungs drawn by radiologists on 138 adult radiographs its mean Dice is 0.95, the
 published mask's 0.76 (``benchmarks/RESULTS.md`` in the repository says how that was measured).
@@ -30,10 +30,10 @@ def show(pictures):
             "published": (ap.lung_mask(picture), "tab:cyan"),
             f"robust, quality {quality:.2f}": (robust, "tab:orange"),
         }
-        for axis, (name, (mask, colour)) in zip(column, masks.items()):
+        for axis, (name, (mask, color)) in zip(column, masks.items()):
             axis.imshow(picture, cmap="gray")
             if mask.any():
-                axis.contour(mask, [0.5], colors=colour, linewidths=0.8)
+                axis.contour(mask, [0.5], colors=color, linewidths=0.8)
             axis.set_title(f"{title}\n{name}: {mask.mean():.0%}", fontsize=10)
             axis.axis("off")
 
@@ -59,7 +59,7 @@ show({"tight field": edge, "with a lesion": dense, "noisy": noisy})
 # -----------------------------
 #
 # It looks for an upright pair of lungs and always outlines one, wherever it fits best. In an image
-# that is turned, transposed or no chest, what it outlines means nothing: it gives a warning where the
+# that is turned, transposed or no chest, what it outlines means nothing: it warns where the
 # quality of what it found is below 0.5. ``return_quality=True``, as here, returns the quality instead.
 # A good quality is no proof of a good mask. Bring images upright first.
 

@@ -77,7 +77,7 @@ vary("lengths_for", 64, 256, None)
 # CutPaste
 # --------
 #
-# The baselines take no interest in lungs. *Normal* has ``scale``, ``ratio`` and ``jitter``, as above;
+# The baselines do not use lungs. *Normal* has ``scale``, ``ratio`` and ``jitter``, as above;
 # *scar* has ``width``, ``height`` and ``angle``; *union* is one or the other.
 
 figure, axes = plt.subplots(1, 3, figsize=(9, 3.4), layout="constrained")

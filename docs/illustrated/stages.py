@@ -10,7 +10,7 @@ equal the published method bit for bit (:doc:`/exact`).
 # The lung mask
 # -------------
 #
-# Local contrast is equalised, what is darker than Otsu's threshold is kept, thin bridges are opened,
+# Local contrast is equalized, what is darker than Otsu's threshold is kept, thin bridges are opened,
 # what touches the border (the air around the body) is removed, and what is left is dilated. At last
 # the bounding box of every small region is emptied, with all that lies in it.
 
@@ -20,8 +20,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import anatpaste_aug as ap
-from anatpaste_aug import clahe, regions
 from anatpaste_aug.data import phantom_radiograph
+from anatpaste_aug.masks import clahe, regions
 
 
 def show(pictures, columns=3):
@@ -36,7 +36,7 @@ def show(pictures, columns=3):
 
 
 image = phantom_radiograph(256, rng=1)
-levels = clahe.clahe(clahe.quantise(image))
+levels = clahe.clahe(clahe.quantize(image))
 dark = clahe.dark_side(levels, np.float64)
 opened = regions.opening(dark)  # with a frame of one pixel, here and below
 inner = regions.clear_border(opened.copy())
@@ -46,7 +46,7 @@ assert (mask == ap.lung_mask(image)).all()
 show(
     {
         "image": image,
-        "equalised": levels,
+        "equalized": levels,
         "dark, not black": dark,
         "opened": opened,
         "border cleared": inner,
@@ -58,7 +58,7 @@ show(
 # What is drawn
 # -------------
 #
-# A patch, anywhere in the image; a pixel of the mask, to centre it on; a shape, its opacity, its
+# A patch, anywhere in the image; a pixel of the mask, to center it on; a shape, its opacity, its
 # blur; how the patch is jittered. All draws are independent.
 
 params = ap.sample_paste(mask, rng=4)
@@ -82,7 +82,7 @@ show({"shape": sharp, "blurred": blurred, "in the lungs: alpha": alpha})
 # ---------
 #
 # The patch lies on black. Where alpha reaches past the patch, the paste darkens: that is the
-# published behaviour. ``region`` is where alpha is above 0; nothing else changes.
+# published behavior. ``region`` is where alpha is above 0; nothing else changes.
 
 left, top = params.center_x - params.width // 2, params.center_y - params.height // 2
 crop = image[params.crop_y :, params.crop_x :][: params.height, : params.width]
