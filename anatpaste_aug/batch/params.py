@@ -66,7 +66,7 @@ class PasteParams:
 
     Each field is an attribute, a (B,) tensor. Whole numbers are int64, real ones float64 (float32
     on MPS), because what is computed from them must not depend on their precision; of the shape, 0
-    is "ellipse" and 1 "rectangle". They are the columns of two tensors, `whole` (B, 10) and `real`
+    is "ellipse" and 1 "rectangle". They are the columns of two tensors, *whole* (B, 10) and *real*
     (B, 2). ``params[i]`` are the functional params of one image. `sample_paste` and
     `PasteParams.stack` make them.
 
