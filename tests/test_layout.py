@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1] / "anatpaste_aug"
+import anatpaste_aug
+
+ROOT = Path(anatpaste_aug.__file__).parent  # as installed: the sdist's tests run on the wheel
 
 
 def modules_of(root):
@@ -138,7 +140,9 @@ def test_no_module_imports_itself_in_the_end():
 
 
 def test_no_private_name_is_taken_from_another_package():
-    private = foreign_private(modules_of(ROOT))
+    modules = modules_of(ROOT)
+    assert modules
+    private = foreign_private(modules)
     # The version has a file of its own, which the package's metadata are read from.
     assert [one for one in private if not one.endswith("_version")] == []
 
