@@ -82,7 +82,7 @@ class CutPasteParams:
 
 def rotated_size(width: int, height: int, angle: float) -> tuple[int, int]:
     """Return width and height of a rotated patch's bounding box."""
-    turn = angle * (math.pi / 180)
+    turn = math.radians(angle)
     cos, sin = abs(math.cos(turn)), abs(math.sin(turn))
     # The subtraction keeps rounding errors from adding an empty pixel.
     across, down = width * cos + height * sin - 1e-9, width * sin + height * cos - 1e-9
@@ -113,7 +113,8 @@ class CutPasteOperation(Operation[CutPasteParams]):
         # From the pixel centers of the box back to those of the patch.
         right = np.arange(window[1].stop - window[1].start) + (0.5 - box_width / 2)
         down = (np.arange(window[0].stop - window[0].start) + (0.5 - box_height / 2))[:, None]
-        cos, sin = math.cos(math.radians(params.angle)), math.sin(math.radians(params.angle))
+        turn = math.radians(params.angle)
+        cos, sin = math.cos(turn), math.sin(turn)
         x = np.floor(right * cos - down * sin + params.width / 2).astype(np.intp)
         y = np.floor(right * sin + down * cos + params.height / 2).astype(np.intp)
         inside = (x >= 0) & (x < params.width) & (y >= 0) & (y < params.height)
