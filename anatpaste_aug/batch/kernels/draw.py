@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from anatpaste_aug.batch.kernels.fields import FIELDS
-from anatpaste_aug.batch.kernels.launch import launch, parts, power_of_two
+from anatpaste_aug.batch.kernels.launch import launch, parts, planned, power_of_two
 from anatpaste_aug.batch.kernels.pixels import count_pixels_kernel, nearest, read_counts
 
 STEP = 4096  # pixels
@@ -121,6 +121,7 @@ def count_pixels(lungs: Tensor) -> Tensor:
     return counts
 
 
+@planned
 def sample(
     lungs: Tensor, numbers: Tensor, shape: Sequence[int], operation: Any
 ) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,62 @@
 """How kernels are launched."""
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from functools import wraps
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from anatpaste_aug.batch.kernels.constants import CHUNK_PIXELS
+from anatpaste_aug.batch.kernels.constants import CHUNK_PIXELS, MOST_PLANS
+
+plans: dict[Any, list[Any]] = {}
+
+
+class Launches(threading.local):
+    """What the operator that runs in this thread launches: known from an earlier run, or noted."""
+
+    known: Iterator[Any] | None = None
+    noted: list[Any] | None = None
+
+
+here = Launches()
+
+
+def planned(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """Let an operator go through Triton's binder once for each form of its arguments.
+
+    The binder takes 20 microseconds a launch. It finds a compiled kernel by dtypes, numbers,
+    constants, and whether 16 divides an address: all follow from the form of the arguments here, as
+    does the order of the launches. AMD's looks at sizes in bytes too, and is always asked.
+    """
+    if torch.version.hip is not None:
+        return operator
+
+    @wraps(operator)
+    def run(*args: Any) -> Any:
+        parts_ = [part for arg in args for part in (arg if isinstance(arg, list) else (arg,))]
+        key = (operator, *map(form, parts_))
+        known = plans.get(key)
+        here.known, here.noted = None if known is None else iter(known), []
+        try:
+            result = operator(*args)
+            if here.noted:
+                if len(plans) >= MOST_PLANS:
+                    plans.clear()
+                plans[key] = here.noted
+            return result
+        finally:
+            here.known = here.noted = None
+
+    return run
+
+
+def form(part: Any) -> Any:
+    """Return what decides which kernels an argument needs: all about a tensor but its elements."""
+    if not isinstance(part, Tensor):
+        return part
+    return part.shape, part.stride(), part.dtype, part.device, part.data_ptr() % 16
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
@@ -14,7 +65,16 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
     Multiply-adds are not fused: every product is rounded, as in the functional form. Rows, steps
     and warps are such that no register is spilled, whatever the dtype, by Triton 3.6 and 3.8.
     """
-    kernel[grid](*args, **meta, enable_fp_fusion=False)
+    if here.known is not None:
+        planned_kernel, start, constants = next(here.known)
+        if planned_kernel is not kernel:
+            raise RuntimeError(f"{kernel} is launched in place of {planned_kernel}")
+        start(*args, *constants)
+        return
+    compiled = kernel[grid](*args, **meta, enable_fp_fusion=False)
+    if here.noted is not None and compiled is not None:  # None: it was interpreted
+        constants = [meta[name] for name in kernel.arg_names[len(args) :]]
+        here.noted.append((kernel, compiled[(*grid, 1, 1)[:3]], constants))
 
 
 def parts(total: int, size: int) -> int:
@@ -27,7 +87,8 @@ def power_of_two(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
-def chunks(images: Tensor) -> Iterator[slice]:
-    """Cut a batch into slices of at most `CHUNK_PIXELS` pixels, and at least one image."""
-    step = max(CHUNK_PIXELS // images.shape[-2:].numel(), 1)
-    return (slice(start, start + step) for start in range(0, images.shape[0], step))
+def chunks(*batch: Tensor) -> Iterator[list[Tensor]]:
+    """Cut a batch's tensors into parts of at most `CHUNK_PIXELS` pixels, and at least one image."""
+    count, step = len(batch[0]), max(CHUNK_PIXELS // batch[0].shape[-2:].numel(), 1)
+    for start in range(0, count, step):
+        yield [tensor if count <= step else tensor[start : start + step] for tensor in batch]

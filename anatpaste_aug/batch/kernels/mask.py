@@ -5,7 +5,7 @@ from torch import Tensor
 
 from anatpaste_aug.batch.kernels import boxes, labels, otsu, pixels, tiles
 from anatpaste_aug.batch.kernels.constants import COLS, EXTREMES, ROWS, SMALLEST
-from anatpaste_aug.batch.kernels.launch import chunks, launch, parts, power_of_two
+from anatpaste_aug.batch.kernels.launch import chunks, launch, parts, planned, power_of_two
 from anatpaste_aug.masks.clahe import BINS, CLIP_LIMIT
 
 STEP = 2048  # pixels, where rows do not matter
@@ -13,6 +13,7 @@ WORDS = 32  # words of 32 pixels
 REGIONS = 64
 
 
+@planned
 def lung_mask(images: Tensor, min_area: int, chosen: Tensor) -> Tensor:
     """Segment the images of a batch.
 
@@ -31,12 +32,12 @@ def lung_mask(images: Tensor, min_area: int, chosen: Tensor) -> Tensor:
         What `anatpaste_aug.lung_mask` gives image by image, bit for bit.
     """
     masks = images.new_empty((images.shape[0], *images.shape[2:]), dtype=torch.bool)
-    for part in chunks(images):
-        segment(images[part], min_area, masks[part])
+    for part in chunks(images, masks):
+        segment(*part, min_area)
     return masks
 
 
-def segment(images: Tensor, min_area: int, masks: Tensor) -> None:
+def segment(images: Tensor, masks: Tensor, min_area: int) -> None:
     """Segment the images of a chunk; write (B, H, W) bool into `masks`."""
     images, count = images.contiguous(), images.shape[0]
     # Everything that is added to by atomics starts at 0: one buffer, cleared at once.

@@ -8,7 +8,7 @@ from torch import Tensor
 from anatpaste_aug.batch.kernels.alpha import blur_once_kernel, draw_rows_kernel
 from anatpaste_aug.batch.kernels.constants import COLS, EXTREMES, PASSES, ROWS
 from anatpaste_aug.batch.kernels.draw import count_pixels
-from anatpaste_aug.batch.kernels.launch import chunks, launch, parts, power_of_two
+from anatpaste_aug.batch.kernels.launch import chunks, launch, parts, planned, power_of_two
 from anatpaste_aug.batch.kernels.patch import blend_patches_kernel, sum_patches_kernel
 from anatpaste_aug.batch.kernels.pixels import find_extremes_kernel
 
@@ -16,6 +16,7 @@ DRAWN_ROWS = 8  # that are drawn at a time
 SUMS = 8  # programs that sum up a patch
 
 
+@planned
 def paste(
     images: Tensor, fields: list[Tensor], lungs: Tensor | None, chosen: Tensor, operation: Any
 ) -> tuple[Tensor, Tensor]:
@@ -47,9 +48,9 @@ def paste(
         lungs = torch.zeros((count, height, width), dtype=torch.bool, device=images.device)
     out = torch.empty_like(images)
     regions = lungs.new_empty((count, 1, height, width))
-    batch = [images, *(tensor.contiguous() for tensor in (*fields, lungs, chosen)), out, regions]
-    for part in chunks(images):
-        blend(*(tensor[part] for tensor in batch))
+    inputs = [tensor.contiguous() for tensor in (*fields, lungs, chosen)]
+    for part in chunks(images, *inputs, out, regions):
+        blend(*part)
     # In the memory layout of the images.
     return (out if given is images else torch.empty_like(given).copy_(out)), regions
 
