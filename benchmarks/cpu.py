@@ -31,7 +31,7 @@ from benchmarks.harness import (
 from benchmarks.others import kornia_mask, load, opencv_clahe
 from benchmarks.recipe import recipe, recipe_mask, recipe_paste
 
-RADIOGRAPHS = HERE.parents[1] / "shared" / "data" / "zhanglab_fullres"
+RADIOGRAPHS = SHARED / "data" / "zhanglab_fullres"
 SIZES = (128, 256, 512, 1024)
 KORNIA_SIZES = (128, 256)  # its labeling takes one pooling pass for every row: minutes above
 FLOORS = {256: 4.0, 1024: 6.0}  # least ratios to the recipe, by size: well below those measured

@@ -1,42 +1,102 @@
 #!/usr/bin/env bash
-# On a machine with a GPU, without a network: are the Triton kernels exact there, does the batch
-# synchronize, do threads race, how fast is it, and where does the time go. Everything is written to
-# one folder.
-#   bash benchmarks/gpu.sh [FOLDER] [DATA]     DATA: a data set for the training step's rate
-# QUICK=1 tries the script out, without a GPU too.
+# On a machine with a GPU, in a quarter of an hour, without a network:
+#   bash benchmarks/gpu.sh prove   the kernels: exact, no waits, no races; their speed (4 minutes)
+#   bash benchmarks/gpu.sh train   the published protocol on Zhanglab, what fits (8 minutes)
+# Each prints one table at its end, and leaves at most 8 small files in $OUT (runs/gpu). What
+# benchmarks/pack_for_gpu.sh made ready is taken from .gpu: wheels, compiled kernels, data. The
+# second command uses what the first left in $WORK. QUICK=1 tries all of it out, without a GPU too.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-out=${1:-runs/gpu}
-data=${2:-}
-mkdir -p "$out"
+stage=${1:-}
+case $stage in prove | train) ;; *) sed -n '2,7p' "$0"; exit 2 ;; esac
 python=${PYTHON:-python3}
+out=${OUT:-runs/gpu}
+work=${WORK:-${TMPDIR:-/tmp}/anatpaste-aug-gpu}
+log=$out/$stage.log
 failed=0
-tests="slow or not slow"
-[ -n "${QUICK:-}" ] && tests="not slow"
-step() { # NAME COMMAND...: run it, keep its output, go on whatever happens
-  local name=$1; shift
-  echo "== $name"
-  "$@" 2>&1 | tee "$out/$name.log" || { echo "$name failed"; failed=1; }
+mkdir -p "$out" "$work/site"
+: >"$log"
+export PYTHONUNBUFFERED=1 MPLBACKEND=Agg PYTHONPATH=$PWD:$work/site
+
+if [ -e .gpu ] && [ ! -e "$work/unpacked" ]; then
+  "$python" -m pip install -q --no-index --no-deps --no-compile --upgrade --target "$work/site" \
+    .gpu/*.whl 2>&1 | tee -a "$log"
+  for packed in .gpu/*.tar; do tar -xf "$packed" -C "$work"; done
+  touch "$work/unpacked"
+fi
+[ -e "$work/triton" ] && export TRITON_CACHE_DIR=$work/triton
+[ -e "$work/shared" ] && export ANATPASTE_AUG_SHARED=$work/shared
+export TORCHINDUCTOR_CACHE_DIR=$work/inductor
+shared=${ANATPASTE_AUG_SHARED:-../shared}
+data=${DATA:-$shared/data/zhanglab224}
+
+step() { # NAME SECONDS COMMAND...: run it, keep its output, go on whatever happens
+  local name=$1 limit=$2 begin=$SECONDS status
+  shift 2
+  echo "== $name" | tee -a "$log"
+  timeout -k 5 "$limit" "$@" 2>&1 | tee -a "$log"
+  status=${PIPESTATUS[0]}
+  [ "$status" = 0 ] || failed=1
+  [ "$status" = 124 ] && status="stopped after $limit s"
+  echo "| step: $name | $((SECONDS - begin)) s, status $status |" >>"$log"
+  [ "$status" = 0 ]
 }
-step versions "$python" -m torch.utils.collect_env
-# The kernels on the device: all dtypes, sizes, strides, hard masks, golden files and, where they
-# are, all radiographs of ../shared/data.
-step kernels "$python" -m pytest tests/test_kernels.py -q -rs -m "$tests"
-step synchronization "$python" -m pytest tests/test_batch.py -q -rs -k cuda
-step exactness "$python" -m pytest tests/test_batch.py -q -m "$tests" \
-  -k "golden or compile or radiographs"
-if command -v compute-sanitizer >/dev/null; then
-  for tool in memcheck racecheck; do
-    step "$tool" compute-sanitizer --tool "$tool" --error-exitcode 1 \
-      "$python" -m pytest tests/test_kernels.py -q -k "golden or hard or boxes or labels or alone"
-  done
+card() { # STEP SECONDS [OPTION...]
+  local name=$1 limit=$2
+  shift 2
+  step "$name" "$limit" "$python" -m benchmarks.card "$name" --json "$out/$stage.json" "$@"
+}
+end() {
+  echo
+  grep '^| ' "$log"
+  exit "$failed"
+}
+
+tests=(tests/test_kernels.py -q -rs -p no:cacheprovider)
+if [ -n "${QUICK:-}" ]; then
+  data=$work/phantoms
+  [ -e "$data" ] || "$python" -c "from pathlib import Path
+from examples.pretrain_gde.phantoms import write_phantoms
+write_phantoms(Path('$data'), 64, progress=False)"
+  command -v nvidia-smi >/dev/null || export TRITON_INTERPRET=1
+  tests+=(-m "not slow and not compiles" -k "boxes or strides or waits")
 else
-  echo "compute-sanitizer is not here: no memcheck, no racecheck"
+  tests+=(-m "not compiles")
 fi
-# Batches of 1 to 1,024 and sizes of 128 to 1,024.
-step speed "$python" -m benchmarks.batch --out "$out" ${QUICK:+--quick}
-step cost "$python" -m benchmarks gpu-cost --out "$out" ${QUICK:+--quick}
-if [ -n "$data" ]; then
-  step training "$python" -m examples.pretrain_gde benchmark --data "$data" --preset paper
+rates=("$python" -m benchmarks.card rates --data "$data" --cache "$work/cache")
+
+if [ "$stage" = prove ]; then
+  card versions 60
+  card forms 120 || end # nothing below means anything then
+  if [ -z "${QUICK:-}" ]; then # compiles the training step meanwhile
+    "${rates[@]}" --json "$work/warm.json" >"$work/warm.log" 2>&1 &
+  fi
+  step tests 200 "$python" -m pytest "${tests[@]}" | tee "$work/tests.log"
+  echo "| kernel tests | $(tail -n 1 "$work/tests.log") |" >>"$log"
+  wait
+  card repeats 60
+  card speed 90
+  step rates 120 "${rates[@]}" --json "$work/rates.json"
+  if command -v compute-sanitizer >/dev/null; then
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 step memcheck 70 compute-sanitizer --tool memcheck \
+      --error-exitcode 9 "$python" -m pytest tests/test_kernels.py -q -p no:cacheprovider \
+      -k "labels or boxes or shapes or strides"
+  else
+    echo "| memcheck | compute-sanitizer is not here |" >>"$log"
+  fi
+  end
 fi
-exit $failed
+
+seconds=${SECONDS_TO_TRAIN:-360}
+size=()
+[ -n "${QUICK:-}" ] && seconds=0 size=(--size 32 --batch 4 --updates 2)
+read -ra epochs < <("$python" -m benchmarks.card plan --json "$work/rates.json" --seconds "$seconds")
+echo "| to train | ${epochs[*]} |" >>"$log"
+rm -rf "$work/runs"
+step train 560 "$python" -m examples.pretrain_gde train --preset paper --data "$data" \
+  --cache "$work/cache" --out "$work/runs" --seeds "${SEED:-7}" "${epochs[@]}" "${size[@]}" --quiet
+for name in metrics.json scores.csv report.html; do
+  cp "$work/runs/anatpaste/seed${SEED:-7}/$name" "$out/" || failed=1
+done
+"$python" -m benchmarks.card trained --json "$out/metrics.json" | tee -a "$log"
+end

@@ -43,7 +43,15 @@ from anatpaste_aug.batch.params import unstack
 from anatpaste_aug.batch.tensors import DTYPES
 from anatpaste_aug.data import phantom_radiograph
 from anatpaste_aug.operations import AnatPaste
-from benchmarks.harness import HERE, RESULTS, commit, markdown_table, replace_section, write_json
+from benchmarks.harness import (
+    HERE,
+    RESULTS,
+    SHARED,
+    commit,
+    markdown_table,
+    replace_section,
+    write_json,
+)
 
 COUNT, SIZE = 128, 256
 INTERPRETED = 8  # images
@@ -53,7 +61,7 @@ TARGETS = (80, 90, 100)
 STAGES = ("mask", "draw", "paste")
 SIZES = ((SIZE, SIZE), (224, 224), (200, 333), (1024, 1024))
 KINDS = "256², 224², 200 x 333 and 1024², all dtypes, 1 and 3 channels; 16², 2048² and 4096², uint8"
-RADIOGRAPHS = HERE.parents[1] / "shared" / "data" / "zhanglab224"
+RADIOGRAPHS = SHARED / "data" / "zhanglab224"
 # Instructions that do not round each sum, product, quotient and root once.
 INEXACT = re.compile(
     r"\b(?:fma|mad)\.\w+\.f\d+|\b\w+\.(?:full|approx)[.\w]*|\b\w+[.\w]*\.ftz[.\w]*"

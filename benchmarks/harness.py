@@ -25,6 +25,7 @@ from examples.pretrain_gde.disk import replacing
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
+SHARED = Path(os.environ.get("ANATPASTE_AUG_SHARED", HERE.resolve().parents[1] / "shared"))
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 ALLOCATOR = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX", "LD_PRELOAD")
 PACKAGES = (

@@ -1,29 +1,35 @@
 """A GPU that is not there, for Triton: kernels are compiled for it, and launched into nothing.
 
 Tensors stay on the CPU. What is compiled lies in Triton's cache, where the same versions on a
-machine with such a GPU find it.
+machine with such a GPU find it: ``python -m benchmarks.pretend`` compiles what `gpu.sh` needs
+there, for sm_90, into ``TRITON_CACHE_DIR``.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import tempfile
 import types
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 import triton
+from torch.overrides import TorchFunctionMode
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 
-class Card:
-    """Stands for a driver of Triton's: an NVIDIA GPU of a compute capability."""
+class Driver:
+    """Stands for Triton's: of an NVIDIA GPU of a compute capability."""
 
-    def __init__(self, capability: int) -> None:
+    def __init__(self, capability: int, launcher: Callable[[Any, Any], Any]) -> None:
         self.target = GPUTarget("cuda", capability, 32)
-        self.launches: Counter[str] = Counter()
+        self.launcher_cls = launcher
         self.utils = types.SimpleNamespace(
             get_device_properties=lambda device: {"max_shared_mem": 2**30},
             load_binary=lambda *args: (object(), 0, 0, 0, 2**10),
@@ -45,13 +51,16 @@ class Card:
         """Return where tensors lie, really."""
         return torch.device("cpu")
 
-    def launcher_cls(self, source: Any, metadata: Any) -> Any:
-        """Return what launches a compiled kernel: nothing."""
-        return lambda *args: None
+
+def launch_nothing(source: Any, metadata: Any) -> Any:
+    """Return what launches a compiled kernel: nothing."""
+    return lambda *args: None
 
 
 @contextmanager
-def card(capability: int = 90) -> Iterator[Card]:
+def gpu(
+    capability: int = 90, launcher: Callable[[Any, Any], Any] = launch_nothing
+) -> Iterator[None]:
     """Let Triton take a GPU of this compute capability for the active one.
 
     Raises
@@ -61,9 +70,114 @@ def card(capability: int = 90) -> Iterator[Card]:
     """
     if triton.knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET is set: kernels are interpreted, not launched")
-    before, pretended = driver._active, Card(capability)
-    driver.set_active(pretended)
+    before = driver._active
+    driver.set_active(Driver(capability, launcher))  # type: ignore[arg-type]
     try:
-        yield pretended
+        yield
     finally:
         driver._active = before
+
+
+# --- what gpu.sh compiles -------------------------------------------------------------------------
+
+
+class OnCpu(TorchFunctionMode):
+    """Let tensors that are meant for the GPU lie on the CPU."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function with another device."""
+        kwargs = dict(kwargs or {})
+        if str(kwargs.get("device", "")).startswith("cuda"):
+            kwargs["device"] = "cpu"
+        args = ("cpu" if isinstance(arg, str) and arg.startswith("cuda") else arg for arg in args)
+        return func(*args, **kwargs)
+
+
+class Functions:
+    """A plugin of pytest: what kernels would compute is computed by the functions."""
+
+    def pytest_collection_finish(self) -> None:
+        """Put the functions behind the kernels' launches, once the tests are imported."""
+        import anatpaste_aug as ap
+        from anatpaste_aug.batch import operators
+        from anatpaste_aug.batch.kernels import mask, paste
+        from anatpaste_aug.batch.params import unstack
+
+        def behind(kernels: Any, name: str, function: Callable[..., Any]) -> None:
+            launched = getattr(kernels, name)
+
+            def both(*args: Any) -> Any:
+                result = launched(*args)
+                try:
+                    return function(*args)
+                except ValueError:  # parameters that are none
+                    return result
+
+            setattr(kernels, name, both)
+
+        def register(function: Any) -> Callable[..., Any]:
+            known = operators.register(operators.operations.AnatPaste())
+            return lambda *args: function(*args[:-1], known)
+
+        def alpha(whole: torch.Tensor, lungs: torch.Tensor) -> torch.Tensor:
+            drawn = unstack(ap.PasteParams, whole, torch.ones(len(whole), 2))
+            each = zip(drawn, lungs.numpy(), strict=True)
+            return torch.stack([torch.from_numpy(ap.paste_alpha(*pair)) for pair in each])
+
+        behind(mask, "lung_mask", operators.lung_mask)
+        behind(paste, "draw_alpha", alpha)
+        behind(paste, "paste", register(operators.paste))
+
+
+def launcher_of_triton() -> Callable[[Any, Any], Any]:
+    """Return Triton's own launcher, which older versions compile for each form of arguments.
+
+    It is linked to the driver's library: to an empty one of that name where there is none.
+    """
+    from triton.backends.nvidia import driver as nvidia
+
+    folder = Path(tempfile.mkdtemp())
+    source = folder / "empty.c"
+    source.write_text("")
+    name = "libcuda.so.1"
+    command = ["gcc", "-shared", f"-Wl,-soname,{name}", "-o", str(folder / name), str(source)]
+    subprocess.run(command, check=True)
+    (folder / "libcuda.so").symlink_to(name)
+    triton.knobs.nvidia.libcuda_path = str(folder)
+    import ctypes
+
+    ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL)
+    sys.setdlopenflags(os.RTLD_LAZY)  # what it calls is not there
+
+    def make(source: Any, metadata: Any) -> Any:
+        nvidia.CudaLauncher(source, metadata)
+        return launch_nothing(source, metadata)
+
+    return make
+
+
+def main() -> int:
+    """Compile what `gpu.sh` launches on a card: its batches, and the tests of the kernels."""
+    import pytest
+
+    compiled = [0, 0]
+
+    def count(cache_hit: bool, **_: Any) -> None:
+        compiled[cache_hit] += 1
+
+    triton.knobs.compilation.listener = count
+    with gpu(launcher=launcher_of_triton()):
+        from benchmarks import card as steps
+
+        for batch, size in (*steps.BATCHES, (1, 16), (1, 64), (64, 256)):
+            steps.run(torch.zeros((batch, 1, size, size), dtype=torch.uint8))
+        torch.cuda.is_available = lambda: True
+        with OnCpu():
+            tests = ["tests/test_kernels.py", "-q", "-m", "not compiles", "-p", "no:cacheprovider"]
+            pytest.main([*tests, *sys.argv[1:]], plugins=[Functions()])
+    print(f"{compiled[0]} kernels compiled for sm_90, {compiled[1]} were in Triton's cache")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

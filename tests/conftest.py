@@ -19,7 +19,9 @@ from anatpaste_aug.operations.opacity import KINDS
 if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")):
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+SHARED = Path(
+    os.environ.get("ANATPASTE_AUG_SHARED", Path(__file__).resolve().parents[2] / "shared")
+)
 DTYPES = ("uint8", "uint16", "int16", "int32", "float32", "float64")
 
 # Timings vary on shared machines; the same examples on every run keep failures reproducible.

@@ -32,8 +32,8 @@ def lung_mask(images: Tensor, min_area: int, chosen: Tensor) -> Tensor:
         What `anatpaste_aug.lung_mask` gives image by image, bit for bit.
     """
     masks = images.new_empty((images.shape[0], *images.shape[2:]), dtype=torch.bool)
-    for part in chunks(images, masks):
-        segment(*part, min_area)
+    for some, out in chunks(images, masks):
+        segment(some, out, min_area)
     return masks
 
 

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Pack what a GPU's machine without a network lacks into .gpu, under 60 MiB, for benchmarks/gpu.sh:
+#   bash benchmarks/pack_for_gpu.sh [FOLDER OF ../shared...]
+# That is wheels, kernels compiled for sm_90 (by PYTHON, which needs the versions of the GPU's
+# machine), and data.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+shared=${ANATPASTE_AUG_SHARED:-../shared}
+folders=("$@")
+[ $# -gt 0 ] || folders=(golden data/{zhanglab224,montgomery256,zhanglab_fullres,nih256})
+rm -rf .gpu
+mkdir .gpu
+"$python" -m pip download -q --no-deps --only-binary=:all: -d .gpu captum kornia kornia_rs pydicom
+tar -C "$shared" --transform 's,^,shared/,' -cf .gpu/shared.tar "${folders[@]}"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+TRITON_INTERPRET=0 TRITON_STORE_BINARY_ONLY=1 TRITON_CACHE_DIR=$work/triton \
+  "$python" -m benchmarks.pretend >"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
+tail -n 1 "$work/log"
+tar -C "$work" -cf .gpu/triton.tar triton
+du -h .gpu/*
+[ "$(du -sm .gpu | cut -f1)" -lt 60 ] || { echo "more than 60 MiB: name fewer folders"; exit 1; }
