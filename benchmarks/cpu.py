@@ -22,6 +22,7 @@ import anatpaste_aug as ap
 from anatpaste_aug.masks import clahe, regions
 from benchmarks.harness import (
     HERE,
+    SHARED,
     environment,
     markdown_table,
     measure,
