@@ -261,7 +261,7 @@ def rule(masks, min_area):
     words = words_of(binary_erosion(masks, np.ones((1, 3, 3))))
     found = torch.zeros(len(masks), dtype=torch.int32, device=DEVICE)
     kept = torch.empty(masks.shape, dtype=torch.bool, device=DEVICE)
-    mask_host.remove_small(words, min_area, found, kept)
+    mask_host.remove_small(mask_host.Regions(words, masks.shape[2]), min_area, found, kept)
     return kept.cpu().numpy()
 
 

@@ -42,12 +42,12 @@ def segment(images: Tensor, masks: Tensor, min_area: int) -> None:
     images, count = images.contiguous(), images.shape[0]
     # Everything that is added to by atomics starts at 0: one buffer, cleared at once.
     zeros = torch.zeros(count * (BINS + 3), dtype=torch.int32, device=images.device)
-    counts, ends, found = zeros.split([count * BINS, count * 2, count])
+    counts, ends, found = zeros.split_with_sizes([count * BINS, count * 2, count])
     levels = equalize(images, ends)
     narrow = images.dtype in (torch.float16, torch.float32)
-    words = threshold(levels, ends, counts, narrow)
-    kept = keep_inner(words, *images.shape[2:])
-    remove_small(kept, min_area, found, masks)
+    regions = Regions(threshold(levels, ends, counts, narrow), images.shape[3])
+    keep_inner(regions)
+    remove_small(regions, min_area, found, masks)
 
 
 def equalize(images: Tensor, ends: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def equalize(images: Tensor, ends: Tensor) -> Tensor:
     args = (images, extremes, bins, maps, height, width, tile_h, tile_w, across, limit)
     meta = {"COLOR": color, "EXTREMES": EXTREMES, "STEP": 512}
     launch(tiles.map_tiles_kernel, (count, down * across), *args, **meta)
-    levels = torch.empty_like(bins, dtype=torch.int16)
+    levels = images.new_empty(bins.shape, dtype=torch.int16)
     grid = (count, parts(height, ROWS), parts(width, COLS))
     exact = tile_h & (tile_h - 1) == 0 == tile_w & (tile_w - 1)
     args = (bins, maps, levels, ends, height, width, tile_h, tile_w, down, across)
@@ -90,35 +90,33 @@ def threshold(levels: Tensor, ends: Tensor, counts: Tensor, narrow: bool) -> Ten
 
 
 class Regions:
-    """The buffers of a labeling, and its first two launches."""
+    """Masks as words, in turn in two buffers, and the regions of those in the second."""
 
-    def __init__(self, words: Tensor, width: int, *, opening: bool):
-        """Open or dilate the masks, and join the pixels of each region.
-
-        When opening, all regions that touch the border become one.
-        """
+    def __init__(self, words: Tensor, width: int):
         count, height, across = words.shape
         pairs = parts(height, 2) * across
-        self.nodes = 1 + pairs * 16
+        self.size, self.nodes = (height, width), 1 + pairs * 16
         self.grid = (count, parts(pairs, WORDS))
-        self.words = torch.empty_like(words)
+        self.words, self.joined = words, torch.empty_like(words)
         self.parents = words.new_empty((count, self.nodes), dtype=torch.int32)
-        # Nothing is measured when opening.
-        measures = 1 if opening else 5 * self.nodes
-        self.measures = words.new_empty((count, measures), dtype=torch.int32)
-        args = (words, self.words, self.parents, self.measures, height, width)
+        self.measures = words.new_empty((count, 5 * self.nodes), dtype=torch.int32)
+
+    def join(self, *, opening: bool) -> None:
+        """Open or dilate the masks, and join the pixels of each region.
+
+        When opening, nothing is measured, and all regions that touch the border become one.
+        """
+        args = (self.words, self.joined, self.parents, self.measures, *self.size)
         launch(labels.start_regions_kernel, self.grid, *args, OPEN=opening, STEP=WORDS)
-        args = (self.words, self.parents, height, width)
+        args = (self.joined, self.parents, *self.size)
         launch(labels.join_regions_kernel, self.grid, *args, BORDER=opening, STEP=WORDS)
 
 
-def keep_inner(words: Tensor, height: int, width: int) -> Tensor:
-    """Open masks, and remove the regions that touch the border; words."""
-    regions = Regions(words, width, opening=True)
-    done = torch.empty_like(words)
-    args = (regions.words, regions.parents, done, height, width)
+def keep_inner(regions: Regions) -> None:
+    """Open masks, and remove the regions that touch the border."""
+    regions.join(opening=True)
+    args = (regions.joined, regions.parents, regions.words, *regions.size)
     launch(labels.clear_border_kernel, regions.grid, *args, STEP=WORDS)
-    return done
 
 
 def most_regions(height: int, width: int) -> int:
@@ -130,27 +128,26 @@ def most_regions(height: int, width: int) -> int:
     return max((height + 1) * (width + 1) // 36, 1)
 
 
-def remove_small(words: Tensor, min_area: int, found: Tensor, masks: Tensor) -> None:
+def remove_small(regions: Regions, min_area: int, found: Tensor, masks: Tensor) -> None:
     """Dilate masks, and zero the boxes of small regions; write (B, H, W) bool into `masks`."""
-    count, height, width = masks.shape
-    regions = Regions(words, width, opening=False)
-    measures, size = regions.measures, (height, width)
-    most = most_regions(height, width)
+    regions.join(opening=False)
+    words, measures, size = regions.joined, regions.measures, regions.size
+    count, most = len(masks), most_regions(*size)
     table = words.new_empty((count, most, 8), dtype=torch.int32)
     if min_area > SMALLEST:  # no region is smaller
         lists = words.new_empty((count, most), dtype=torch.int32)
         roots = torch.empty_like(regions.parents)
-        args = (regions.words, regions.parents, roots, measures, lists, found, *size, most)
+        args = (words, regions.parents, roots, measures, lists, found, *size, most)
         launch(labels.measure_regions_kernel, regions.grid, *args, STEP=WORDS, num_warps=8)
         grid = (count, parts(most, REGIONS))
         args = (lists, found, measures, table, regions.nodes, most)
         launch(boxes.order_regions_kernel, grid, *args, STEP=REGIONS)
-        args = (regions.words, roots, table, found, *size, most)
-        limit = min(min_area, height * width + 1)
+        args = (words, roots, table, found, *size, most)
+        limit = min(min_area, size[0] * size[1] + 1)
         flags = power_of_two(parts(most, 32))
         warps = max(flags // 1024, 2)  # up to 16: so that the flags stay in registers
         meta = {"FLAGS": flags, "STEP": 256, "num_warps": warps}
         launch(boxes.choose_boxes_kernel, (count,), *args, limit, **meta)
-    grid = (count, parts(height * width, STEP))
-    args = (regions.words, table, found, masks, *size, most)
+    grid = (count, parts(size[0] * size[1], STEP))
+    args = (words, table, found, masks, *size, most)
     launch(boxes.write_masks_kernel, grid, *args, STEP=STEP)
