@@ -91,12 +91,12 @@ def test_known_launches_are_those_of_the_binder():
         ]
         with gpu(launcher=note):
             asked = [made(run) for run in cases]
-            assert len(launch.plans) == len(cases)  # each form is another
+            assert launch.plan_of.cache_info().currsize == len(cases)  # each form is another
             JITFunction.run = no_binder
             for run, expected in zip(cases, asked):
                 assert expected and made(run) == expected
             JITFunction.run = binder
-            launch.plans.clear()
+            launch.plan_of.cache_clear()
             launch.CHUNK_PIXELS = 64 * 64
             asked = made(cases[0])
             JITFunction.run = no_binder
@@ -111,11 +111,14 @@ def test_known_launches_are_those_of_the_binder():
 def test_threads_keep_their_launches_apart_and_a_fault_leaves_nothing():
     code = """
         with gpu(launcher=note):
-            run = draw_of(3, 64, 64)
+            lungs = torch.zeros((3, 64, 64), dtype=torch.bool)
+            numbers = torch.zeros((10, 3), dtype=torch.int64)
+            forms = lungs, numbers, (64, 64), AnatPaste()
+            run = lambda: draw.sample(*forms)
             expected = made(run)
             found = []
             for _ in range(50):
-                launch.plans.clear()
+                launch.plan_of.cache_clear()
                 start = threading.Barrier(2)
                 def work():
                     start.wait()
@@ -126,7 +129,7 @@ def test_threads_keep_their_launches_apart_and_a_fault_leaves_nothing():
                 [thread.join() for thread in threads]
             assert len(found) == 200 and all(one == expected for one in found)
 
-            launch.plans.clear()
+            launch.plan_of.cache_clear()
             real = draw.launch
             def fail(kernel, *args, **meta):
                 real(kernel, *args, **meta)
@@ -138,17 +141,13 @@ def test_threads_keep_their_launches_apart_and_a_fault_leaves_nothing():
             except RuntimeError:
                 pass
             draw.launch = real
-            assert not launch.plans and launch.here.known is launch.here.noted is None
+            plan = launch.plan_of(draw.sample.__wrapped__, *map(launch.form, forms))
+            assert not plan and launch.here.known is launch.here.noted is None
             run()
-            (key, plan), = launch.plans.items()
-            launch.plans[key] = plan[::-1]
+            plan.reverse()
             try:
                 run()
             except RuntimeError as error:
                 print(error)
-            launch.MOST_PLANS = 2
-            for count in (1, 2, 3, 4, 5):
-                draw_of(count, 64, 64)()
-                assert len(launch.plans) <= 2
     """
     assert "is launched in place of" in run_python(code)

@@ -3,7 +3,6 @@
 LARGEST_AREA = 2**24  # pixels: float32 counts no further
 LARGEST_SIDE = 2**13  # pixels: the ellipse's products stay within 64 bits
 CHUNK_PIXELS = 2**26  # 1,024 images of 256 x 256 are worked through at a time
-MOST_PLANS = 2**10  # forms of arguments whose launches are remembered
 # Pixels of every region that the bounding-box rule sees: each holds a 5 x 5 square. The opening
 # leaves at least a 3 x 3 square in each region, clearing the border keeps the whole region off the
 # border, and the dilation adds a pixel on every side.

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -147,13 +148,20 @@ def sample(
     count, (height, width) = lungs.shape[0], shape
     whole, real = numbers.new_empty((count, 10)), numbers.new_empty((count, 2), dtype=torch.float64)
     counts = count_pixels(lungs)
-    low, high = operation.scaled(operation.blur, (height, width))
-    margin = operation.scaled(operation.margin, (height, width))
-    args = (lungs, counts, numbers, whole, real, count, height, width, low, high - low + 1, margin)
-    aspect = [math.log(ratio) for ratio in operation.ratio]
-    meta = {"SCALE_LOW": operation.scale[0], "SCALE_HIGH": operation.scale[1]}
-    meta |= {"ASPECT_LOW": aspect[0], "ASPECT_HIGH": aspect[1], "JITTER": operation.jitter}
-    meta |= {"OPACITY_LOW": operation.opacity[0], "OPACITY_HIGH": operation.opacity[1]}
-    meta |= {"PARTS": power_of_two(counts.shape[1]), "STEP": STEP}
-    launch(draw_pastes_kernel, (count,), *args, **meta, num_warps=8)
+    lengths, ranges = options_of(operation, (height, width))
+    args = (lungs, counts, numbers, whole, real, count, height, width, *lengths)
+    meta = {"PARTS": power_of_two(counts.shape[1]), "STEP": STEP, "num_warps": 8}
+    launch(draw_pastes_kernel, (count,), *args, **ranges, **meta)
     return whole, real
+
+
+@lru_cache
+def options_of(operation: Any, size: tuple[int, int]) -> tuple[tuple[int, ...], dict[str, float]]:
+    """Return AnatPaste's options as `draw_pastes_kernel` takes them, for images of a size."""
+    low, high = operation.scaled(operation.blur, size)
+    aspect = [math.log(ratio) for ratio in operation.ratio]
+    pairs = {"SCALE": operation.scale, "ASPECT": aspect, "OPACITY": operation.opacity}
+    ranges = {f"{name}_LOW": pair[0] for name, pair in pairs.items()}
+    ranges |= {f"{name}_HIGH": pair[1] for name, pair in pairs.items()}
+    lengths = (low, high - low + 1, operation.scaled(operation.margin, size))
+    return lengths, ranges | {"JITTER": operation.jitter}

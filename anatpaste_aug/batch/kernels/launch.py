@@ -2,15 +2,13 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from functools import wraps
+from functools import lru_cache, wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from anatpaste_aug.batch.kernels.constants import CHUNK_PIXELS, MOST_PLANS
-
-plans: dict[Any, list[Any]] = {}
+from anatpaste_aug.batch.kernels.constants import CHUNK_PIXELS
 
 
 class Launches(threading.local):
@@ -30,26 +28,29 @@ def planned(operator: Callable[..., Any]) -> Callable[..., Any]:
     constants, and whether 16 divides an address: all follow from the form of the arguments here, as
     does the order of the launches. AMD's looks at sizes in bytes too, and is always asked.
     """
-    if torch.version.hip is not None:
-        return operator
 
     @wraps(operator)
     def run(*args: Any) -> Any:
-        parts_ = [part for arg in args for part in (arg if isinstance(arg, list) else (arg,))]
-        key = (operator, *map(form, parts_))
-        known = plans.get(key)
-        here.known, here.noted = None if known is None else iter(known), []
+        flat = [part for arg in args for part in (arg if isinstance(arg, list) else (arg,))]
+        plan = plan_of(operator, *map(form, flat))
+        here.known, here.noted = iter(plan) if plan else None, []
         try:
             result = operator(*args)
-            if here.noted:
-                if len(plans) >= MOST_PLANS:
-                    plans.clear()
-                plans[key] = here.noted
+            plan[:] = plan or here.noted
             return result
         finally:
             here.known = here.noted = None
 
-    return run
+    return run if torch.version.hip is None else operator
+
+
+@lru_cache(maxsize=1024)
+def plan_of(operator: Callable[..., Any], *forms: Any) -> list[Any]:
+    """Return the launches of an operator for arguments of such forms; empty until they are known.
+
+    Each is a kernel, what starts the one that was compiled of it, and its constants.
+    """
+    return []
 
 
 def form(part: Any) -> Any:
