@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import warnings
 
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ from batches import (  # noqa: E402
 )
 from scipy.ndimage import binary_erosion  # noqa: E402
 
+from anatpaste_aug import batch  # noqa: E402
 from anatpaste_aug.batch.params import stack  # noqa: E402
 from anatpaste_aug.operations import AnatPaste, Sampler  # noqa: E402
 
@@ -54,6 +56,12 @@ if not GPU:
     from benchmarks.interpreter import Watch, patch_once
 
     patch_once()
+
+
+@pytest.fixture(autouse=True)
+def no_plans():
+    """Forget the launches of other tests, some of which spoil them."""
+    launch.plan_of.cache_clear()
 
 
 @pytest.fixture
@@ -425,6 +433,28 @@ def test_layouts_and_no_masks(large_parts):
         out, _ = paste_host.paste(there, fields, None, everyone(there), None)
         assert out.stride() == strided.stride()
         assert_alone(out.cpu(), images, lambda array, i: ap.apply_paste(array, drawn[i]))
+
+
+@pytest.mark.skipif(not GPU, reason="needs a GPU, which could be waited for")
+def test_nothing_waits_for_the_device():
+    images = random_images((8, 1, 96, 96), torch.uint8).to(DEVICE)
+    module = batch.AnatPaste(0.5)
+
+    def use():
+        module(images)
+        masks = batch.lung_mask(images)
+        batch.apply_paste(images, batch.sample_paste(masks), masks, return_mask=True)
+
+    use()  # compiles
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the mode says that it is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            use()
+            with pytest.raises(RuntimeError, match="synchroniz"):
+                images.sum().item()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 class Given:
