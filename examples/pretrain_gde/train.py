@@ -303,6 +303,7 @@ class Batches:
         self.images = torch.from_numpy(images)[:, None].to(home)
         self.masks = None if masks is None else torch.from_numpy(masks)[:, None].to(home)
         self.generator = torch.Generator(runtime.device)
+        self.turn, self.order = -1, torch.empty(0)
 
     def __call__(self, step: int) -> tuple[torch.Tensor, torch.Tensor | None, torch.Generator]:
         """Return the images and masks of a step on the device, and a generator for its draws."""
@@ -310,14 +311,9 @@ class Batches:
         share = batch // self.runtime.world
         indices = self._indices(step * batch, batch)[rank * share : (rank + 1) * share]
         self.generator.manual_seed(derive_seed(self.settings.seed, 1, step, rank))
-        masks = None if self.masks is None else self._take(self.masks, indices).bool()
-        return self._take(self.images, indices), masks, self.generator
-
-    def _take(self, tensor: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-        chosen = tensor[indices.to(tensor.device)]
-        if tensor.device != self.runtime.device:
-            chosen = chosen.pin_memory().to(self.runtime.device, non_blocking=True)
-        return chosen
+        device = self.runtime.device
+        masks = None if self.masks is None else send(self.masks[indices], device).bool()
+        return send(self.images[indices], device), masks, self.generator
 
     def _indices(self, begin: int, count: int) -> torch.Tensor:
         """Cut `count` positions out of the endless row of permutations."""
@@ -325,11 +321,17 @@ class Batches:
         while count:
             turn, offset = divmod(begin, total)
             taken = min(count, total - offset)
-            generator = torch.Generator().manual_seed(derive_seed(self.settings.seed, 0, turn))
-            order = torch.randperm(total, generator=generator)
-            parts.append(order[offset : offset + taken])
+            parts.append(self._order(turn)[offset : offset + taken])
             begin, count = begin + taken, count - taken
         return torch.cat(parts)
+
+    def _order(self, turn: int) -> torch.Tensor:
+        """Return a permutation of all images, where they lie; it goes there once for many steps."""
+        if turn != self.turn:
+            generator = torch.Generator().manual_seed(derive_seed(self.settings.seed, 0, turn))
+            order = torch.randperm(len(self.images), generator=generator)
+            self.turn, self.order = turn, send(order, self.images.device)
+        return self.order
 
 
 class Clock:
@@ -355,9 +357,8 @@ class Clock:
             self.spent += time.perf_counter() - self.begin
 
     def seconds(self) -> float:
-        """Return the sum; waits for the device."""
+        """Return the sum, when the device has been waited for."""
         if self.gpu:
-            torch.cuda.synchronize()
             return sum(begin.elapsed_time(end) for begin, end in self.events) / 1000
         return self.spent
 
@@ -388,6 +389,13 @@ class Logs:
         for score, auc in record.get("valid", {}).items():
             self.writer.add_scalar(f"valid/auc_{score}", auc, epoch)
         self.writer.flush()
+
+
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Bring a tensor to a device; from the CPU to a GPU without waiting for what is done there."""
+    if device.type != "cuda" or tensor.device == device:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def fits(device: torch.device, size: int) -> bool:
