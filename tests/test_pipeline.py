@@ -74,6 +74,7 @@ TINY = [
 ]
 TINY += ["--precision", "fp32", "--quiet", "--device", "cpu"]
 LAPTOP = ["--preset", "laptop", *TINY[2:]]
+LONGER = [*TINY, "--epochs", "3"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -248,17 +249,27 @@ def test_all_runs_are_checked_before_the_first(trained, phantoms, cache, capsys)
     assert [path.name for path in out.glob("*/seed*")] == ["seed0"]
 
 
+@pytest.fixture(scope="module")
+def longer(phantoms, cache, tmp_path_factory):
+    """Return the folder of a run of three epochs."""
+    out = tmp_path_factory.mktemp("longer")
+    assert main("train", "--data", phantoms, "--cache", cache, "--out", out, *LONGER) == 0
+    return out / "anatpaste" / "seed0"
+
+
 @pytest.mark.usefixtures("_no_report")
-@pytest.mark.parametrize("crash", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize(("crash", "saved"), [(KeyboardInterrupt, 2), (RuntimeError, 1)])
 def test_resume_gives_the_numbers_of_an_uninterrupted_run(
-    crash, trained, phantoms, cache, tmp_path, monkeypatch, capsys
+    crash, saved, longer, phantoms, cache, tmp_path, monkeypatch, capsys
 ):
-    options = ("train", "--data", phantoms, "--cache", cache, "--out", tmp_path, *TINY)
+    options = ("train", "--data", phantoms, "--cache", cache, "--out", tmp_path, *LONGER)
     update, calls = train.Trainer.update, []
 
     def breaks(self, *arguments):
         calls.append(1)
-        if len(calls) == 4:  # within the second epoch
+        # A checkpoint after the first epoch alone, and none more but for the interrupt.
+        monkeypatch.setattr(train, "SAVE_EVERY", 0 if len(calls) < 3 else 1e9)
+        if len(calls) == 6:  # within the third epoch
             raise crash("enough")
         return update(self, *arguments)
 
@@ -271,15 +282,38 @@ def test_resume_gives_the_numbers_of_an_uninterrupted_run(
             main(*options)
     folder = tmp_path / "anatpaste" / "seed0"
     assert not (folder / "metrics.json").exists()
-    assert len(calls) == 4
+    _, info = storage.load_tensors(folder / "checkpoint.safetensors", train.CHECKPOINT_FORM)
+    assert len(info["epochs"]) == saved
+    assert (folder / train.WEIGHTS.format(info["best"]["epoch"])).exists()
     assert main(*options, "--resume") == 0
-    assert len(calls) == 6  # one epoch was lost, no more
-    whole, resumed = (evaluate.load_metrics(path) for path in (trained, folder))
+    assert len(calls) == 6 + 2 * (3 - saved)
+    assert len(list(folder.glob("weights-*"))) == 1
+    whole, resumed = (evaluate.load_metrics(path) for path in (longer, folder))
     assert without_times(resumed) == without_times(whole)
     for name in ("detector.safetensors", "checkpoint.safetensors"):
-        one, other = (storage.load_tensors(path / name, {})[0] for path in (trained, folder))
+        one, other = (storage.load_tensors(path / name, {})[0] for path in (longer, folder))
         assert one.keys() == other.keys()
         assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.usefixtures("_no_report")
+@pytest.mark.parametrize(("seconds", "checkpoints"), [(60.0, [3]), (0.0, [1, 2, 3])])
+def test_a_checkpoint_is_written_at_most_once_a_minute_and_at_the_end(
+    seconds, checkpoints, phantoms, cache, tmp_path, monkeypatch
+):
+    assert train.SAVE_EVERY == 60
+    monkeypatch.setattr(train, "SAVE_EVERY", seconds)
+    save, saved = train.save_tensors, []
+
+    def record(path, tensors, info):
+        if path.name == "checkpoint.safetensors":
+            saved.append(len(info["epochs"]))
+        save(path, tensors, info)
+
+    monkeypatch.setattr(train, "save_tensors", record)
+    short = [*TINY, "--epochs", "3", "--updates", "1", "--validate-every", "3"]
+    assert main("train", "--data", phantoms, "--cache", cache, "--out", tmp_path, *short) == 0
+    assert saved == checkpoints
 
 
 def test_resume_refuses_other_settings_and_other_images(trained, phantoms, cache, tmp_path, capsys):

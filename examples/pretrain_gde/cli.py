@@ -58,7 +58,7 @@ DEMO_PIXELS = 128  # of the phantoms' files
 # Settings that have an option of their own name: their type and their help.
 OPTIONS: dict[str, tuple[type, str]] = {
     "size": (int, "side of the input in pixels"),
-    "epochs": (int, "epochs; a checkpoint is written after each; 0: no training"),
+    "epochs": (int, "epochs; 0: no training"),
     "updates": (int, "updates per epoch"),
     "batch": (int, "originals per update"),
     "validate_every": (int, "epochs between validations"),

@@ -48,6 +48,7 @@ CHECKPOINT_FORM = {
     "best?": BEST_FORM,
 }
 RESIDENT_SHARE = 0.5  # of the free memory of a GPU that the data may take
+SAVE_EVERY = 60.0  # seconds between two checkpoints, at least: a GPU does an epoch in a few
 
 
 @dataclass
@@ -58,7 +59,8 @@ class Progress:
     ----------
     epochs : list of dict
         One record per finished epoch: loss, learning rate, validation AUCs, ``seconds`` of the
-        updates, and ``wall_seconds`` with the validation and the checkpoint before.
+        updates, and ``wall_seconds`` with the validation, and the checkpoint before if there is
+        one.
     best : dict or None
         Epoch, score and validation AUC of the best checkpoint so far.
     """
@@ -72,8 +74,9 @@ def train(
 ) -> Progress:
     """Pretrain one network and keep the weights of its best validation.
 
-    After every epoch the state is written to `folder`; with `resume` the run goes on from there,
-    to the same numbers as without the break (on one kind of hardware).
+    The state of the last epoch is written to `folder` every `SAVE_EVERY` seconds and at the end,
+    that of an interrupt included; with `resume` the run goes on from there, to the same numbers as
+    without the break (on one kind of hardware).
 
     Raises
     ------
@@ -109,6 +112,7 @@ class Trainer:
         self.wrapped: nn.Module | None = None
         self.frozen = False
         self.progress = Progress()
+        self.unsaved: tuple[Tensors, dict[str, Any]] | None = None
         self.source = Batches(
             dataset.images["train"], dataset.masks.get("train"), settings, runtime
         )
@@ -132,21 +136,27 @@ class Trainer:
             unit="step",
             disable=not self.runtime.progress,
         )
-        begin = time.perf_counter()
-        with bar, Logs(self.folder, self.runtime, done) as logs:
-            for epoch in range(done, settings.epochs):
-                record = self._epoch(epoch, bar)
-                number = epoch + 1
-                if number % settings.validate_every == 0 or number == settings.epochs:
-                    record["valid"] = self._validate()
-                    self._keep_if_best(number, record["valid"])
-                now = time.perf_counter()
-                record["wall_seconds"], begin = now - begin, now
-                self.progress.epochs.append(record)
-                if self.runtime.leads:
-                    self._save()
-                logs.write(number, record)
-                bar.set_postfix(loss=f"{record['loss']:.3f}", **self._shown())
+        begin = saved = time.perf_counter()
+        try:
+            with bar, Logs(self.folder, self.runtime, done) as logs:
+                for epoch in range(done, settings.epochs):
+                    record = self._epoch(epoch, bar)
+                    number = epoch + 1
+                    if number % settings.validate_every == 0 or number == settings.epochs:
+                        record["valid"] = self._validate()
+                        self._keep_if_best(number, record["valid"])
+                    now = time.perf_counter()
+                    record["wall_seconds"], begin = now - begin, now
+                    self.progress.epochs.append(record)
+                    self._remember()
+                    if now - saved >= SAVE_EVERY or number == settings.epochs:
+                        self._save()
+                        saved = now
+                    logs.write(number, record)
+                    bar.set_postfix(loss=f"{record['loss']:.3f}", **self._shown())
+        except KeyboardInterrupt:
+            self._save()
+            raise
         self.runtime.wait()
         return self.progress
 
@@ -233,23 +243,34 @@ class Trainer:
             weights = self.network.state_dict()
             save_tensors(self.folder / WEIGHTS.format(epoch), weights, {"epoch": epoch})
 
-    def _save(self) -> None:
+    def _remember(self) -> None:
+        """Copy the state, where it is, for a checkpoint of this epoch within the next one."""
+        if not self.runtime.leads:
+            return
         tensors: Tensors = {}
         for name, value in self.network.state_dict().items():
-            tensors[f"network.{name}"] = value
+            tensors[f"network.{name}"] = value.clone()
         for name, parameter in self.network.named_parameters():
             buffer = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
             if buffer is not None:
-                tensors[f"momentum.{name}"] = buffer
+                tensors[f"momentum.{name}"] = buffer.clone()
         info = {
             "settings": self.settings.as_dict(),
             "files": self.files,
             "processes": self.runtime.world,
-            "epochs": self.progress.epochs,
+            "epochs": list(self.progress.epochs),
             "best": self.progress.best,
         }
-        save_tensors(self.folder / CHECKPOINT, tensors, info)
-        kept = WEIGHTS.format(self.progress.best["epoch"]) if self.progress.best else None
+        self.unsaved = tensors, info
+
+    def _save(self) -> None:
+        """Write what is remembered, if it is not written yet; then its best weights are enough."""
+        if self.unsaved is None:
+            return
+        _, info = self.unsaved
+        save_tensors(self.folder / CHECKPOINT, *self.unsaved)
+        self.unsaved = None
+        kept = WEIGHTS.format(info["best"]["epoch"]) if info["best"] else None
         for old in self.folder.glob("weights-epoch*.safetensors"):
             if old.name != kept:
                 old.unlink()
