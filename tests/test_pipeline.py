@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import errno
 import json
 import os
@@ -18,7 +19,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-for _module in ("torch", "torchvision", "sklearn", "safetensors", "captum", "tqdm", "matplotlib"):
+for _module in ("torch", "torchvision", "sklearn", "safetensors", "tqdm", "matplotlib"):
     pytest.importorskip(_module)
 if not (ROOT / "examples").is_dir():
     pytest.skip("the examples are not beside the tests", allow_module_level=True)
@@ -42,7 +43,7 @@ from examples.pretrain_gde.detector import (  # noqa: E402
     fit_detector,
 )
 from examples.pretrain_gde.errors import PipelineError  # noqa: E402
-from examples.pretrain_gde.heatmap import heat_maps  # noqa: E402
+from examples.pretrain_gde.heatmap import heat_maps, lacks_captum  # noqa: E402
 from examples.pretrain_gde.metrics import auc_and_ap, best_threshold, measure  # noqa: E402
 from examples.pretrain_gde.model import Network, make_backbone, make_network, prepare  # noqa: E402
 from examples.pretrain_gde.phantoms import write_phantoms  # noqa: E402
@@ -190,6 +191,7 @@ class _Page(HTMLParser):
 
 
 def test_the_report_is_valid_and_self_contained(trained):
+    pytest.importorskip("captum")
     text = (trained / "report.html").read_text()
     page = _Page()
     page.feed(text)
@@ -505,6 +507,7 @@ def test_a_detector_that_lacks_a_standard_is_refused(network, cropped, tmp_path)
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
 def test_predict_scores_files_and_skips_the_unreadable(form, trained, phantoms, tmp_path, capsys):
+    pytest.importorskip("captum")
     good = sorted((phantoms / "test" / "abnormal").iterdir())[:2]
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no image")
@@ -537,8 +540,30 @@ def test_predict_scores_files_and_skips_the_unreadable(form, trained, phantoms, 
     assert len(all_files(maps)) == 2
 
 
+def test_captum_is_needed_by_grad_cam_alone(trained, phantoms, tmp_path, monkeypatch, capsys):
+    image, output = min((phantoms / "test" / "normal").iterdir()), tmp_path / "rows.csv"
+    for name in ("captum", "captum.attr", "pydicom"):
+        monkeypatch.setitem(sys.modules, name, None)
+    before = (trained / "report.html").read_text()
+    assert main("evaluate", trained, "--quiet") == 0
+    report = (trained / "report.html").read_text()
+    (trained / "report.html").write_text(before)
+    assert "Heat maps are left out, as captum is missing (pip install captum)." in report
+    predict = ("predict", trained, image, "--quiet", "--output", output)
+    assert main(*predict, "--heat-maps", tmp_path / "maps") == 1
+    told = "are made by captum, which is missing: pip install captum\n"
+    assert capsys.readouterr().err.endswith(told)
+    assert not all_files(tmp_path)
+    assert main(*predict) == 0
+    detector = Detector.load(trained / "detector.safetensors")
+    settings = dataclasses.replace(detector.settings, map_weight=1.0)
+    network = make_network(settings)
+    assert not lacks_captum(dataclasses.replace(detector, networks={"trained": network}))
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_heat_maps_leave_the_scorer_on_the_cpu(device, trained, monkeypatch):
+    pytest.importorskip("captum")
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU")
     detector = Detector.load(trained / "detector.safetensors", torch.device(device))
@@ -615,17 +640,12 @@ def test_a_device_that_is_not_there(phantoms, tmp_path, capsys):
 
 
 def test_the_module_is_a_program(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "examples.pretrain_gde",
-        "train",
-        "--data",
-        str(tmp_path / "no"),
-        "--device",
-        "cpu",
-    ]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    for name in ("captum", "pydicom"):  # missing, which is nothing to fail for
+        (tmp_path / f"{name}.py").write_text("raise ImportError")
+    command = [sys.executable, "-m", "examples.pretrain_gde", "train", "--device", "cpu"]
+    command += ["--data", str(tmp_path / "no")]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 1
     assert "is not a folder" in result.stderr
     assert "Traceback" not in result.stderr
@@ -1103,6 +1123,7 @@ def test_evaluate_repeats_the_numbers_of_all_scores(cropped, capsys):
 
 
 def test_without_epochs_nothing_is_trained(phantoms, cache, tmp_path, capsys):
+    pytest.importorskip("captum")
     options = ("--data", phantoms, "--cache", cache, "--out", tmp_path, *LAPTOP, "--epochs", "0")
     assert main("train", *options) == 0
     folder = tmp_path / "mix" / "seed0"
