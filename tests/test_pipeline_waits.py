@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-for _module in ("torch", "torchvision", "triton", "sklearn", "safetensors", "tqdm"):
+for _module in ("torch", "torchvision", "triton", "sklearn", "safetensors", "tqdm", "matplotlib"):
     pytest.importorskip(_module)
 if not (ROOT / "examples").is_dir():
     pytest.skip("the examples are not beside the tests", allow_module_level=True)
@@ -24,6 +24,8 @@ from torch.utils._pytree import tree_map_only  # noqa: E402
 
 from anatpaste_aug.batch import operators  # noqa: E402
 from anatpaste_aug.batch.kernels import draw, mask, paste  # noqa: E402
+from examples.pretrain_gde import cli  # noqa: E402
+from examples.pretrain_gde.augment import segments_quickly  # noqa: E402
 from examples.pretrain_gde.data import Dataset  # noqa: E402
 from examples.pretrain_gde.readers import Entry, Split  # noqa: E402
 from examples.pretrain_gde.runtime import Runtime  # noqa: E402
@@ -118,6 +120,39 @@ def test_an_epoch_waits_for_the_gpu_once_at_its_end(fresh, memory, card, monkeyp
         trainer._epoch(0, bar)
     assert bar.waits == [[], []]
     assert card.waits == ["_local_scalar_dense"]  # the loss is read
+
+
+def test_masks_are_found_afresh_where_the_kernels_do_it(card, monkeypatch):
+    with card:
+        assert segments_quickly(card.device)
+        monkeypatch.setattr(operators, "find_fault", lambda device: "no compiler")
+        assert not segments_quickly(card.device)
+        monkeypatch.setenv(operators.SWITCH, "0")
+        assert not segments_quickly(card.device)
+    assert not segments_quickly(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("options", "fresh"),
+    [
+        ("--preset paper", True),
+        ("--preset paper --mask default --size 128", True),
+        ("--preset paper --no-fresh-masks", False),
+        ("--preset paper --crop", False),
+        ("--preset paper --mask robust", False),
+        ("--preset quick", False),
+        ("--preset quick --fresh-masks", True),
+        ("", False),
+    ],
+)
+def test_the_preset_paper_segments_at_every_draw(options, fresh, monkeypatch):
+    given = ["train", "--data", "data", "--precision", "bf16", *options.split()]
+    parsed = cli.make_parser().parse_args(given)
+    runtime = Runtime(torch.device("cuda", 0))
+    for quickly in (True, False):
+        monkeypatch.setattr(cli, "segments_quickly", lambda device, quickly=quickly: quickly)
+        settings = cli.make_settings(parsed, runtime, None)
+        assert settings.fresh_masks == (fresh and (quickly or "--fresh-masks" in given))
 
 
 WAITS = {

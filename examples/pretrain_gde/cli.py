@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from examples.pretrain_gde.augment import segments_quickly
 from examples.pretrain_gde.benchmark import benchmark
 from examples.pretrain_gde.compare import compare
 from examples.pretrain_gde.data import load_dataset
@@ -308,9 +309,13 @@ def make_settings(options: argparse.Namespace, runtime: Runtime, variant: str | 
             chosen[name] = getattr(options, name)
     if variant is not None:
         chosen["variant"] = variant
+    fresh = options.fresh_masks
+    if fresh is None:  # as published, where it costs nothing
+        whole = not chosen.get("crop") and chosen.get("mask", MASKS[0]) == MASKS[0]
+        fresh = options.preset == "paper" and whole and segments_quickly(runtime.device)
     return Settings(
         **chosen,
-        fresh_masks=options.fresh_masks,
+        fresh_masks=fresh,
         imagenet=options.imagenet,
         precision=options.precision or default_precision(runtime.device),
         channels_last=options.channels_last,
@@ -438,7 +443,9 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tone", choices=TONES, help="whose gray values decide the tone")
     parser.add_argument("--scores", choices=SCORINGS, help="which scores to choose from")
     parser.add_argument(
-        "--fresh-masks", action="store_true", help="segment at every draw, not once per image"
+        "--fresh-masks",
+        action=argparse.BooleanOptionalAction,
+        help="segment at every draw, not once per image (preset paper on a GPU with the kernels)",
     )
     parser.add_argument("--imagenet", action="store_true", help="start from ImageNet weights")
     parser.add_argument("--precision", choices=PRECISIONS, help="(bf16 where the hardware has it)")
