@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import errno
 import json
 import os
@@ -18,7 +19,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-for _module in ("torch", "torchvision", "sklearn", "safetensors", "captum", "tqdm", "matplotlib"):
+for _module in ("torch", "torchvision", "sklearn", "safetensors", "tqdm", "matplotlib"):
     pytest.importorskip(_module)
 if not (ROOT / "examples").is_dir():
     pytest.skip("the examples are not beside the tests", allow_module_level=True)
@@ -42,13 +43,13 @@ from examples.pretrain_gde.detector import (  # noqa: E402
     fit_detector,
 )
 from examples.pretrain_gde.errors import PipelineError  # noqa: E402
-from examples.pretrain_gde.heatmap import heat_maps  # noqa: E402
+from examples.pretrain_gde.heatmap import heat_maps, lacks_captum  # noqa: E402
 from examples.pretrain_gde.metrics import auc_and_ap, best_threshold, measure  # noqa: E402
 from examples.pretrain_gde.model import Network, make_backbone, make_network, prepare  # noqa: E402
 from examples.pretrain_gde.phantoms import write_phantoms  # noqa: E402
 from examples.pretrain_gde.readers import Entry, read_split  # noqa: E402
 from examples.pretrain_gde.runtime import Runtime  # noqa: E402
-from examples.pretrain_gde.settings import VARIANTS, Settings  # noqa: E402
+from examples.pretrain_gde.settings import VARIANTS, Settings, derive_seed  # noqa: E402
 from examples.pretrain_gde.view import View  # noqa: E402
 
 COUNTS = {
@@ -74,6 +75,7 @@ TINY = [
 ]
 TINY += ["--precision", "fp32", "--quiet", "--device", "cpu"]
 LAPTOP = ["--preset", "laptop", *TINY[2:]]
+LONGER = [*TINY, "--epochs", "3"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -189,6 +191,7 @@ class _Page(HTMLParser):
 
 
 def test_the_report_is_valid_and_self_contained(trained):
+    pytest.importorskip("captum")
     text = (trained / "report.html").read_text()
     page = _Page()
     page.feed(text)
@@ -248,17 +251,27 @@ def test_all_runs_are_checked_before_the_first(trained, phantoms, cache, capsys)
     assert [path.name for path in out.glob("*/seed*")] == ["seed0"]
 
 
+@pytest.fixture(scope="module")
+def longer(phantoms, cache, tmp_path_factory):
+    """Return the folder of a run of three epochs."""
+    out = tmp_path_factory.mktemp("longer")
+    assert main("train", "--data", phantoms, "--cache", cache, "--out", out, *LONGER) == 0
+    return out / "anatpaste" / "seed0"
+
+
 @pytest.mark.usefixtures("_no_report")
-@pytest.mark.parametrize("crash", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize(("crash", "saved"), [(KeyboardInterrupt, 2), (RuntimeError, 1)])
 def test_resume_gives_the_numbers_of_an_uninterrupted_run(
-    crash, trained, phantoms, cache, tmp_path, monkeypatch, capsys
+    crash, saved, longer, phantoms, cache, tmp_path, monkeypatch, capsys
 ):
-    options = ("train", "--data", phantoms, "--cache", cache, "--out", tmp_path, *TINY)
+    options = ("train", "--data", phantoms, "--cache", cache, "--out", tmp_path, *LONGER)
     update, calls = train.Trainer.update, []
 
     def breaks(self, *arguments):
         calls.append(1)
-        if len(calls) == 4:  # within the second epoch
+        # A checkpoint after the first epoch alone, and none more but for the interrupt.
+        monkeypatch.setattr(train, "SAVE_EVERY", 0 if len(calls) < 3 else 1e9)
+        if len(calls) == 6:  # within the third epoch
             raise crash("enough")
         return update(self, *arguments)
 
@@ -271,15 +284,38 @@ def test_resume_gives_the_numbers_of_an_uninterrupted_run(
             main(*options)
     folder = tmp_path / "anatpaste" / "seed0"
     assert not (folder / "metrics.json").exists()
-    assert len(calls) == 4
+    _, info = storage.load_tensors(folder / "checkpoint.safetensors", train.CHECKPOINT_FORM)
+    assert len(info["epochs"]) == saved
+    assert (folder / train.WEIGHTS.format(info["best"]["epoch"])).exists()
     assert main(*options, "--resume") == 0
-    assert len(calls) == 6  # one epoch was lost, no more
-    whole, resumed = (evaluate.load_metrics(path) for path in (trained, folder))
+    assert len(calls) == 6 + 2 * (3 - saved)
+    assert len(list(folder.glob("weights-*"))) == 1
+    whole, resumed = (evaluate.load_metrics(path) for path in (longer, folder))
     assert without_times(resumed) == without_times(whole)
     for name in ("detector.safetensors", "checkpoint.safetensors"):
-        one, other = (storage.load_tensors(path / name, {})[0] for path in (trained, folder))
+        one, other = (storage.load_tensors(path / name, {})[0] for path in (longer, folder))
         assert one.keys() == other.keys()
         assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.usefixtures("_no_report")
+@pytest.mark.parametrize(("seconds", "checkpoints"), [(60.0, [3]), (0.0, [1, 2, 3])])
+def test_a_checkpoint_is_written_at_most_once_a_minute_and_at_the_end(
+    seconds, checkpoints, phantoms, cache, tmp_path, monkeypatch
+):
+    assert train.SAVE_EVERY == 60
+    monkeypatch.setattr(train, "SAVE_EVERY", seconds)
+    save, saved = train.save_tensors, []
+
+    def record(path, tensors, info):
+        if path.name == "checkpoint.safetensors":
+            saved.append(len(info["epochs"]))
+        save(path, tensors, info)
+
+    monkeypatch.setattr(train, "save_tensors", record)
+    short = [*TINY, "--epochs", "3", "--updates", "1", "--validate-every", "3"]
+    assert main("train", "--data", phantoms, "--cache", cache, "--out", tmp_path, *short) == 0
+    assert saved == checkpoints
 
 
 def test_resume_refuses_other_settings_and_other_images(trained, phantoms, cache, tmp_path, capsys):
@@ -471,6 +507,7 @@ def test_a_detector_that_lacks_a_standard_is_refused(network, cropped, tmp_path)
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
 def test_predict_scores_files_and_skips_the_unreadable(form, trained, phantoms, tmp_path, capsys):
+    pytest.importorskip("captum")
     good = sorted((phantoms / "test" / "abnormal").iterdir())[:2]
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no image")
@@ -503,8 +540,30 @@ def test_predict_scores_files_and_skips_the_unreadable(form, trained, phantoms, 
     assert len(all_files(maps)) == 2
 
 
+def test_captum_is_needed_by_grad_cam_alone(trained, phantoms, tmp_path, monkeypatch, capsys):
+    image, output = min((phantoms / "test" / "normal").iterdir()), tmp_path / "rows.csv"
+    for name in ("captum", "captum.attr", "pydicom"):
+        monkeypatch.setitem(sys.modules, name, None)
+    before = (trained / "report.html").read_text()
+    assert main("evaluate", trained, "--quiet") == 0
+    report = (trained / "report.html").read_text()
+    (trained / "report.html").write_text(before)
+    assert "Heat maps are left out, as captum is missing (pip install captum)." in report
+    predict = ("predict", trained, image, "--quiet", "--output", output)
+    assert main(*predict, "--heat-maps", tmp_path / "maps") == 1
+    told = "are made by captum, which is missing: pip install captum\n"
+    assert capsys.readouterr().err.endswith(told)
+    assert not all_files(tmp_path)
+    assert main(*predict) == 0
+    detector = Detector.load(trained / "detector.safetensors")
+    settings = dataclasses.replace(detector.settings, map_weight=1.0)
+    network = make_network(settings)
+    assert not lacks_captum(dataclasses.replace(detector, networks={"trained": network}))
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_heat_maps_leave_the_scorer_on_the_cpu(device, trained, monkeypatch):
+    pytest.importorskip("captum")
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU")
     detector = Detector.load(trained / "detector.safetensors", torch.device(device))
@@ -581,17 +640,12 @@ def test_a_device_that_is_not_there(phantoms, tmp_path, capsys):
 
 
 def test_the_module_is_a_program(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "examples.pretrain_gde",
-        "train",
-        "--data",
-        str(tmp_path / "no"),
-        "--device",
-        "cpu",
-    ]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    for name in ("captum", "pydicom"):  # missing, which is nothing to fail for
+        (tmp_path / f"{name}.py").write_text("raise ImportError")
+    command = [sys.executable, "-m", "examples.pretrain_gde", "train", "--device", "cpu"]
+    command += ["--data", str(tmp_path / "no")]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 1
     assert "is not a folder" in result.stderr
     assert "Traceback" not in result.stderr
@@ -718,8 +772,10 @@ def test_batches_show_every_image_before_any_comes_again():
     cpu = torch.device("cpu")
     one = train.Batches(images, None, settings, Runtime(cpu))
     seen = torch.cat([one(step)[0][:, 0, 0, 0] for step in range(25)]).view(10, 10)
-    assert all(turn.unique().numel() == 10 for turn in seen)
     assert not torch.equal(seen[0], seen[1])
+    for turn, order in enumerate(seen):
+        seeded = torch.Generator().manual_seed(derive_seed(0, 0, turn))
+        assert torch.equal(order, torch.randperm(10, generator=seeded))
     halves = [train.Batches(images, None, settings, Runtime(cpu, rank, 2)) for rank in range(2)]
     for step in (7, 3):  # any step can be had at any time
         both = torch.cat([half(step)[0] for half in halves])
@@ -1067,6 +1123,7 @@ def test_evaluate_repeats_the_numbers_of_all_scores(cropped, capsys):
 
 
 def test_without_epochs_nothing_is_trained(phantoms, cache, tmp_path, capsys):
+    pytest.importorskip("captum")
     options = ("--data", phantoms, "--cache", cache, "--out", tmp_path, *LAPTOP, "--epochs", "0")
     assert main("train", *options) == 0
     folder = tmp_path / "mix" / "seed0"

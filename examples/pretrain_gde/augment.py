@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import warnings
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -137,6 +139,18 @@ def _module(operation: batch.OperationModule) -> Paste:
         return result.images, 255 * result.regions.to(torch.uint8)
 
     return paste
+
+
+def segments_quickly(device: torch.device) -> bool:
+    """Tell whether the library finds masks in kernels on a device; it warns where it cannot."""
+    if device.type != "cuda" or os.environ.get("ANATPASTE_AUG_TRITON") == "0":
+        return False
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        batch.lung_mask(
+            torch.zeros(1, 1, NATIVE_SIZE, NATIVE_SIZE, dtype=torch.uint8, device=device)
+        )
+    return not any("go over the CPU" in str(warning.message) for warning in told)
 
 
 def paste_opacities(

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from examples.pretrain_gde.augment import segments_quickly
 from examples.pretrain_gde.benchmark import benchmark
 from examples.pretrain_gde.compare import compare
 from examples.pretrain_gde.data import load_dataset
@@ -26,6 +27,7 @@ from examples.pretrain_gde.evaluate import (
     evaluate,
     load_metrics,
 )
+from examples.pretrain_gde.heatmap import NO_CAPTUM, lacks_captum
 from examples.pretrain_gde.phantoms import write_phantoms
 from examples.pretrain_gde.predict import find_images, predict, write_predictions
 from examples.pretrain_gde.readers import PUBLISHED_AUC, READERS, SPLIT_FORM, Split
@@ -58,7 +60,7 @@ DEMO_PIXELS = 128  # of the phantoms' files
 # Settings that have an option of their own name: their type and their help.
 OPTIONS: dict[str, tuple[type, str]] = {
     "size": (int, "side of the input in pixels"),
-    "epochs": (int, "epochs; a checkpoint is written after each; 0: no training"),
+    "epochs": (int, "epochs; 0: no training"),
     "updates": (int, "updates per epoch"),
     "batch": (int, "originals per update"),
     "validate_every": (int, "epochs between validations"),
@@ -229,6 +231,8 @@ def evaluate_run(folder: Path, options: argparse.Namespace, runtime: Runtime) ->
 def predict_command(options: argparse.Namespace, runtime: Runtime) -> int:
     """Score new images; 3 if some could not be read, 1 if none could."""
     detector = Detector.load(options.run / DETECTOR, runtime.device)
+    if options.heat_maps is not None and lacks_captum(detector):  # before anything is written
+        raise PipelineError(NO_CAPTUM)
     paths = find_images(options.images)
     _check_output(options.output, [*paths, options.run / DETECTOR])
     rows = predict(
@@ -305,9 +309,13 @@ def make_settings(options: argparse.Namespace, runtime: Runtime, variant: str | 
             chosen[name] = getattr(options, name)
     if variant is not None:
         chosen["variant"] = variant
+    fresh = options.fresh_masks
+    if fresh is None:  # as published, where it costs nothing
+        whole = not chosen.get("crop") and chosen.get("mask", MASKS[0]) == MASKS[0]
+        fresh = options.preset == "paper" and whole and segments_quickly(runtime.device)
     return Settings(
         **chosen,
-        fresh_masks=options.fresh_masks,
+        fresh_masks=fresh,
         imagenet=options.imagenet,
         precision=options.precision or default_precision(runtime.device),
         channels_last=options.channels_last,
@@ -435,7 +443,9 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tone", choices=TONES, help="whose gray values decide the tone")
     parser.add_argument("--scores", choices=SCORINGS, help="which scores to choose from")
     parser.add_argument(
-        "--fresh-masks", action="store_true", help="segment at every draw, not once per image"
+        "--fresh-masks",
+        action=argparse.BooleanOptionalAction,
+        help="segment at every draw, not once per image (preset paper on a GPU with the kernels)",
     )
     parser.add_argument("--imagenet", action="store_true", help="start from ImageNet weights")
     parser.add_argument("--precision", choices=PRECISIONS, help="(bf16 where the hardware has it)")

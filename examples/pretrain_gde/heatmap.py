@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,16 +10,17 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 import torch
-from captum.attr import LayerAttribution, LayerGradCam
 from torch import nn
 
 from examples.pretrain_gde.density import SCORES, Scorer
 from examples.pretrain_gde.detector import Detector
+from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.model import MAPPED, STRIDES, Network, prepare
 
 Explain = Callable[[Network, torch.Tensor], torch.Tensor]
 SURE = 0.5  # of a map head, where a heat map is brightest
 MIN_MAP = 8  # pixels: coarser maps point at nothing
+NO_CAPTUM = "heat maps of this detector are made by captum, which is missing: pip install captum"
 
 
 def heat_maps(
@@ -45,7 +47,14 @@ def heat_maps(
     maps : (N, S, S) float32 array
         0..1. Grad-CAM is scaled to its maximum within each image, and all 0 where nothing raises
         the score.
+
+    Raises
+    ------
+    PipelineError
+        If captum is missing, and needed.
     """
+    if lacks_captum(detector):
+        raise PipelineError(NO_CAPTUM)
     name = detector.choice.networks[0]
     network = detector.networks[name].eval()
     device = next(network.parameters()).device
@@ -59,7 +68,7 @@ def heat_maps(
     maps = []
     for part in torch.from_numpy(images)[:, None].split(batch):
         found = explain(network, prepare(part.to(device)))
-        full = LayerAttribution.interpolate(found, part.shape[-2:], "bilinear")
+        full = nn.functional.interpolate(found, part.shape[-2:], mode="bilinear")
         maps.append(full.detach().cpu()[:, 0])
     stack = torch.cat(maps)
     if has_map(detector):
@@ -72,6 +81,17 @@ def has_map(detector: Detector) -> bool:
     """Tell whether heat maps come from a head that was trained to say where."""
     network = detector.networks[detector.choice.networks[0]]
     return detector.choice.networks[0] == "trained" and len(network.map_heads) > 0
+
+
+def lacks_captum(detector: Detector) -> bool:
+    """Tell whether heat maps need captum, as Grad-CAM does, and it is missing."""
+    if has_map(detector):
+        return False
+    try:
+        importlib.import_module("captum.attr")
+    except ImportError:
+        return True
+    return False
 
 
 @torch.no_grad()
@@ -93,6 +113,8 @@ class _Explained(nn.Module):
 
 
 def _grad_cam(network: Network, scorer: Scorer, name: str, size: int) -> Explain:
+    from captum.attr import LayerGradCam  # here, so that all else runs without it
+
     feature = SCORES[name][0]
     deepest = 4 if feature == "logit" else int(feature[-1])
     fine = [s for s, stride in STRIDES.items() if s <= deepest and size // stride >= MIN_MAP]

@@ -26,7 +26,7 @@ from examples.pretrain_gde.data import Dataset, Images
 from examples.pretrain_gde.density import NAMES
 from examples.pretrain_gde.detector import CALLED, AllScores, Detector
 from examples.pretrain_gde.evaluate import DETECTOR, SCORE_TABLE, load_metrics, read_scores
-from examples.pretrain_gde.heatmap import has_map, heat_maps, overlay
+from examples.pretrain_gde.heatmap import has_map, heat_maps, lacks_captum, overlay
 from examples.pretrain_gde.readers import PUBLISHED_AUC
 from examples.pretrain_gde.settings import Settings
 from examples.pretrain_gde.storage import write_text
@@ -179,6 +179,9 @@ def _reason(metrics: dict[str, Any]) -> str:
 
 
 def _explain_maps(detector: Detector) -> str:
+    share = "The share is that of the training normals that score lower."
+    if lacks_captum(detector):
+        return f"Heat maps are left out, as captum is missing (pip install captum). {share}"
     if has_map(detector):
         what = (
             "how sure the network is that something was pasted there, by the head that was trained "
@@ -186,7 +189,6 @@ def _explain_maps(detector: Detector) -> str:
         )
     else:
         what = "Grad-CAM of its score, scaled to its own maximum"
-    share = "The share is that of the training normals that score lower."
     return f"Below each image, as the network sees it: {what}. {share}"
 
 
@@ -370,9 +372,10 @@ def _ranked(
         kind = "abnormal" if entry.abnormal else "normal"
         told = f"{kind}, {scores[index]:.7g}, above {100 * share:.0f} %"
         captions.append(f"{told}\n{Path(entry.path).name}")
-    maps = heat_maps(detector, images)
     yield _row(zip(images, captions, strict=True))
-    yield _row((overlay(image, heat), "") for image, heat in zip(images, maps, strict=True))
+    if not lacks_captum(detector):
+        maps = heat_maps(detector, images)
+        yield _row((overlay(image, heat), "") for image, heat in zip(images, maps, strict=True))
 
 
 def _row(images: Iterable[tuple[Images, str]]) -> str:

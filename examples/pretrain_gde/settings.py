@@ -60,8 +60,8 @@ class Settings:
     crop, tone
         See `View`.
     epochs, updates : int
-        An epoch is `updates` steps of the optimizer; it is the interval between checkpoints.
-        Without epochs the network stays as it was drawn.
+        An epoch is `updates` steps of the optimizer. Without epochs the network stays as it was
+        drawn.
     batch : int
         Originals per update, over all processes; as many augmented images of each other class are
         added.

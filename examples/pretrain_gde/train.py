@@ -48,6 +48,7 @@ CHECKPOINT_FORM = {
     "best?": BEST_FORM,
 }
 RESIDENT_SHARE = 0.5  # of the free memory of a GPU that the data may take
+SAVE_EVERY = 60.0  # seconds between two checkpoints, at least: a GPU does an epoch in a few
 
 
 @dataclass
@@ -58,7 +59,8 @@ class Progress:
     ----------
     epochs : list of dict
         One record per finished epoch: loss, learning rate, validation AUCs, ``seconds`` of the
-        updates, and ``wall_seconds`` with the validation and the checkpoint before.
+        updates, and ``wall_seconds`` with the validation, and the checkpoint before if there is
+        one.
     best : dict or None
         Epoch, score and validation AUC of the best checkpoint so far.
     """
@@ -72,8 +74,9 @@ def train(
 ) -> Progress:
     """Pretrain one network and keep the weights of its best validation.
 
-    After every epoch the state is written to `folder`; with `resume` the run goes on from there,
-    to the same numbers as without the break (on one kind of hardware).
+    The state of the last epoch is written to `folder` every `SAVE_EVERY` seconds and at the end,
+    that of an interrupt included; with `resume` the run goes on from there, to the same numbers as
+    without the break (on one kind of hardware).
 
     Raises
     ------
@@ -109,6 +112,7 @@ class Trainer:
         self.wrapped: nn.Module | None = None
         self.frozen = False
         self.progress = Progress()
+        self.unsaved: tuple[Tensors, dict[str, Any]] | None = None
         self.source = Batches(
             dataset.images["train"], dataset.masks.get("train"), settings, runtime
         )
@@ -132,21 +136,27 @@ class Trainer:
             unit="step",
             disable=not self.runtime.progress,
         )
-        begin = time.perf_counter()
-        with bar, Logs(self.folder, self.runtime, done) as logs:
-            for epoch in range(done, settings.epochs):
-                record = self._epoch(epoch, bar)
-                number = epoch + 1
-                if number % settings.validate_every == 0 or number == settings.epochs:
-                    record["valid"] = self._validate()
-                    self._keep_if_best(number, record["valid"])
-                now = time.perf_counter()
-                record["wall_seconds"], begin = now - begin, now
-                self.progress.epochs.append(record)
-                if self.runtime.leads:
-                    self._save()
-                logs.write(number, record)
-                bar.set_postfix(loss=f"{record['loss']:.3f}", **self._shown())
+        begin = saved = time.perf_counter()
+        try:
+            with bar, Logs(self.folder, self.runtime, done) as logs:
+                for epoch in range(done, settings.epochs):
+                    record = self._epoch(epoch, bar)
+                    number = epoch + 1
+                    if number % settings.validate_every == 0 or number == settings.epochs:
+                        record["valid"] = self._validate()
+                        self._keep_if_best(number, record["valid"])
+                    now = time.perf_counter()
+                    record["wall_seconds"], begin = now - begin, now
+                    self.progress.epochs.append(record)
+                    self._remember()
+                    if now - saved >= SAVE_EVERY or number == settings.epochs:
+                        self._save()
+                        saved = now
+                    logs.write(number, record)
+                    bar.set_postfix(loss=f"{record['loss']:.3f}", **self._shown())
+        except KeyboardInterrupt:
+            self._save()
+            raise
         self.runtime.wait()
         return self.progress
 
@@ -233,23 +243,34 @@ class Trainer:
             weights = self.network.state_dict()
             save_tensors(self.folder / WEIGHTS.format(epoch), weights, {"epoch": epoch})
 
-    def _save(self) -> None:
+    def _remember(self) -> None:
+        """Copy the state, where it is, for a checkpoint of this epoch within the next one."""
+        if not self.runtime.leads:
+            return
         tensors: Tensors = {}
         for name, value in self.network.state_dict().items():
-            tensors[f"network.{name}"] = value
+            tensors[f"network.{name}"] = value.clone()
         for name, parameter in self.network.named_parameters():
             buffer = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
             if buffer is not None:
-                tensors[f"momentum.{name}"] = buffer
+                tensors[f"momentum.{name}"] = buffer.clone()
         info = {
             "settings": self.settings.as_dict(),
             "files": self.files,
             "processes": self.runtime.world,
-            "epochs": self.progress.epochs,
+            "epochs": list(self.progress.epochs),
             "best": self.progress.best,
         }
-        save_tensors(self.folder / CHECKPOINT, tensors, info)
-        kept = WEIGHTS.format(self.progress.best["epoch"]) if self.progress.best else None
+        self.unsaved = tensors, info
+
+    def _save(self) -> None:
+        """Write what is remembered, if it is not written yet; then its best weights are enough."""
+        if self.unsaved is None:
+            return
+        _, info = self.unsaved
+        save_tensors(self.folder / CHECKPOINT, *self.unsaved)
+        self.unsaved = None
+        kept = WEIGHTS.format(info["best"]["epoch"]) if info["best"] else None
         for old in self.folder.glob("weights-epoch*.safetensors"):
             if old.name != kept:
                 old.unlink()
@@ -303,6 +324,7 @@ class Batches:
         self.images = torch.from_numpy(images)[:, None].to(home)
         self.masks = None if masks is None else torch.from_numpy(masks)[:, None].to(home)
         self.generator = torch.Generator(runtime.device)
+        self.turn, self.order = -1, torch.empty(0)
 
     def __call__(self, step: int) -> tuple[torch.Tensor, torch.Tensor | None, torch.Generator]:
         """Return the images and masks of a step on the device, and a generator for its draws."""
@@ -310,14 +332,9 @@ class Batches:
         share = batch // self.runtime.world
         indices = self._indices(step * batch, batch)[rank * share : (rank + 1) * share]
         self.generator.manual_seed(derive_seed(self.settings.seed, 1, step, rank))
-        masks = None if self.masks is None else self._take(self.masks, indices).bool()
-        return self._take(self.images, indices), masks, self.generator
-
-    def _take(self, tensor: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-        chosen = tensor[indices.to(tensor.device)]
-        if tensor.device != self.runtime.device:
-            chosen = chosen.pin_memory().to(self.runtime.device, non_blocking=True)
-        return chosen
+        device = self.runtime.device
+        masks = None if self.masks is None else send(self.masks[indices], device).bool()
+        return send(self.images[indices], device), masks, self.generator
 
     def _indices(self, begin: int, count: int) -> torch.Tensor:
         """Cut `count` positions out of the endless row of permutations."""
@@ -325,11 +342,17 @@ class Batches:
         while count:
             turn, offset = divmod(begin, total)
             taken = min(count, total - offset)
-            generator = torch.Generator().manual_seed(derive_seed(self.settings.seed, 0, turn))
-            order = torch.randperm(total, generator=generator)
-            parts.append(order[offset : offset + taken])
+            parts.append(self._order(turn)[offset : offset + taken])
             begin, count = begin + taken, count - taken
         return torch.cat(parts)
+
+    def _order(self, turn: int) -> torch.Tensor:
+        """Return a permutation of all images, where they lie; it goes there once for many steps."""
+        if turn != self.turn:
+            generator = torch.Generator().manual_seed(derive_seed(self.settings.seed, 0, turn))
+            order = torch.randperm(len(self.images), generator=generator)
+            self.turn, self.order = turn, send(order, self.images.device)
+        return self.order
 
 
 class Clock:
@@ -355,9 +378,8 @@ class Clock:
             self.spent += time.perf_counter() - self.begin
 
     def seconds(self) -> float:
-        """Return the sum; waits for the device."""
+        """Return the sum, when the device has been waited for."""
         if self.gpu:
-            torch.cuda.synchronize()
             return sum(begin.elapsed_time(end) for begin, end in self.events) / 1000
         return self.spent
 
@@ -388,6 +410,13 @@ class Logs:
         for score, auc in record.get("valid", {}).items():
             self.writer.add_scalar(f"valid/auc_{score}", auc, epoch)
         self.writer.flush()
+
+
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Bring a tensor to a device; from the CPU to a GPU without waiting for what is done there."""
+    if device.type != "cuda" or tensor.device == device:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def fits(device: torch.device, size: int) -> bool:
