@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import errno
+import functools
 import json
 import os
 import re
@@ -457,6 +458,24 @@ def test_a_frozen_backbone_stays_while_the_head_learns(phantoms, cache, monkeypa
     assert not torch.equal(trainer.network.backbone.conv1.weight, before)
 
 
+def test_the_network_is_compiled_once_and_whole(phantoms, cache, monkeypatch, tmp_path):
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    whole = functools.partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr(torch, "compile", whole)
+    form = {"size": 32, "batch": 4, "epochs": 2, "updates": 2, "validate_every": 1}
+    settings = Settings(**form, precision="bf16", map_weight=1.0)
+    split = read_split(phantoms)
+    dataset = data.load_dataset(phantoms, split, settings, cache, progress=False)
+    runtime = Runtime(torch.device("cpu"), compiled=True, progress=False)
+    train.Trainer(settings, dataset, tmp_path, runtime).run()  # validation comes in between
+    assert dict(counters["stats"])["unique_graphs"] == 1
+    assert dict(counters["frames"]) == {"total": 1, "ok": 1}
+    assert not counters["graph_break"]
+
+
 # The other commands.
 
 
@@ -610,9 +629,16 @@ def test_benchmark_prints_the_share_of_the_augmentation(
     phantoms, cache, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(train, "Reference", None)  # nothing is scored, so nothing to fit to is made
-    options = ("--cache", cache, "--out", tmp_path, *TINY, "--steps", "2")
+    file = tmp_path / "rate.json"
+    options = ("--cache", cache, "--out", tmp_path, *TINY, "--steps", "2", "--output", file)
     assert main("benchmark", "--data", phantoms, *options) == 0
-    assert re.search(r"[\d.]+ % of a step for augmentation", capsys.readouterr().out)
+    told = r"[\d.]+ % of a step for augmentation; the first 5 steps took [\d.]+ s"
+    assert re.search(told, capsys.readouterr().out)
+    result = json.loads(file.read_text())
+    assert result["low"] <= result["median"] <= result["high"]
+    assert result["warm_up"] > 0
+    assert result["images_per_second"] == pytest.approx(8 / result["median"])
+    assert 0 < result["augmentation_share"] < 1
     assert main("benchmark", "--data", phantoms, *options, "--steps", "0") == 1
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -16,10 +18,11 @@ from examples.pretrain_gde.settings import Settings
 from examples.pretrain_gde.train import Clock, Trainer
 
 WARM_UP = 5  # steps
+BLOCKS = 5  # of steps, each timed as a whole
 
 
 def benchmark(settings: Settings, source: Source, steps: int, runtime: Runtime) -> dict[str, float]:
-    """Time training steps.
+    """Time training steps, in blocks: after each the device is waited for, as after an epoch.
 
     Parameters
     ----------
@@ -35,9 +38,9 @@ def benchmark(settings: Settings, source: Source, steps: int, runtime: Runtime) 
     Returns
     -------
     dict of str to float
-        ``median``, ``low`` and ``high`` (5th and 95th percentile) seconds a step, with the device
-        waited for after each; ``images_per_second`` over all processes; ``augmentation_share`` of
-        the whole time, 0..1.
+        ``median``, ``low`` and ``high``: seconds a step, of the median, the fastest and the slowest
+        block; ``images_per_second`` over all processes, of the median; ``augmentation_share`` of
+        the whole time, 0..1; ``warm_up`` seconds of the first steps, in which all is compiled.
     """
     if not 1 <= steps <= 10**6:
         raise PipelineError(f"steps must lie in 1..1000000, got {steps}")
@@ -46,24 +49,29 @@ def benchmark(settings: Settings, source: Source, steps: int, runtime: Runtime) 
         trainer = Trainer(settings, dataset, Path(folder), runtime)
     model = trainer.model(frozen=False)
     trainer.network.train()
-    clock = Clock(runtime.device)
-    times = []
-    for step in range(WARM_UP + steps):
-        if step == WARM_UP:
-            clock = Clock(runtime.device)
+
+    def time_block(block: range, clock: Clock) -> float:
         begin = time.perf_counter()
-        with clock:
-            classes = trainer.augment(*trainer.source(step))
-        trainer.update(model, classes)
+        for step in block:
+            with clock:
+                classes = trainer.augment(*trainer.source(step))
+            trainer.update(model, classes)
         if runtime.device.type == "cuda":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - begin)
-    timed = np.array(times[WARM_UP:])
-    low, median, high = (float(value) for value in np.quantile(timed, (0.05, 0.5, 0.95)))
+        return time.perf_counter() - begin
+
+    warm_up = time_block(range(WARM_UP), Clock(runtime.device))
+    clock = Clock(runtime.device)
+    edges = np.linspace(WARM_UP, WARM_UP + steps, min(BLOCKS, steps) + 1).round().astype(int)
+    blocks = [range(first, last) for first, last in itertools.pairwise(edges.tolist())]
+    spent = [time_block(block, clock) for block in blocks]
+    each = [seconds / len(block) for seconds, block in zip(spent, blocks, strict=True)]
+    median = statistics.median(each)
     return {
         "median": median,
-        "low": low,
-        "high": high,
+        "low": min(each),
+        "high": max(each),
         "images_per_second": settings.classes * settings.batch / median,
-        "augmentation_share": clock.seconds() / timed.sum(),
+        "augmentation_share": clock.seconds() / sum(spent),
+        "warm_up": warm_up,
     }

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from examples.pretrain_gde.augment import segments_quickly
-from examples.pretrain_gde.benchmark import benchmark
+from examples.pretrain_gde.benchmark import WARM_UP, benchmark
 from examples.pretrain_gde.compare import compare
 from examples.pretrain_gde.data import load_dataset
 from examples.pretrain_gde.density import NAMES
@@ -290,14 +290,17 @@ def benchmark_command(options: argparse.Namespace, runtime: Runtime) -> None:
     settings = make_settings(options, runtime, options.variant)
     result = benchmark(settings, make_source(options), options.steps, runtime)
     if runtime.leads:
+        if options.output is not None:
+            write_json(options.output, result)
         print(
             f"{settings.variant}, {settings.size} px, {settings.batch} originals an update, "
             f"{settings.precision}, {describe(runtime)['device']}, "
             f"{torch.get_num_threads()} threads, {runtime.world} processes:\n"
-            f"{1000 * result['median']:.1f} ms a step (median; 90 % within "
+            f"{1000 * result['median']:.1f} ms a step (median of blocks of steps, which took "
             f"{1000 * result['low']:.1f}-{1000 * result['high']:.1f}), "
             f"{result['images_per_second']:.0f} images/s, "
-            f"{100 * result['augmentation_share']:.1f} % of a step for augmentation"
+            f"{100 * result['augmentation_share']:.1f} % of a step for augmentation; "
+            f"the first {WARM_UP} steps took {result['warm_up']:.1f} s"
         )
 
 
@@ -398,6 +401,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_run_options(speed)
     speed.add_argument("--variant", choices=VARIANTS, help="(that of the preset)")
     speed.add_argument("--steps", type=int, default=50, help="steps to time (50)")
+    speed.add_argument("--output", type=Path, help="JSON file to write")
     speed.set_defaults(command=benchmark_command)
     return parser
 
