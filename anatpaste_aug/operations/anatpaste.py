@@ -168,6 +168,16 @@ class PasteArguments(CallOptions, PasteOptions, total=False):
     """What forms of AnatPaste take."""
 
 
+class AnatPasteForm:
+    """What the transform and the module of AnatPaste share: what they do and take."""
+
+    operation: Any = AnatPaste
+
+    if TYPE_CHECKING:
+
+        def __init__(self, p: float = 0.5, **options: Unpack[PasteArguments]) -> None: ...
+
+
 @show_options(AnatPaste, like=AnatPaste.__call__)
 def anatpaste(image: ImageLike, rng: Rng = None, **options: Unpack[PasteArguments]) -> Any:
     """Paste a blurred patch of a chest radiograph into its lungs.

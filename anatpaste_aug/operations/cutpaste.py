@@ -219,6 +219,16 @@ class UnionArguments(CallOptions, UnionOptions, total=False):
     """What forms of the union take."""
 
 
+class CutPasteForm:
+    """What the transform and the module of CutPaste *normal* share: what they do and take."""
+
+    operation: Any = CutPaste
+
+    if TYPE_CHECKING:
+
+        def __init__(self, p: float = 0.5, **options: Unpack[CutPasteArguments]) -> None: ...
+
+
 @show_options(CutPaste, like=CutPaste.__call__)
 def cutpaste(image: ImageLike, rng: Rng = None, **options: Unpack[CutPasteArguments]) -> Any:
     """Paste a patch of the image whole at a uniformly drawn place: CutPaste *normal*.
@@ -261,6 +271,16 @@ def cutpaste(image: ImageLike, rng: Rng = None, **options: Unpack[CutPasteArgume
     return CutPaste.call(image, rng, options)
 
 
+class CutPasteScarForm:
+    """What the transform and the module of CutPaste *scar* share: what they do and take."""
+
+    operation: Any = CutPasteScar
+
+    if TYPE_CHECKING:
+
+        def __init__(self, p: float = 0.5, **options: Unpack[ScarArguments]) -> None: ...
+
+
 @show_options(CutPasteScar, like=CutPasteScar.__call__)
 def cutpaste_scar(image: ImageLike, rng: Rng = None, **options: Unpack[ScarArguments]) -> Any:
     """Paste a thin rotated patch of the image at a uniformly drawn place: CutPaste *scar*.
@@ -299,6 +319,16 @@ def cutpaste_scar(image: ImageLike, rng: Rng = None, **options: Unpack[ScarArgum
     (128, 128)
     """
     return CutPasteScar.call(image, rng, options)
+
+
+class CutPasteUnionForm:
+    """What the transform and the module of the union share: what they do and take."""
+
+    operation: Any = CutPasteUnion
+
+    if TYPE_CHECKING:
+
+        def __init__(self, p: float = 0.5, **options: Unpack[UnionArguments]) -> None: ...
 
 
 @show_options(CutPasteUnion, like=CutPasteUnion.__call__)

@@ -212,6 +212,16 @@ class OpacityArguments(CallOptions, OpacityOptions, total=False):
     """What forms of Opacity take."""
 
 
+class OpacityForm:
+    """What the transform and the module of Opacity share: what they do and take."""
+
+    operation: Any = Opacity
+
+    if TYPE_CHECKING:
+
+        def __init__(self, p: float = 0.5, **options: Unpack[OpacityArguments]) -> None: ...
+
+
 @show_options(Opacity, like=Opacity.__call__)
 def opacity(image: ImageLike, rng: Rng = None, **options: Unpack[OpacityArguments]) -> Any:
     """Brighten a part of the lungs as disease does: an opacity with soft, irregular borders.
