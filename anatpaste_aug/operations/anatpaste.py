@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -12,7 +12,7 @@ from anatpaste_aug.checks import LARGEST, Range, Rng, check_integers
 from anatpaste_aug.images import Array, ImageLike, Mask, MaskLike, Window, as_mask, black_and_white
 from anatpaste_aug.operations.alpha import Alpha, AlphaOperation, check_center
 from anatpaste_aug.operations.base import CallOptions, lengths_for_option, option, show_options
-from anatpaste_aug.operations.patch import check_patch, cut_patch
+from anatpaste_aug.operations.patch import PatchOptions, check_patch, cut_patch
 from anatpaste_aug.operations.sampling import Sampler
 
 if TYPE_CHECKING:
@@ -152,15 +152,12 @@ class AnatPaste(AlphaOperation[PasteParams]):
         return canvas, black, white
 
 
-class PasteOptions(TypedDict, total=False):
+class PasteOptions(PatchOptions, total=False):
     """The options of AnatPaste."""
 
-    scale: Range
-    ratio: Range
     blur: Range
     opacity: Range
     margin: int
-    jitter: float
     lengths_for: float | None
 
 
