@@ -95,6 +95,5 @@ def as_generator(rng: Any) -> np.random.Generator:
     if not (rng is None or isinstance(rng, np.random.Generator)):
         if isinstance(rng, bool) or not isinstance(rng, (int, np.integer)):
             raise TypeError(f"rng must be an int, a numpy.random.Generator or None, got {rng!r}")
-        if rng < 0:
-            raise ValueError(f"rng must be at least 0, got {rng}")
+        check_integer("rng", rng, 0)
     return np.random.default_rng(rng)
