@@ -108,16 +108,15 @@ class ShapePrior:
         centers = [(x, y) for x in CENTERS[0] for y in CENTERS[1]]
         poses = np.array([[(*c, *s) for c in centers] for s in scales])
         flat = poses.reshape(-1, 4)
-        every = slice(None, None, 4)
-        shape = self.mean[None] * flat[:, None, 2:]
-        normals = unit_normals(self.basis[2, :, 80:] + self.basis[5, :, 80:], flat[:, 2:])[
-            :, :, every
-        ]
+        # Every fourth landmark is enough.
+        shape = self.mean[::4] * flat[:, None, 2:]
+        tangents = self.basis[2, :, 80::4] + self.basis[5, :, 80::4]
+        normals = unit_normals(tangents, flat[:, 2:])
         bands = np.split(self.profile, (REACH - 2, REACH + 3), axis=1)
         table = sparse.csr_matrix((len(flat), 2 * CELLS**2), dtype=np.float32)
         for offset, band in zip((-1, 0, 1), bands, strict=True):
-            weight = band.sum(1)[every] / len(self.mean) * 4
-            at = shape[:, every] + flat[:, None, :2] + normals.transpose(0, 2, 1) * offset / CELLS
+            weight = band[::4].sum(1) / len(self.mean) * 4
+            at = shape + flat[:, None, :2] + normals.transpose(0, 2, 1) * offset / CELLS
             cell = np.floor(at * CELLS).astype(int)
             seen = ((cell >= 0) & (cell < CELLS)).all(-1)
             row = np.nonzero(seen)[0]
@@ -250,9 +249,7 @@ def make_view(gray: Array) -> tuple[Array, Array] | None:
     exact = np.float32 if gray.dtype.itemsize < 4 else np.float64
     gray = gray.astype(exact)
     gray -= gray.min()
-    if not gray.any():
-        return None
-    gray = (gray / gray.max()).astype(np.float32, copy=False)
+    gray = (gray / (gray.max() or 1)).astype(np.float32, copy=False)
     height, width = gray.shape
     factor = max(1, width // (2 * SIDE)), max(1, height // (2 * SIDE))
     small = Image.fromarray(np.ascontiguousarray(gray)).reduce(factor)
