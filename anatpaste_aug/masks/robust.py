@@ -246,8 +246,7 @@ def make_view(gray: Array) -> tuple[Array, Array] | None:
     None if there is nothing to see. Equalized, so that gamma and contrast are gone.
     """
     # Exact differences and one division, rounded to float32: the same for a picture in any dtype.
-    exact = np.float32 if gray.dtype.itemsize < 4 else np.float64
-    gray = gray.astype(exact)
+    gray = gray.astype(np.float32 if gray.dtype.itemsize < 4 else np.float64)
     gray -= gray.min()
     gray = (gray / (gray.max() or 1)).astype(np.float32, copy=False)
     height, width = gray.shape
@@ -406,16 +405,15 @@ def bend(
 
 def draw_outline(outline: Array, frame: Array, shape: tuple[int, ...]) -> Mask:
     """Fill both outlines, rounded off, in an image of this shape."""
-    height, width = shape
     fine = 2 * (SIDE // max(shape)) + 1  # small images are drawn larger
-    size = np.array([width * fine, height * fine])
+    size = (shape[1] * fine, shape[0] * fine)
     loops = ((frame[:2] + outline.T * frame[2:]) * size).reshape(2, LANDMARKS, 2)
     curves = rounding() @ loops
     # Pillow drops fractions and fills the rim too, so go half a pixel inwards.
     ahead = np.roll(curves, -1, 1) - np.roll(curves, 1, 1)
     inwards = np.array([[[1.0]], [[-1.0]]]) * ahead[..., ::-1] * (1, -1)
     curves += 0.5 * inwards / (np.linalg.norm(ahead, axis=-1, keepdims=True) + 1e-9)
-    canvas = Image.new("L", (width * fine, height * fine))
+    canvas = Image.new("L", size)
     for curve in curves:
         ImageDraw.Draw(canvas).polygon(curve.ravel().tolist(), fill=1)
     return np.asarray(canvas)[fine // 2 :: fine, fine // 2 :: fine] > 0
