@@ -120,9 +120,8 @@ class AnatPaste(AlphaOperation[PasteParams]):
         """Draw the shape, blurred, where the blur may reach, and confine it to the lungs."""
         height, width = lungs.shape
         check_center(params, lungs.shape)
-        half_w, half_h = params.width // 2, params.height // 2
-        inner_w = half_w - min(params.margin, half_w)
-        inner_h = half_h - min(params.margin, half_h)
+        inner_w = max(params.width // 2 - params.margin, 0)
+        inner_h = max(params.height // 2 - params.margin, 0)
         reach = 3 * params.blur_radius  # of three box filters, each no further than the radius
         left = max(params.center_x - inner_w - reach, 0)
         top = max(params.center_y - inner_h - reach, 0)
