@@ -89,10 +89,9 @@ def _edge(depth: Field, softness: float | Field) -> Field:
     return (3 - 2 * t) * t * t
 
 
-def _bell(offset: Field, width: float, flat: bool = False) -> Field:
-    """Return exp(-(offset / width)^2), or with the fourth power where `flat`."""
-    square = (offset * (1 / width)) ** 2
-    return np.exp(-(square * square if flat else square))
+def _bell(offset: Field, width: float) -> Field:
+    """Return exp(-(offset / width)^2)."""
+    return np.exp(-((offset * (1 / width)) ** 2))
 
 
 def _blob(chest: _Chest, u: float, v: float, width: float, height: float) -> Field:
@@ -169,8 +168,7 @@ def _position_patient(height: int, width: int, rng: Rng) -> _Chest:
 
     tissue = _trunk(v, s, rng)
     silhouette = _mediastinum(v, s, left, right_dome, rng)
-    depth = np.minimum(np.minimum(cage - s, s - medial), -below)
-    depth = np.maximum(depth, 0)
+    depth = np.minimum(np.minimum(cage - s, s - medial), -below).clip(0)
     air = (1 - np.exp(depth * (-1 / 0.055))) * (1 - 0.9 * silhouette)
     corner = np.array([v[0, 0], u[0, 0]], dtype=float)
     to_patient = np.array([[zoom, -zoom * tilt], [wide * tilt, wide]])
@@ -305,7 +303,7 @@ def _airways(chest: _Chest, rng: Rng) -> Field:
     carina = rng.uniform(-0.3, -0.2)
     shift = rng.uniform(-0.025, 0.01) * _edge(chest.v + 0.5, 0.5)
     off = np.abs(chest.u - shift) - 0.9 * np.maximum(chest.v - carina, 0)
-    tube = _bell(off, rng.uniform(0.034, 0.046), flat=True)
+    tube = _bell((off * (1 / rng.uniform(0.034, 0.046))) ** 2, 1)  # squared: flat in the middle
     return rng.uniform(-0.18, -0.1) * tube * _edge(carina + 0.06 - chest.v, 0.2) * chest.tissue
 
 
