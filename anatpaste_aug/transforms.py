@@ -345,15 +345,13 @@ class OperationTransform(OperationForm, SampleTransform):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Repeat a paste that `make_params` has drawn; what is not an image is passed through."""
-        if not is_image(inpt):
+        if not is_image(inpt) or (params["params"] is None and not self.return_mask):
             return inpt
+        array = to_array(inpt)
+        out, region = inpt, np.zeros(array.shape[:2], bool)
         if params["params"] is not None:
-            pasted, region = self.op.perform(to_array(inpt), params["params"], params["lungs"])
+            pasted, region = self.op.perform(array, params["params"], params["lungs"])
             out = from_array(inpt, pasted)
-        elif self.return_mask:
-            out, region = inpt, np.zeros(to_array(inpt).shape[:2], bool)
-        else:
-            return inpt
         return (out, tv_tensors.Mask(torch.from_numpy(region)[None])) if self.return_mask else out
 
 
