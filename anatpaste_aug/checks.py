@@ -1,7 +1,7 @@
 """Arguments: numbers, ranges, seeds and flags, checked with a message that says what is wrong."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -46,16 +46,16 @@ def check_integers(params: Any, names: Sequence[str], low: int, high: int = LARG
 
 
 def check_range(
-    name: str, value: Any, low: float, high: float, *, integer: bool = False, above: bool = False
+    name: str, value: Any, low: float, high: float, *, check: Callable[..., float], above: bool
 ) -> tuple[float, float]:
     """Check a number or a (low, high) pair against the legal range; return a pair.
 
-    With `above`, the lower limit itself is not legal.
+    `check` is `check_number` or `check_integer`, for each end. With `above`, the lower limit itself
+    is not legal.
     """
     ends = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(ends) != 2:
         raise ValueError(f"{name} must be a number or a pair (low, high), got {value!r}")
-    check = check_integer if integer else check_number
     first, last = (check(name, end, low, high) for end in ends)
     if first > last:
         raise ValueError(f"{name} must not be reversed: low <= high, got {value!r}")
@@ -95,6 +95,5 @@ def as_generator(rng: Any) -> np.random.Generator:
     if not (rng is None or isinstance(rng, np.random.Generator)):
         if isinstance(rng, bool) or not isinstance(rng, (int, np.integer)):
             raise TypeError(f"rng must be an int, a numpy.random.Generator or None, got {rng!r}")
-        if rng < 0:
-            raise ValueError(f"rng must be at least 0, got {rng}")
+        check_integer("rng", rng, 0)
     return np.random.default_rng(rng)

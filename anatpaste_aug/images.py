@@ -85,9 +85,7 @@ def to_gray(array: Array) -> Array:
     if array.ndim == 2:
         return array
     if array.dtype.kind == "f":
-        red, green, blue = (
-            array[..., i] * array.dtype.type(weight) for i, weight in enumerate(LUMA)
-        )
+        red, green, blue = (array[..., i] * array.dtype.type(LUMA[i]) for i in range(3))
         return red + green + blue  # in this order, each step rounded, on every machine
     # The weights add up to 2**16: 32 bits hold the sum of unsigned 16-bit products.
     wide = np.uint32 if array.dtype.kind == "u" else np.int64

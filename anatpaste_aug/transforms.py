@@ -3,7 +3,7 @@
 import copy
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,18 +18,14 @@ except ImportError as error:
         "anatpaste_aug.transforms needs torch and torchvision: pip install 'anatpaste-aug[torch]'"
     ) from error
 
-from anatpaste_aug import operations
 from anatpaste_aug.checks import check_flag, check_number
 from anatpaste_aug.crop import CROP_MARGIN, check_crop, crop_window, cut
 from anatpaste_aug.images import Array, Mask, as_array, as_kind_of, as_mask, check_finite
 from anatpaste_aug.masks import Segment, check_segment, find_lungs, lung_mask_robust
-from anatpaste_aug.operations.anatpaste import PasteArguments
+from anatpaste_aug.operations.anatpaste import AnatPasteForm
 from anatpaste_aug.operations.base import OperationForm, format_options
-from anatpaste_aug.operations.cutpaste import CutPasteArguments, ScarArguments, UnionArguments
-from anatpaste_aug.operations.opacity import OpacityArguments
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
+from anatpaste_aug.operations.cutpaste import CutPasteForm, CutPasteScarForm, CutPasteUnionForm
+from anatpaste_aug.operations.opacity import OpacityForm
 
 __all__ = [
     "AnatPaste",
@@ -349,19 +345,17 @@ class OperationTransform(OperationForm, SampleTransform):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Repeat a paste that `make_params` has drawn; what is not an image is passed through."""
-        if not is_image(inpt):
+        if not is_image(inpt) or (params["params"] is None and not self.return_mask):
             return inpt
+        array = to_array(inpt)
+        out, region = inpt, np.zeros(array.shape[:2], bool)
         if params["params"] is not None:
-            pasted, region = self.op.perform(to_array(inpt), params["params"], params["lungs"])
+            pasted, region = self.op.perform(array, params["params"], params["lungs"])
             out = from_array(inpt, pasted)
-        elif self.return_mask:
-            out, region = inpt, np.zeros(to_array(inpt).shape[:2], bool)
-        else:
-            return inpt
         return (out, tv_tensors.Mask(torch.from_numpy(region)[None])) if self.return_mask else out
 
 
-class AnatPaste(OperationTransform):
+class AnatPaste(AnatPasteForm, OperationTransform):
     """Paste a blurred patch of the radiograph into its lungs, with probability `p`.
 
     Samples, images and randomness: see `OperationTransform`.
@@ -395,14 +389,8 @@ class AnatPaste(OperationTransform):
     ((1, 256, 256), torch.uint8, (1, 256, 256))
     """
 
-    operation = operations.AnatPaste
 
-    if TYPE_CHECKING:
-
-        def __init__(self, p: float = 0.5, **options: Unpack[PasteArguments]) -> None: ...
-
-
-class CutPaste(OperationTransform):
+class CutPaste(CutPasteForm, OperationTransform):
     """Paste a patch whole at a random place (CutPaste *normal*), with probability `p`.
 
     Samples, images and randomness: see `OperationTransform`.
@@ -426,14 +414,8 @@ class CutPaste(OperationTransform):
     Li et al., CutPaste, CVPR 2021, arXiv:2104.04015.
     """
 
-    operation = operations.CutPaste
 
-    if TYPE_CHECKING:
-
-        def __init__(self, p: float = 0.5, **options: Unpack[CutPasteArguments]) -> None: ...
-
-
-class CutPasteScar(OperationTransform):
+class CutPasteScar(CutPasteScarForm, OperationTransform):
     """Paste a thin rotated patch at a random place (CutPaste *scar*), with probability `p`.
 
     Samples, images and randomness: see `OperationTransform`.
@@ -457,14 +439,8 @@ class CutPasteScar(OperationTransform):
     Li et al., CutPaste, CVPR 2021, arXiv:2104.04015.
     """
 
-    operation = operations.CutPasteScar
 
-    if TYPE_CHECKING:
-
-        def __init__(self, p: float = 0.5, **options: Unpack[ScarArguments]) -> None: ...
-
-
-class CutPasteUnion(OperationTransform):
+class CutPasteUnion(CutPasteUnionForm, OperationTransform):
     """Paste as `CutPaste` or as `CutPasteScar`, each half of the time, with probability `p`.
 
     Samples, images and randomness: see `OperationTransform`.
@@ -488,14 +464,8 @@ class CutPasteUnion(OperationTransform):
     Li et al., CutPaste, CVPR 2021, arXiv:2104.04015.
     """
 
-    operation = operations.CutPasteUnion
 
-    if TYPE_CHECKING:
-
-        def __init__(self, p: float = 0.5, **options: Unpack[UnionArguments]) -> None: ...
-
-
-class Opacity(OperationTransform):
+class Opacity(OpacityForm, OperationTransform):
     """Brighten a part of the lungs as disease does, with probability `p`.
 
     Samples, images and randomness: see `OperationTransform`.
@@ -525,12 +495,6 @@ class Opacity(OperationTransform):
     >>> augment(phantom_radiograph(256, rng=0)).shape
     (256, 256)
     """
-
-    operation = operations.Opacity
-
-    if TYPE_CHECKING:
-
-        def __init__(self, p: float = 0.5, **options: Unpack[OpacityArguments]) -> None: ...
 
 
 def is_image(part: Any) -> bool:

@@ -50,8 +50,9 @@ def options_of(form):
 
 def described(form):
     """Return the names of the options that type checkers know of, of a function or a class."""
-    (name,) = re.findall(r"\*\*options: Unpack\[(\w+)\]", inspect.getsource(form))
-    options = getattr(sys.modules[form.__module__], name)
+    where = form.__mro__[1] if inspect.isclass(form) else form  # transform and module share it
+    (name,) = re.findall(r"\*\*options: Unpack\[(\w+)\]", inspect.getsource(where))
+    options = getattr(sys.modules[where.__module__], name)
     assert not options.__required_keys__
     return options.__annotations__.keys()
 

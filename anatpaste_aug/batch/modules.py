@@ -1,24 +1,20 @@
 """The operations as modules, for use behind a DataLoader: which images, and with which masks."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from anatpaste_aug import operations
 from anatpaste_aug.batch import functions, operators
 from anatpaste_aug.batch.tensors import as_images, as_masks
 from anatpaste_aug.checks import check_number, check_size
 from anatpaste_aug.crop import CROP_MARGIN, check_crop
 from anatpaste_aug.masks import Segment, check_segment
-from anatpaste_aug.operations.anatpaste import PasteArguments
+from anatpaste_aug.operations.anatpaste import AnatPasteForm
 from anatpaste_aug.operations.base import Operation, OperationForm, format_options
-from anatpaste_aug.operations.cutpaste import CutPasteArguments, ScarArguments, UnionArguments
-from anatpaste_aug.operations.opacity import OpacityArguments
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
+from anatpaste_aug.operations.cutpaste import CutPasteForm, CutPasteScarForm, CutPasteUnionForm
+from anatpaste_aug.operations.opacity import OpacityForm
 
 __all__ = [
     "AnatPaste",
@@ -153,7 +149,7 @@ class OperationModule(OperationForm, BatchModule):
         return format_options({"p": self.p, **vars(self.ops[0]), **segment})
 
 
-class AnatPaste(OperationModule):
+class AnatPaste(AnatPasteForm, OperationModule):
     """Paste a blurred patch into the lungs of each image of a batch, with a probability.
 
     Parameters
@@ -186,14 +182,8 @@ class AnatPaste(OperationModule):
     (True, torch.Size([8, 1, 64, 64]), torch.Size([8]))
     """
 
-    operation = operations.AnatPaste
 
-    if TYPE_CHECKING:
-
-        def __init__(self, p: float = 0.5, **options: Unpack[PasteArguments]) -> None: ...
-
-
-class Opacity(OperationModule):
+class Opacity(OpacityForm, OperationModule):
     """Brighten a part of the lungs of each image of a batch, as disease does, with a probability.
 
     Parameters
@@ -211,14 +201,8 @@ class Opacity(OperationModule):
         If an option has another type or leaves its limits.
     """
 
-    operation = operations.Opacity
 
-    if TYPE_CHECKING:
-
-        def __init__(self, p: float = 0.5, **options: Unpack[OpacityArguments]) -> None: ...
-
-
-class CutPaste(OperationModule):
+class CutPaste(CutPasteForm, OperationModule):
     """Paste a patch of each image whole at a random place, with a probability: *normal*.
 
     Parameters
@@ -238,14 +222,8 @@ class CutPaste(OperationModule):
     Li et al., CutPaste, CVPR 2021, arXiv:2104.04015, section 2.2.
     """
 
-    operation = operations.CutPaste
 
-    if TYPE_CHECKING:
-
-        def __init__(self, p: float = 0.5, **options: Unpack[CutPasteArguments]) -> None: ...
-
-
-class CutPasteScar(OperationModule):
+class CutPasteScar(CutPasteScarForm, OperationModule):
     """Paste a thin rotated patch of each image at a random place, with a probability: *scar*.
 
     Parameters
@@ -265,14 +243,8 @@ class CutPasteScar(OperationModule):
     Li et al., CutPaste, CVPR 2021, arXiv:2104.04015, section 2.2.
     """
 
-    operation = operations.CutPasteScar
 
-    if TYPE_CHECKING:
-
-        def __init__(self, p: float = 0.5, **options: Unpack[ScarArguments]) -> None: ...
-
-
-class CutPasteUnion(OperationModule):
+class CutPasteUnion(CutPasteUnionForm, OperationModule):
     """Paste as `CutPaste` or as `CutPasteScar`, each half of the time, with a probability.
 
     Parameters
@@ -291,12 +263,6 @@ class CutPasteUnion(OperationModule):
     ----------
     Li et al., CutPaste, CVPR 2021, arXiv:2104.04015, section 2.2.
     """
-
-    operation = operations.CutPasteUnion
-
-    if TYPE_CHECKING:
-
-        def __init__(self, p: float = 0.5, **options: Unpack[UnionArguments]) -> None: ...
 
 
 class OneOf(BatchModule):

@@ -33,10 +33,9 @@ def stack(single: type, items: Sequence[Any]) -> tuple[Tensor, Tensor]:
     for item in items:
         if not isinstance(item, single):
             raise TypeError(f"params must be {single.__name__}, got {type(item).__name__}")
-        codes = {name: words.index(vars(item)[name]) for name, words in all_words.items() if words}
-        values = vars(item) | codes
-        whole.append([values[name] for name in all_words])
-        real.append([values[name] for name in real_names])
+        own = vars(item)
+        whole.append([words.index(own[n]) if words else own[n] for n, words in all_words.items()])
+        real.append([own[name] for name in real_names])
     return (
         torch.tensor(whole, dtype=torch.int64).reshape(len(items), len(all_words)),
         torch.tensor(real, dtype=torch.float64).reshape(len(items), len(real_names)),

@@ -89,10 +89,9 @@ def _edge(depth: Field, softness: float | Field) -> Field:
     return (3 - 2 * t) * t * t
 
 
-def _bell(offset: Field, width: float, flat: bool = False) -> Field:
-    """Return exp(-(offset / width)^2), or with the fourth power where `flat`."""
-    square = (offset * (1 / width)) ** 2
-    return np.exp(-(square * square if flat else square))
+def _bell(offset: Field, width: float) -> Field:
+    """Return exp(-(offset / width)^2)."""
+    return np.exp(-((offset * (1 / width)) ** 2))
 
 
 def _blob(chest: _Chest, u: float, v: float, width: float, height: float) -> Field:
@@ -169,8 +168,7 @@ def _position_patient(height: int, width: int, rng: Rng) -> _Chest:
 
     tissue = _trunk(v, s, rng)
     silhouette = _mediastinum(v, s, left, right_dome, rng)
-    depth = np.minimum(np.minimum(cage - s, s - medial), -below)
-    depth = np.maximum(depth, 0)
+    depth = np.minimum(np.minimum(cage - s, s - medial), -below).clip(0)
     air = (1 - np.exp(depth * (-1 / 0.055))) * (1 - 0.9 * silhouette)
     corner = np.array([v[0, 0], u[0, 0]], dtype=float)
     to_patient = np.array([[zoom, -zoom * tilt], [wide * tilt, wide]])
@@ -205,10 +203,8 @@ def _attenuation(chest: _Chest, rng: Rng) -> Field:
     """Add up everything the beam passes through."""
     total = _soft_tissue(chest, rng)
     total -= rng.uniform(0.40, 0.50) * chest.air
-    total += _spine(chest, rng)
-    total += _ribs(chest, rng)
-    total += _shoulder_girdle(chest, rng)
-    total += _airways(chest, rng)
+    for part in (_spine, _ribs, _shoulder_girdle, _airways):
+        total += part(chest, rng)
     total += _vessels(chest, rng) * chest.air
     grain = _texture(total.shape, rng, 24) + 0.7 * _texture(total.shape, rng, 60)
     total += rng.uniform(0.005, 0.014) * (0.4 + chest.air) * grain
@@ -219,13 +215,12 @@ def _soft_tissue(chest: _Chest, rng: Rng) -> Field:
     """Trunk wall, heart, abdomen, breasts and the stomach's gas bubble."""
     total = rng.uniform(0.48, 0.58) * chest.tissue
     total += rng.uniform(0.01, 0.03) * chest.tissue * _texture(total.shape, rng, 7)
-    depth = chest.below
-    heart = chest.silhouette * _edge(chest.v + 0.35, 1.3) * _edge(0.12 - depth, 0.35)
+    heart = chest.silhouette * _edge(chest.v + 0.35, 1.3) * _edge(0.12 - chest.below, 0.35)
     total += rng.uniform(0.16, 0.28) * heart
     middle = _bell(chest.s, 0.2)  # the domes fade where the heart rests on them
     outside = 0.6 * _edge(chest.s - chest.cage - 0.05, 0.2)  # and outside the ribs
-    abdomen = _edge(depth - 0.5 * outside, 0.02 + 0.25 * middle + outside)
-    abdomen *= 0.7 + 0.5 * _edge(depth - 0.1, 0.5)
+    abdomen = _edge(chest.below - 0.5 * outside, 0.02 + 0.25 * middle + outside)
+    abdomen *= 0.7 + 0.5 * _edge(chest.below - 0.1, 0.5)
     total += rng.uniform(0.2, 0.3) * chest.tissue * abdomen
     if rng.random() < 0.5:
         fullness, hang = rng.uniform(0.04, 0.12), rng.uniform(0.25, 0.42)
@@ -235,7 +230,7 @@ def _soft_tissue(chest: _Chest, rng: Rng) -> Field:
     if rng.random() < 0.6:
         width = rng.uniform(0.08, 0.16)
         bubble = _blob(chest, rng.uniform(0.3, 0.42), rng.uniform(0.68, 0.76), width, 0.07)
-        total -= rng.uniform(0.08, 0.2) * _edge(bubble, 0.7) * _edge(depth - 0.05, 0.05)
+        total -= rng.uniform(0.08, 0.2) * _edge(bubble, 0.7) * _edge(chest.below - 0.05, 0.05)
     return total
 
 
@@ -308,7 +303,7 @@ def _airways(chest: _Chest, rng: Rng) -> Field:
     carina = rng.uniform(-0.3, -0.2)
     shift = rng.uniform(-0.025, 0.01) * _edge(chest.v + 0.5, 0.5)
     off = np.abs(chest.u - shift) - 0.9 * np.maximum(chest.v - carina, 0)
-    tube = _bell(off, rng.uniform(0.034, 0.046), flat=True)
+    tube = _bell((off * (1 / rng.uniform(0.034, 0.046))) ** 2, 1)  # squared: flat in the middle
     return rng.uniform(-0.18, -0.1) * tube * _edge(carina + 0.06 - chest.v, 0.2) * chest.tissue
 
 

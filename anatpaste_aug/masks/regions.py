@@ -16,14 +16,8 @@ def frame(mask: Mask, outside: bool) -> Mask:
     In a framed mask every pixel has eight neighbors at fixed distances in memory, so that it can
     be worked on as one long row.
     """
-    framed = np.empty((mask.shape[0] + 2, mask.shape[1] + 2), bool)
+    framed = np.full((mask.shape[0] + 2, mask.shape[1] + 2), outside)
     framed[1:-1, 1:-1] = mask
-    return set_frame(framed, outside)
-
-
-def set_frame(framed: Mask, outside: bool) -> Mask:
-    """Set the frame of a framed mask, in place."""
-    framed[0] = framed[-1] = framed[:, 0] = framed[:, -1] = outside
     return framed
 
 
@@ -39,7 +33,8 @@ def combine_squares(combine: np.ufunc, framed: Mask) -> Mask:
     inner = out.ravel()[width + 1 : -width - 1]
     combine(rows[: -2 * width], rows[width:-width], out=inner)
     combine(inner, rows[2 * width :], out=inner)
-    return set_frame(out, False)
+    out[0] = out[-1] = out[:, 0] = out[:, -1] = False
+    return out
 
 
 def opening(mask: Mask) -> Mask:

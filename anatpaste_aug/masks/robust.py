@@ -108,16 +108,15 @@ class ShapePrior:
         centers = [(x, y) for x in CENTERS[0] for y in CENTERS[1]]
         poses = np.array([[(*c, *s) for c in centers] for s in scales])
         flat = poses.reshape(-1, 4)
-        every = slice(None, None, 4)
-        shape = self.mean[None] * flat[:, None, 2:]
-        normals = unit_normals(self.basis[2, :, 80:] + self.basis[5, :, 80:], flat[:, 2:])[
-            :, :, every
-        ]
+        # Every fourth landmark is enough.
+        shape = self.mean[::4] * flat[:, None, 2:]
+        tangents = self.basis[2, :, 80::4] + self.basis[5, :, 80::4]
+        normals = unit_normals(tangents, flat[:, 2:])
         bands = np.split(self.profile, (REACH - 2, REACH + 3), axis=1)
         table = sparse.csr_matrix((len(flat), 2 * CELLS**2), dtype=np.float32)
         for offset, band in zip((-1, 0, 1), bands, strict=True):
-            weight = band.sum(1)[every] / len(self.mean) * 4
-            at = shape[:, every] + flat[:, None, :2] + normals.transpose(0, 2, 1) * offset / CELLS
+            weight = band[::4].sum(1) / len(self.mean) * 4
+            at = shape + flat[:, None, :2] + normals.transpose(0, 2, 1) * offset / CELLS
             cell = np.floor(at * CELLS).astype(int)
             seen = ((cell >= 0) & (cell < CELLS)).all(-1)
             row = np.nonzero(seen)[0]
@@ -247,12 +246,9 @@ def make_view(gray: Array) -> tuple[Array, Array] | None:
     None if there is nothing to see. Equalized, so that gamma and contrast are gone.
     """
     # Exact differences and one division, rounded to float32: the same for a picture in any dtype.
-    exact = np.float32 if gray.dtype.itemsize < 4 else np.float64
-    gray = gray.astype(exact)
+    gray = gray.astype(np.float32 if gray.dtype.itemsize < 4 else np.float64)
     gray -= gray.min()
-    if not gray.any():
-        return None
-    gray = (gray / gray.max()).astype(np.float32, copy=False)
+    gray = (gray / (gray.max() or 1)).astype(np.float32, copy=False)
     height, width = gray.shape
     factor = max(1, width // (2 * SIDE)), max(1, height // (2 * SIDE))
     small = Image.fromarray(np.ascontiguousarray(gray)).reduce(factor)
@@ -409,16 +405,15 @@ def bend(
 
 def draw_outline(outline: Array, frame: Array, shape: tuple[int, ...]) -> Mask:
     """Fill both outlines, rounded off, in an image of this shape."""
-    height, width = shape
     fine = 2 * (SIDE // max(shape)) + 1  # small images are drawn larger
-    size = np.array([width * fine, height * fine])
+    size = (shape[1] * fine, shape[0] * fine)
     loops = ((frame[:2] + outline.T * frame[2:]) * size).reshape(2, LANDMARKS, 2)
     curves = rounding() @ loops
     # Pillow drops fractions and fills the rim too, so go half a pixel inwards.
     ahead = np.roll(curves, -1, 1) - np.roll(curves, 1, 1)
     inwards = np.array([[[1.0]], [[-1.0]]]) * ahead[..., ::-1] * (1, -1)
     curves += 0.5 * inwards / (np.linalg.norm(ahead, axis=-1, keepdims=True) + 1e-9)
-    canvas = Image.new("L", (width * fine, height * fine))
+    canvas = Image.new("L", size)
     for curve in curves:
         ImageDraw.Draw(canvas).polygon(curve.ravel().tolist(), fill=1)
     return np.asarray(canvas)[fine // 2 :: fine, fine // 2 :: fine] > 0

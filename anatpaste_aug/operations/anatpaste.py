@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -12,7 +12,7 @@ from anatpaste_aug.checks import LARGEST, Range, Rng, check_integers
 from anatpaste_aug.images import Array, ImageLike, Mask, MaskLike, Window, as_mask, black_and_white
 from anatpaste_aug.operations.alpha import Alpha, AlphaOperation, check_center
 from anatpaste_aug.operations.base import CallOptions, lengths_for_option, option, show_options
-from anatpaste_aug.operations.patch import check_patch, cut_patch
+from anatpaste_aug.operations.patch import PatchOptions, check_patch, cut_patch
 from anatpaste_aug.operations.sampling import Sampler
 
 if TYPE_CHECKING:
@@ -120,9 +120,8 @@ class AnatPaste(AlphaOperation[PasteParams]):
         """Draw the shape, blurred, where the blur may reach, and confine it to the lungs."""
         height, width = lungs.shape
         check_center(params, lungs.shape)
-        half_w, half_h = params.width // 2, params.height // 2
-        inner_w = half_w - min(params.margin, half_w)
-        inner_h = half_h - min(params.margin, half_h)
+        inner_w = max(params.width // 2 - params.margin, 0)
+        inner_h = max(params.height // 2 - params.margin, 0)
         reach = 3 * params.blur_radius  # of three box filters, each no further than the radius
         left = max(params.center_x - inner_w - reach, 0)
         top = max(params.center_y - inner_h - reach, 0)
@@ -152,20 +151,27 @@ class AnatPaste(AlphaOperation[PasteParams]):
         return canvas, black, white
 
 
-class PasteOptions(TypedDict, total=False):
+class PasteOptions(PatchOptions, total=False):
     """The options of AnatPaste."""
 
-    scale: Range
-    ratio: Range
     blur: Range
     opacity: Range
     margin: int
-    jitter: float
     lengths_for: float | None
 
 
 class PasteArguments(CallOptions, PasteOptions, total=False):
     """What forms of AnatPaste take."""
+
+
+class AnatPasteForm:
+    """What the transform and the module of AnatPaste share: what they do and take."""
+
+    operation: Any = AnatPaste
+
+    if TYPE_CHECKING:
+
+        def __init__(self, p: float = 0.5, **options: Unpack[PasteArguments]) -> None: ...
 
 
 @show_options(AnatPaste, like=AnatPaste.__call__)

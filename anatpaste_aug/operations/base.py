@@ -57,7 +57,7 @@ def option(
     if words:
         check, limits = checks.check_words, {"words": words}
     elif not single:
-        check, limits = checks.check_range, {**limits, "integer": integer, "above": above}
+        check, limits = checks.check_range, {**limits, "check": check, "above": above}
     return field(default=default, metadata={"check": check, "limits": limits, "none": optional})
 
 

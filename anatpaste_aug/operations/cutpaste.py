@@ -18,7 +18,7 @@ from anatpaste_aug.operations.base import (
     option,
     show_options,
 )
-from anatpaste_aug.operations.patch import check_patch, cut_patch
+from anatpaste_aug.operations.patch import PatchOptions, check_patch, cut_patch
 from anatpaste_aug.operations.sampling import Sampler
 
 if TYPE_CHECKING:
@@ -106,13 +106,12 @@ class CutPasteOperation(Operation[CutPasteParams]):
                 f"got {params}"
             )
         box_width, box_height = params.bounding_box
-        window = (
-            slice(params.paste_y, min(params.paste_y + box_height, height)),
-            slice(params.paste_x, min(params.paste_x + box_width, width)),
-        )
+        rows = slice(params.paste_y, params.paste_y + box_height)  # as far as the image goes
+        columns = slice(params.paste_x, params.paste_x + box_width)
+        before = image[rows, columns]
         # From the pixel centers of the box back to those of the patch.
-        right = np.arange(window[1].stop - window[1].start) + (0.5 - box_width / 2)
-        down = (np.arange(window[0].stop - window[0].start) + (0.5 - box_height / 2))[:, None]
+        right = np.arange(before.shape[1]) + (0.5 - box_width / 2)
+        down = (np.arange(before.shape[0]) + (0.5 - box_height / 2))[:, None]
         turn = math.radians(params.angle)
         cos, sin = math.cos(turn), math.sin(turn)
         x = np.floor(right * cos - down * sin + params.width / 2).astype(np.intp)
@@ -120,9 +119,9 @@ class CutPasteOperation(Operation[CutPasteParams]):
         inside = (x >= 0) & (x < params.width) & (y >= 0) & (y < params.height)
 
         out, region = image.copy(), np.zeros((height, width), bool)
-        out[window][inside] = patch[y[inside], x[inside]]
-        if out[window].tobytes() != image[window].tobytes():  # not so for black on a black border
-            region[window] = inside
+        out[rows, columns][inside] = patch[y[inside], x[inside]]
+        if out[rows, columns].tobytes() != before.tobytes():  # not so for black on a black border
+            region[rows, columns] = inside
         return out, region
 
 
@@ -185,14 +184,6 @@ class CutPasteUnion(CutPasteScar, CutPaste):
         return CutPaste.draw(self, sampler, shape, lungs)
 
 
-class CutPasteOptions(TypedDict, total=False):
-    """The options of *normal*."""
-
-    scale: Range
-    ratio: Range
-    jitter: float
-
-
 class ScarOptions(TypedDict, total=False):
     """The options of *scar*."""
 
@@ -203,11 +194,7 @@ class ScarOptions(TypedDict, total=False):
     lengths_for: float | None
 
 
-class UnionOptions(CutPasteOptions, ScarOptions, total=False):
-    """The options of both."""
-
-
-class CutPasteArguments(CallOptions, CutPasteOptions, total=False):
+class CutPasteArguments(CallOptions, PatchOptions, total=False):
     """What forms of *normal* take."""
 
 
@@ -215,8 +202,18 @@ class ScarArguments(CallOptions, ScarOptions, total=False):
     """What forms of *scar* take."""
 
 
-class UnionArguments(CallOptions, UnionOptions, total=False):
+class UnionArguments(CallOptions, PatchOptions, ScarOptions, total=False):
     """What forms of the union take."""
+
+
+class CutPasteForm:
+    """What the transform and the module of CutPaste *normal* share: what they do and take."""
+
+    operation: Any = CutPaste
+
+    if TYPE_CHECKING:
+
+        def __init__(self, p: float = 0.5, **options: Unpack[CutPasteArguments]) -> None: ...
 
 
 @show_options(CutPaste, like=CutPaste.__call__)
@@ -261,6 +258,16 @@ def cutpaste(image: ImageLike, rng: Rng = None, **options: Unpack[CutPasteArgume
     return CutPaste.call(image, rng, options)
 
 
+class CutPasteScarForm:
+    """What the transform and the module of CutPaste *scar* share: what they do and take."""
+
+    operation: Any = CutPasteScar
+
+    if TYPE_CHECKING:
+
+        def __init__(self, p: float = 0.5, **options: Unpack[ScarArguments]) -> None: ...
+
+
 @show_options(CutPasteScar, like=CutPasteScar.__call__)
 def cutpaste_scar(image: ImageLike, rng: Rng = None, **options: Unpack[ScarArguments]) -> Any:
     """Paste a thin rotated patch of the image at a uniformly drawn place: CutPaste *scar*.
@@ -299,6 +306,16 @@ def cutpaste_scar(image: ImageLike, rng: Rng = None, **options: Unpack[ScarArgum
     (128, 128)
     """
     return CutPasteScar.call(image, rng, options)
+
+
+class CutPasteUnionForm:
+    """What the transform and the module of the union share: what they do and take."""
+
+    operation: Any = CutPasteUnion
+
+    if TYPE_CHECKING:
+
+        def __init__(self, p: float = 0.5, **options: Unpack[UnionArguments]) -> None: ...
 
 
 @show_options(CutPasteUnion, like=CutPasteUnion.__call__)
@@ -346,7 +363,7 @@ def cutpaste_union(image: ImageLike, rng: Rng = None, **options: Unpack[UnionArg
 
 @show_options(CutPaste)
 def sample_cutpaste(
-    image: ImageLike, rng: Rng = None, **options: Unpack[CutPasteOptions]
+    image: ImageLike, rng: Rng = None, **options: Unpack[PatchOptions]
 ) -> CutPasteParams:
     """Draw the parameters of one CutPaste *normal* (Li et al., CVPR 2021, arXiv:2104.04015).
 

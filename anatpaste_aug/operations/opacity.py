@@ -183,7 +183,7 @@ class Opacity(AlphaOperation[OpacityParams]):
         u, v = axes(params, level, x, y[:, None])
         noise = texture(params.seed, lungs.shape, cell, rows, columns)
         dense, within = profile(params.kind, u, v, noise)
-        density = (smooth(dense) * clip_unit(within) >> 10) * params.density
+        density = (smooth(dense) * within.clip(0, ONE) >> 10) * params.density
         alpha = enlarge((density * soft + (1 << 15)) >> 16, cell)
         top, left = rows.start * cell, columns.start * cell
         alpha = alpha[: height - top, : width - left]
@@ -210,6 +210,16 @@ class OpacityOptions(TypedDict, total=False):
 
 class OpacityArguments(CallOptions, OpacityOptions, total=False):
     """What forms of Opacity take."""
+
+
+class OpacityForm:
+    """What the transform and the module of Opacity share: what they do and take."""
+
+    operation: Any = Opacity
+
+    if TYPE_CHECKING:
+
+        def __init__(self, p: float = 0.5, **options: Unpack[OpacityArguments]) -> None: ...
 
 
 @show_options(Opacity, like=Opacity.__call__)
@@ -376,10 +386,9 @@ def one_lung(lungs: Mask, x: int) -> tuple[Window, int]:
 
 
 def meet(center: int, reach: int, cell: int, length: int) -> slice:
-    """Return the cells that lie within `reach` pixels of a center; at least one."""
+    """Return the cells that lie within `reach` pixels of a center inside the image."""
     count = -(-length // cell)
-    first = min(max((center - reach) // cell, 0), count - 1)
-    return slice(first, max(min((center + reach) // cell + 1, count), first + 1))
+    return slice(max((center - reach) // cell, 0), min((center + reach) // cell + 1, count))
 
 
 def extent(flags: Mask, part: slice) -> slice:
@@ -427,14 +436,9 @@ def axes(params: OpacityParams, level: int, x: Array, y: Array) -> tuple[Array, 
     return u.clip(-FAR, FAR), v.clip(-FAR, FAR)
 
 
-def clip_unit(values: Array) -> Array:
-    """Cut 1024ths to 0..1."""
-    return values.clip(0, ONE)
-
-
 def smooth(values: Array) -> Array:
     """Return the smoothstep of 1024ths."""
-    values = clip_unit(values)
+    values = values.clip(0, ONE)
     return (values * values >> 10) * (3 * ONE - 2 * values) >> 10
 
 

@@ -1,11 +1,19 @@
 """What every paste of a patch shares: how it is cut, and its color jitter."""
 
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
-from anatpaste_aug.checks import LARGEST, check_integers, check_number
+from anatpaste_aug.checks import LARGEST, Range, check_integers, check_number
 from anatpaste_aug.images import Array, to_gray
+
+
+class PatchOptions(TypedDict, total=False):
+    """What AnatPaste and CutPaste *normal* share of their options: how a patch is drawn."""
+
+    scale: Range
+    ratio: Range
+    jitter: float
 
 
 def check_patch(params: Any) -> None:
