@@ -261,7 +261,7 @@ def rates(data: Path, cache: Path) -> Found:
     for name in ("plain", "compiled"):
         compiled = name == "compiled"
         with start(str(DEVICE), compiled=compiled and CARD, progress=False) as runtime:
-            result = benchmark(settings, Source(data, cache), 100 if CARD else 2, runtime)
+            result = benchmark(settings, Source(data, cache), 200 if CARD else 2, runtime)
         torch.compiler.reset()
         found[name] = result
         told = f"{result['images_per_second']:,.0f} images/s, {1e3 * result['median']:.3g} ms each"
