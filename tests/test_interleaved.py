@@ -1,5 +1,5 @@
-"""What Triton's interpreter does not show of the kernels: other orders of their programs, and
-programs at the same time."""
+"""What Triton's interpreter does not show of the kernels: other orders of their programs, programs
+at the same time, and memory that nobody has written yet."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") != "1":
 import test_kernels as kernels  # noqa: E402
 import triton.language as tl  # noqa: E402
 from batches import alone, functional_boxes, hard_masks, hooks, random_images  # noqa: E402
+from torch.overrides import TorchFunctionMode  # noqa: E402
 from triton.runtime.interpreter import TensorHandle  # noqa: E402
 
 from anatpaste_aug.batch.kernels import draw as draw_host  # noqa: E402
+from anatpaste_aug.batch.kernels import launch, otsu  # noqa: E402
 from anatpaste_aug.batch.kernels import mask as mask_host  # noqa: E402
 from anatpaste_aug.batch.kernels import paste as paste_host  # noqa: E402
 from benchmarks.interleaved import Interleaved  # noqa: E402
@@ -52,6 +54,9 @@ def parts(monkeypatch, rows, step, words):
         monkeypatch.setattr(host, "STEP", step)
     monkeypatch.setattr(mask_host, "WORDS", words)
     monkeypatch.setattr(paste_host, "DRAWN_ROWS", rows)
+
+
+# --- the order of programs ------------------------------------------------------------------------
 
 
 HARD = hard_masks(36)[:, 1:, 2:]
@@ -130,10 +135,10 @@ def test_boxes(order, monkeypatch):
         np.testing.assert_array_equal(kept, functional_boxes(one, min_area))
 
 
-def check_masks(shape, dtype):
+def check_masks(shape, dtype, min_area=40):
     images = random_images(shape, dtype, seed=3)
-    for image, got in zip(images, kernels.masks_of(images, 40), strict=True):
-        np.testing.assert_array_equal(got, ap.lung_mask(alone(image), min_area=40))
+    for image, got in zip(images, kernels.masks_of(images, min_area), strict=True):
+        np.testing.assert_array_equal(got, ap.lung_mask(alone(image), min_area=min_area))
 
 
 @pytest.mark.slow
@@ -177,3 +182,45 @@ def test_pastes(dtype, order, monkeypatch):
 @pytest.mark.slow
 def test_draws(order):
     kernels.test_draws_are_those_of_the_function()
+
+
+# --- memory that nobody has written yet -----------------------------------------------------------
+
+
+class Garbage(TorchFunctionMode):
+    """Fill new tensors that have no values yet: with ones, or at random."""
+
+    def __init__(self, fill):
+        super().__init__()
+        self.fill, self.filled, self.rng = fill, 0, np.random.default_rng(0)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func in (torch.empty, torch.empty_like, torch.Tensor.new_empty):
+            memory = torch.tensor([], dtype=torch.uint8).set_(out.untyped_storage())
+            garbage = 255 if self.fill == "ones" else self.rng.integers(256, size=memory.numel())
+            memory.copy_(torch.as_tensor(garbage))
+            self.filled += 1
+        return out
+
+
+@pytest.mark.parametrize("fill", ["ones", "random"])
+def test_all_that_is_read_has_been_written(fill, monkeypatch):
+    parts(monkeypatch, 64, 2**14, 128)
+    with Garbage(fill) as garbage:
+        for dtype, min_area in ((torch.uint8, 40), (torch.float32, 20)):
+            check_masks((1, 1, 40, 61), dtype, min_area)
+            kernels.check_paste_alone((4, 3, 33, 47), dtype)
+        kernels.test_draws_are_those_of_the_function()
+    assert garbage.filled > 50
+
+
+@pytest.mark.parametrize("fill", ["ones", "random"])
+def test_garbage_is_seen(fill, monkeypatch):
+    def launch_others(kernel, *args, **meta):
+        if kernel is not otsu.keep_dark_kernel:
+            launch.launch(kernel, *args, **meta)
+
+    monkeypatch.setattr(mask_host, "launch", launch_others)
+    with Garbage(fill), pytest.raises(AssertionError, match="not equal"):
+        check_masks((1, 1, 40, 61), torch.uint8)
