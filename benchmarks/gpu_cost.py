@@ -481,8 +481,8 @@ def describe(found: dict[str, Any]) -> str:
         f"{ran['images']} of {ran['kind']}; the masks and pastes differ from the functions' in "
         f"{ran['wrong_masks']} and {ran['wrong_pastes']} of them. The card's time is 4 us a launch "
         "and 2.8 TB/s: it leaves out arithmetic, waiting for memory, and atomics that meet. The "
-        "host's is measured in one thread on images of 64 x 64, without the driver's part of a launch; quartiles of "
-        f"all: {found['host']['all'][0] / 1e3:.3g} to {found['host']['all'][2] / 1e3:.3g} ms. "
+        "host's is measured in one thread, on images of 64 x 64, without the driver's part of a "
+        f"launch; quartiles of all: {found['host']['all'][0] / 1e3:.3g} to {found['host']['all'][2] / 1e3:.3g} ms. "
         "While the card works on one batch, the host prepares the next.",
         "",
         markdown_table(["stage", "launches", "GB", "card, estimate, ms", "host, ms"], rows),
