@@ -468,6 +468,7 @@ def describe(found: dict[str, Any]) -> str:
         card, host = seconds(launches, moved), found["host"][stage][1] / 1e6
         rows.append([stage, launches, moved / 1e9, card * 1e3, host * 1e3])
     longer = max(card, host)
+    low, high = (found["host"]["all"][i] / 1e3 for i in (0, 2))
     binds = "the host" if host > card else "the card"
     own = sum(part["kernels"] for part in found["stages"].values())
     lines = [
@@ -482,7 +483,7 @@ def describe(found: dict[str, Any]) -> str:
         f"{ran['wrong_masks']} and {ran['wrong_pastes']} of them. The card's time is 4 us a launch "
         "and 2.8 TB/s: it leaves out arithmetic, waiting for memory, and atomics that meet. The "
         "host's is measured in one thread, on images of 64 x 64, without the driver's part of a "
-        f"launch; quartiles of all: {found['host']['all'][0] / 1e3:.3g} to {found['host']['all'][2] / 1e3:.3g} ms. "
+        f"launch; quartiles of all: {low:.3g} to {high:.3g} ms. "
         "While the card works on one batch, the host prepares the next.",
         "",
         markdown_table(["stage", "launches", "GB", "card, estimate, ms", "host, ms"], rows),
