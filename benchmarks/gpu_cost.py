@@ -111,21 +111,24 @@ def no_launches(instead: Callable[..., None] = lambda *_, **__: None) -> Iterato
         yield
 
 
-def run(images: Tensor, begin: Callable[[str], None]) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Run the kernels: masks, parameters and pastes; say which stage begins."""
+def run(
+    images: Tensor, begin: Callable[[str], None] = lambda stage: None
+) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
+    """Run the kernels, and say which stage begins: masks, fields of params, pastes and regions."""
     from anatpaste_aug.batch.kernels import draw, mask, paste
 
-    chosen, operation = torch.ones(len(images), dtype=torch.bool), AnatPaste()
-    generator = torch.Generator().manual_seed(0)
+    device, operation = images.device, AnatPaste()
+    chosen = torch.ones(len(images), dtype=torch.bool, device=device)
+    generator = torch.Generator(device).manual_seed(0)
     begin("mask")
     masks = mask.lung_mask(images, 400, chosen)
     begin("draw")
-    numbers = torch.randint(2**53, (10, len(images)), generator=generator)
-    fields = list(draw.sample(masks, numbers, images.shape[2:], operation))
+    numbers = torch.randint(2**53, (10, len(images)), generator=generator, device=device)
+    fields = list(draw.sample(masks, numbers, tuple(images.shape[2:]), operation))
     begin("paste")
-    out = paste.paste(images, fields, masks, chosen, operation)[0]
+    out, regions = paste.paste(images, fields, masks, chosen, operation)
     begin("")
-    return masks, fields, out
+    return masks, fields, out, regions
 
 
 def record(
@@ -281,7 +284,7 @@ def radiographs(count: int) -> tuple[Tensor, str]:
         pictures = [phantom_radiograph(SIZE, rng=i) for i in range(count)]
         return torch.from_numpy(np.stack(pictures))[:, None], "phantoms"
     pictures = []
-    for path in paths[:: len(paths) // count][:count]:
+    for path in paths[:: max(len(paths) // count, 1)][:count]:
         with Image.open(path) as image:
             gray = image.convert("L").resize((SIZE, SIZE), Image.Resampling.BILINEAR)
         pictures.append(np.asarray(gray))
@@ -300,7 +303,7 @@ def interpret(count: int = INTERPRETED) -> dict[str, Any]:
         def begin(stage: str) -> None:
             watch.bytes = kept.setdefault(stage, Counter())
 
-        masks, fields, out = run(images, begin)
+        masks, fields, out, _ = run(images, begin)
     wrong_masks = wrong_pastes = 0
     drawn = unstack(ap.PasteParams, *fields)
     for image, mask, params, got in zip(images, masks, drawn, out, strict=True):
@@ -419,7 +422,7 @@ def memory() -> float:
     """Return the most bytes a pixel that the batch has in tensors, its results included."""
     images = torch.zeros((COUNT, 1, SIZE, SIZE), dtype=torch.uint8)
     with recorded(), Peak() as peak:
-        run(images, lambda stage: None)
+        run(images)
     return peak.most / images.numel()
 
 

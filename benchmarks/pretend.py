@@ -7,6 +7,7 @@ there, for sm_90, into ``TRITON_CACHE_DIR``.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import triton
@@ -135,25 +137,32 @@ def launcher_of_triton() -> Callable[[Any, Any], Any]:
     It is linked to the driver's library: to an empty one of that name where there is none.
     """
     from triton.backends.nvidia import driver as nvidia
+    from triton.runtime import build
 
     folder = Path(tempfile.mkdtemp())
     source = folder / "empty.c"
-    source.write_text("")
+    source.write_text("void cuGetErrorString(void) {}")  # without a symbol it is not linked
     name = "libcuda.so.1"
     command = ["gcc", "-shared", f"-Wl,-soname,{name}", "-o", str(folder / name), str(source)]
     subprocess.run(command, check=True)
     (folder / "libcuda.so").symlink_to(name)
     triton.knobs.nvidia.libcuda_path = str(folder)
-    import ctypes
-
     ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL)
     sys.setdlopenflags(os.RTLD_LAZY)  # what it calls is not there
+    # What they are filed under ends in what the program `file` says, where that is installed.
+    platform = build.platform_key().rpartition(",")[0]
 
-    def make(source: Any, metadata: Any) -> Any:
-        nvidia.CudaLauncher(source, metadata)
+    def compile_both(make: Callable[..., Any], *args: Any) -> None:
+        for form in ("ELF", ""):
+            with mock.patch.object(build, "platform_key", lambda form=form: f"{platform},{form}"):
+                make(*args)
+
+    def launcher(source: Any, metadata: Any) -> Any:
+        compile_both(nvidia.CudaLauncher, source, metadata)
         return launch_nothing(source, metadata)
 
-    return make
+    compile_both(nvidia.CudaUtils)
+    return launcher
 
 
 def main() -> int:

@@ -60,7 +60,8 @@ if not GPU:
 
 @pytest.fixture(autouse=True)
 def no_plans():
-    """Forget the launches of other tests, some of which spoil them."""
+    """Forget what tests have launched, some of which spoil it."""
+    yield
     launch.plan_of.cache_clear()
 
 

@@ -22,7 +22,7 @@ here = Launches()
 
 
 def planned(operator: Callable[..., Any]) -> Callable[..., Any]:
-    """Let an operator go through Triton's binder once for each form of its arguments.
+    """Remember what an operator launches: Triton's binder is asked once for a form of arguments.
 
     The binder takes 20 microseconds a launch. It finds a compiled kernel by dtypes, numbers,
     constants, and whether 16 divides an address: all follow from the form of the arguments here, as
@@ -36,7 +36,8 @@ def planned(operator: Callable[..., Any]) -> Callable[..., Any]:
         here.known, here.noted = iter(plan) if plan else None, []
         try:
             result = operator(*args)
-            plan[:] = plan or here.noted
+            if here.noted and not plan:
+                plan[:] = here.noted
             return result
         finally:
             here.known = here.noted = None
@@ -67,13 +68,15 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
     and warps are such that no register is spilled, whatever the dtype, by Triton 3.6 and 3.8.
     """
     if here.known is not None:
-        planned_kernel, start, constants = next(here.known)
-        if planned_kernel is not kernel:
-            raise RuntimeError(f"{kernel} is launched in place of {planned_kernel}")
+        expected, start, constants = next(here.known)
+        if expected is not kernel:
+            raise RuntimeError(f"{kernel} is launched in place of {expected}")
         start(*args, *constants)
         return
     compiled = kernel[grid](*args, **meta, enable_fp_fusion=False)
-    if here.noted is not None and compiled is not None:  # None: it was interpreted
+    if compiled is None:  # interpreted, or held back by a hook: nothing is known
+        here.noted = None
+    elif here.noted is not None:
         constants = [meta[name] for name in kernel.arg_names[len(args) :]]
         here.noted.append((kernel, compiled[(*grid, 1, 1)[:3]], constants))
 

@@ -102,7 +102,7 @@ class Regions:
         self.measures = words.new_empty((count, 5 * self.nodes), dtype=torch.int32)
 
     def join(self, *, opening: bool) -> None:
-        """Open or dilate the masks, and join the pixels of each region.
+        """Open or dilate the masks, from `words` to `joined`, and join the pixels of each region.
 
         When opening, nothing is measured, and all regions that touch the border become one.
         """
