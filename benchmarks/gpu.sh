@@ -59,7 +59,7 @@ end() {
 
 tests=(tests/test_kernels.py -q -rs -p no:cacheprovider -W default)
 if [ -n "${QUICK:-}" ]; then
-  data=$work/phantoms
+  LIMIT=${LIMIT:-900} data=$work/phantoms
   [ -e "$data" ] || "$python" -c "from pathlib import Path
 from examples.pretrain_gde.phantoms import write_phantoms
 write_phantoms(Path('$data'), 64, progress=False)"
