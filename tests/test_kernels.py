@@ -558,17 +558,20 @@ def test_a_wrong_order_is_seen(monkeypatch):
     assert (rule(inside[None], min_area)[0] != expected).any()
 
 
+@pytest.mark.compiles
 def test_launches_stay_below_the_bar():
     stages = gpu_cost.part("launches").values()
     kernels_ = sum(stage["kernels"] for stage in stages)
     assert 20 < kernels_ <= kernels_ + sum(stage["operations"] for stage in stages) <= 30
 
 
+@pytest.mark.compiles
 @pytest.mark.slow
 def test_kernels_compile_for_amd():
     assert len(gpu_cost.part("amd")) == 19
 
 
+@pytest.mark.compiles
 @pytest.mark.skipif(not gpu_cost.tools(), reason="needs ptxas and cuobjdump, of Triton's wheel")
 @pytest.mark.parametrize("cases", ["quick", pytest.param("compile", marks=pytest.mark.slow)])
 def test_kernels_compile_without_spilling(cases):
