@@ -55,6 +55,15 @@ def phantom() -> np.ndarray:
     return image
 
 
+@pytest.fixture
+def compiler():
+    """Let `torch.compile` forget what other tests compiled: it does not go on for ever."""
+    compiler = pytest.importorskip("torch", reason="needs torch").compiler
+    compiler.reset()
+    yield
+    compiler.reset()
+
+
 @st.composite
 def images(draw, dtypes=DTYPES, channels=(1, 3), max_side=80):
     """Draw a legal image: noise, blobs, few values, or constant; any dtype, size and contrast."""

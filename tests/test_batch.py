@@ -47,14 +47,6 @@ MODULES = (
 )
 
 
-@pytest.fixture
-def compiler():
-    """Let `torch.compile` forget what other tests compiled: it does not go on for ever."""
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
-
-
 # --- the lung mask --------------------------------------------------------------------------------
 
 
@@ -584,6 +576,7 @@ def test_drawing_compiles_whole_and_batches_of_any_size(compiler):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # Inductor imports torch.jit
 def test_modules_compile_with_inductor(compiler):
     images = random_images((2, 1, 32, 32), torch.uint8)
     out, changed, labels = torch.compile(batch.AnatPaste(1.0), fullgraph=True)(images)

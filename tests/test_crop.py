@@ -280,7 +280,7 @@ def test_boxes_of_the_batch_are_those_of_the_function(seed, height, width, margi
         np.testing.assert_array_equal(fields[0, 0], lungs)
 
 
-def test_the_batch_compiles_whole(torchvision):
+def test_the_batch_compiles_whole(torchvision, compiler):
     import torch
 
     from anatpaste_aug import batch

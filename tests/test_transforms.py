@@ -395,9 +395,8 @@ COMPILED = [*(kind(p=0.7) for kind in PASTES), LungMask(), LungCrop()]
 @pytest.mark.filterwarnings("ignore:.*torch:UserWarning")
 @pytest.mark.parametrize("transform", COMPILED, ids=lambda one: type(one).__name__)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.float32])
-def test_compiled_they_give_what_they_give(tensor, transform, dtype):
+def test_compiled_they_give_what_they_give(tensor, transform, dtype, compiler):
     image = (tensor.float() / 255 * (1 if dtype.is_floating_point else 250)).to(dtype)
-    torch.compiler.reset()
 
     def augment(image):
         return transform(image)
@@ -414,7 +413,6 @@ def test_compiled_they_give_what_they_give(tensor, transform, dtype):
             for one, other in pairs:
                 assert type(one) is type(other)
                 assert torch.equal(one, other)
-    torch.compiler.reset()
 
 
 def test_the_lung_field_is_used_and_moves_with_the_image(tensor):

@@ -9,6 +9,7 @@ from anatpaste_aug.batch.kernels.labels import AREA, BOTTOM, FIRST, LEFT, RIGHT
 ENTRY = tl.constexpr(8)  # numbers in a row of the table of regions: the measures, and
 ROOT = tl.constexpr(5)
 ZEROED = tl.constexpr(6)
+WORDS = tl.constexpr(256)  # of a box, counted at a time
 
 
 @triton.jit
@@ -56,23 +57,26 @@ def box_bits(col, left, right):
 
 
 @triton.jit
+def flag_of(i, ROWS: tl.constexpr):
+    """Return the bit of region `i` among those of all regions: (ROWS, 16 * ROWS) of uint32.
+
+    With ``ROWS / 2`` warps a row is one register of every thread, so that its number is known when
+    this is compiled, and takes no register.
+    """
+    row, col = tl.arange(0, ROWS)[:, None], tl.arange(0, 16 * ROWS)[None, :]
+    here = (row == i // 32 // (16 * ROWS)) & (col == i // 32 % (16 * ROWS))
+    return tl.where(here, tl.full((), 1, tl.uint32) << (i % 32), 0)
+
+
+@triton.jit
 def choose_boxes_kernel(
-    words_ptr,
-    roots_ptr,
-    table_ptr,
-    found_ptr,
-    height,
-    width,
-    most,
-    min_area,
-    FLAGS: tl.constexpr,
-    STEP: tl.constexpr,
+    words_ptr, roots_ptr, table_ptr, found_ptr, height, width, most, min_area, ROWS: tl.constexpr
 ):
     """Choose the regions of fewer than `min_area` pixels, in label order; their boxes go whole.
 
     Grid: images. Reads `words`, `roots`, `table` and `found`, of launches before; writes column
     `ZEROED` of the table, 0 or 1, which no program reads. What has been chosen so far is kept in
-    registers, one bit a region.
+    registers, one bit a region: see `flag_of`.
 
     A region that is large enough is counted again, without the boxes that were chosen before it,
     where one of them meets its own: word by word of its box. All loops are over the image's regions
@@ -84,8 +88,7 @@ def choose_boxes_kernel(
     roots_ptr += b * nodes
     table_ptr += b * most * ENTRY
     count = tl.minimum(tl.load(found_ptr + b), most)
-    flag = tl.arange(0, FLAGS)
-    flags = tl.zeros((FLAGS,), tl.uint32)
+    flags = tl.zeros((ROWS, 16 * ROWS), tl.uint32)
     # The rectangle around what has been chosen: empty, so far.
     all_top, all_bottom, all_left, all_right = height, -1, width, -1
     for i in range(count):
@@ -100,15 +103,15 @@ def choose_boxes_kernel(
             first, last = left // 32, right // 32
             wide = last - first + 1
             total = wide * (bottom - top + 1)
-            for start in range(0, total, STEP):
-                place = start + tl.arange(0, STEP)
+            for start in range(0, total, WORDS):
+                place = start + tl.arange(0, WORDS)
                 y, col = top + place // wide, first + place % wide
                 word = tl.load(words_ptr + y * across + col, mask=place < total, other=0)
                 word &= box_bits(col, left, right)
                 node = 1 + (y // 2 * across + col) * BLOCKS
-                own = tl.zeros((STEP,), tl.uint32)
+                own = tl.zeros((WORDS,), tl.uint32)
                 for block in tl.static_range(BLOCKS):
-                    pixels = word & (tl.full((STEP,), 3, tl.uint32) << (2 * block))
+                    pixels = word & (tl.full((WORDS,), 3, tl.uint32) << (2 * block))
                     here = tl.load(roots_ptr + node + block, mask=pixels != 0, other=0)
                     own |= tl.where(here == root, pixels, 0)
                 for j in range(i):
@@ -116,14 +119,14 @@ def choose_boxes_kernel(
                     top2, bottom2 = tl.load(other + FIRST) // width, tl.load(other + BOTTOM)
                     left2, right2 = tl.load(other + LEFT), tl.load(other + RIGHT)
                     if (top2 <= bottom) & (bottom2 >= top) & (left2 <= right) & (right2 >= left):
-                        bits = tl.sum(tl.where(flag == j // 32, flags, 0))
-                        there = (y >= top2) & (y <= bottom2) & (((bits >> (j % 32)) & 1) != 0)
+                        chosen = tl.sum(flags & flag_of(j, ROWS)) != 0
+                        there = chosen & (y >= top2) & (y <= bottom2)
                         lost = tl.where(there, box_bits(col, left2, right2), 0)
                         own &= lost ^ 0xFFFFFFFF
                 area += tl.sum(count_bits(own))
         small = area < min_area
         if small:
-            flags |= tl.where(flag == i // 32, tl.full((), 1, tl.uint32) << (i % 32), 0)
+            flags |= flag_of(i, ROWS)
             all_top, all_bottom = tl.minimum(all_top, top), tl.maximum(all_bottom, bottom)
             all_left, all_right = tl.minimum(all_left, left), tl.maximum(all_right, right)
         tl.store(row + ZEROED, small.to(tl.int32))

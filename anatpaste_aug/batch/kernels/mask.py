@@ -5,10 +5,11 @@ from torch import Tensor
 
 from anatpaste_aug.batch.kernels import boxes, labels, otsu, pixels, tiles
 from anatpaste_aug.batch.kernels.constants import COLS, EXTREMES, ROWS, SMALLEST
-from anatpaste_aug.batch.kernels.launch import chunks, launch, parts, planned, power_of_two
+from anatpaste_aug.batch.kernels.launch import chunks, launch, parts, planned
 from anatpaste_aug.masks.clahe import BINS, CLIP_LIMIT
 
 STEP = 2048  # pixels, where rows do not matter
+QUANTIZED = 512  # pixels of a tile at a time; half as many float64, of two registers each
 WORDS = 32  # words of 32 pixels
 REGIONS = 64
 
@@ -64,7 +65,8 @@ def equalize(images: Tensor, ends: Tensor) -> Tensor:
     bins = images.new_empty((count, height, width), dtype=torch.uint8)
     maps = images.new_empty((count, down * across, BINS), dtype=torch.int16)
     args = (images, extremes, bins, maps, height, width, tile_h, tile_w, across, limit)
-    meta = {"COLOR": color, "EXTREMES": EXTREMES, "STEP": 512}
+    step = QUANTIZED // 2 if images.dtype == torch.float64 else QUANTIZED
+    meta = {"COLOR": color, "EXTREMES": EXTREMES, "STEP": step}
     launch(tiles.map_tiles_kernel, (count, down * across), *args, **meta)
     levels = images.new_empty(bins.shape, dtype=torch.int16)
     grid = (count, parts(height, ROWS), parts(width, COLS))
@@ -144,9 +146,8 @@ def remove_small(regions: Regions, min_area: int, found: Tensor, masks: Tensor) 
         launch(boxes.order_regions_kernel, grid, *args, STEP=REGIONS)
         args = (words, roots, table, found, *size, most)
         limit = min(min_area, size[0] * size[1] + 1)
-        flags = power_of_two(parts(most, 32))
-        warps = max(flags // 1024, 2)  # up to 16: so that the flags stay in registers
-        meta = {"FLAGS": flags, "STEP": 256, "num_warps": warps}
+        rows = next(n for n in (8, 16, 32) if 32 * n * 16 * n >= most)  # a flag for each region
+        meta = {"ROWS": rows, "num_warps": rows // 2}
         launch(boxes.choose_boxes_kernel, (count,), *args, limit, **meta)
     grid = (count, parts(size[0] * size[1], STEP))
     args = (words, table, found, masks, *size, most)
