@@ -487,7 +487,8 @@ def describe(found: dict[str, Any]) -> str:
         "and 2.8 TB/s: it leaves out arithmetic, waiting for memory, and atomics that meet. The "
         "host's is measured in one thread, on images of 64 x 64, without the driver's part of a "
         f"launch; quartiles of all: {low:.3g} to {high:.3g} ms. "
-        "While the card works on one batch, the host prepares the next.",
+        "The driver takes some microseconds a launch on top of it. While the card works on one "
+        "batch, the host prepares the next.",
         "",
         markdown_table(["stage", "launches", "GB", "card, estimate, ms", "host, ms"], rows),
         "",

@@ -13,6 +13,6 @@ measures. Places follow from the grid
 and are masked, or from counts of the image itself, or they are limited to the image: parameters
 are not checked. Every loop is over a part of the image, over its regions, or up a tree.
 
-None of this has run on a card yet: it was run in Triton's interpreter, one program after the other,
-and compiled.
+None of this has run on a card yet: it was run in Triton's interpreter, programs in turn and at the
+same time, and compiled.
 """
