@@ -2,13 +2,18 @@
 # On a machine with a GPU, in a quarter of an hour, without a network:
 #   bash benchmarks/gpu.sh prove   the kernels: exact, no waits, no races; their speed (4 minutes)
 #   bash benchmarks/gpu.sh train   the published protocol on Zhanglab, what fits (8 minutes)
-# Each prints one table at its end, and leaves a few small files in $OUT (runs/gpu). What
-# benchmarks/pack_for_gpu.sh made ready is taken from .gpu: wheels, compiled kernels, data. The
-# second command uses what the first left in $WORK. QUICK=1 tries all of it out, without a GPU too.
+# Without an argument it does both. Each prints one table at its end, and leaves a few small files
+# in $OUT (runs/gpu). What benchmarks/pack_for_gpu.sh made ready is taken from .gpu: wheels, compiled
+# kernels, data. The second takes the rates that the first left in $WORK, or measures them. QUICK=1
+# tries all of it out, without a GPU too.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 stage=${1:-}
-case $stage in prove | train) ;; *) sed -n '2,7p' "$0"; exit 2 ;; esac
+case $stage in
+  prove | train) ;;
+  "") bash benchmarks/gpu.sh prove && bash benchmarks/gpu.sh train; exit ;;
+  *) sed -n '2,8p' benchmarks/gpu.sh; exit 2 ;;
+esac
 python=${PYTHON:-python3}
 out=${OUT:-runs/gpu}
 work=${WORK:-${TMPDIR:-/tmp}/anatpaste-aug-gpu}
