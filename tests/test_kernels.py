@@ -187,7 +187,7 @@ MASKS = {
 }
 test_lung_mask_of_any_image = settings(max_examples=4)(given(**MASKS)(check_any_mask))
 test_lung_mask_of_many_images = pytest.mark.slow(
-    settings(max_examples=40)(given(**MASKS)(check_any_mask))
+    settings(max_examples=40 if GPU else 12)(given(**MASKS)(check_any_mask))
 )
 
 
@@ -376,7 +376,7 @@ def check_any_paste(image, data):
 PASTES = {"image": numpy_images(max_side=64), "data": st.data()}
 test_paste_of_any_image_and_parameters = settings(max_examples=4)(given(**PASTES)(check_any_paste))
 test_paste_of_many_images_and_parameters = pytest.mark.slow(
-    settings(max_examples=40)(given(**PASTES)(check_any_paste))
+    settings(max_examples=40 if GPU else 12)(given(**PASTES)(check_any_paste))
 )
 
 
