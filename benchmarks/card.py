@@ -26,8 +26,7 @@ from torch import Tensor
 import anatpaste_aug as ap
 from anatpaste_aug import batch
 from anatpaste_aug.batch import operators
-from anatpaste_aug.batch.params import unstack
-from benchmarks.gpu_cost import radiographs, run
+from benchmarks.gpu_cost import compare, radiographs, run
 from benchmarks.harness import commit, write_json
 
 CARD = torch.cuda.is_available()
@@ -53,21 +52,6 @@ def images_of(count: int, size: int) -> tuple[Tensor, str]:
     return images, kind
 
 
-def compare(images: Tensor, results: tuple[Tensor, list[Tensor], Tensor, Tensor]) -> list[int]:
-    """Count the masks, the pastes and the regions that are not what the functions give."""
-    masks, fields, pasted, regions = results
-    wrong = [0, 0, 0]
-    drawn = unstack(ap.PasteParams, *(field.cpu() for field in fields))
-    each = zip(images.cpu(), masks.cpu(), drawn, pasted.cpu(), regions.cpu(), strict=True)
-    for image, mask, params, got, region in each:
-        array, lungs = image[0].numpy(), mask.numpy()
-        expected, changed = ap.apply_paste(array, params, lungs, return_mask=True)
-        wrong[0] += not np.array_equal(lungs, ap.lung_mask(array))
-        wrong[1] += not np.array_equal(got[0].numpy(), expected)
-        wrong[2] += not np.array_equal(region[0].numpy(), changed)
-    return wrong
-
-
 # --- the steps ------------------------------------------------------------------------------------
 
 
@@ -90,12 +74,9 @@ def forms() -> Found:
     """Call the kernels directly, then as a user does, and see that they are what ran."""
     found, hits = versions(), [0, 0]
     if CARD:
-        import triton
+        from benchmarks.pretend import count_compilations
 
-        def count(cache_hit: bool, **_: Any) -> None:
-            hits[cache_hit] += 1
-
-        triton.knobs.compilation.listener = count
+        hits = count_compilations()
         fault = operators.find_fault(DEVICE)
         if fault is not None:
             raise SystemExit(f"the kernels cannot run here: {fault}")

@@ -62,17 +62,17 @@ end() {
   exit "$failed"
 }
 
-tests=(tests/test_kernels.py -q -rs -p no:cacheprovider -W default)
+pytest=("$python" -m pytest tests/test_kernels.py -q -rs -p no:cacheprovider -W default)
 if [ -n "${QUICK:-}" ]; then
   LIMIT=${LIMIT:-900} data=$work/phantoms
   [ -e "$data" ] || "$python" -c "from pathlib import Path
 from examples.pretrain_gde.phantoms import write_phantoms
 write_phantoms(Path('$data'), 64, progress=False)"
   command -v nvidia-smi >/dev/null || export TRITON_INTERPRET=1 OMP_NUM_THREADS=1
-  tests+=(-m "not slow and not compiles" -k "strides or waits")
+  tests=(-m "not slow and not compiles" -k "strides or waits")
 else
   export TRITON_INTERPRET=0
-  tests+=(-m "not compiles")
+  tests=(-m "not compiles")
 fi
 rates=("$python" -m benchmarks.card rates --data "$data" --cache "$work/cache")
 
@@ -82,7 +82,7 @@ if [ "$stage" = prove ]; then
   if [ -z "${QUICK:-}" ]; then # compiles the training step meanwhile
     timeout 200 "${rates[@]}" --json "$work/warm.json" >"$work/warm.log" 2>&1 &
   fi
-  step tests 200 "$python" -m pytest "${tests[@]}"
+  step tests 200 "${pytest[@]}" "${tests[@]}"
   echo "| kernel tests | $(grep -E '[0-9]+ (passed|failed|error)' "$log" | tail -n 1) |" >>"$log"
   wait
   card repeats 60
@@ -92,8 +92,7 @@ if [ "$stage" = prove ]; then
   if timeout 40 compute-sanitizer "$python" -c 'import torch; torch.zeros(1, device="cuda")' \
     >/dev/null 2>&1; then
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 step memcheck 70 compute-sanitizer --tool memcheck \
-      --error-exitcode 9 "$python" -m pytest tests/test_kernels.py -q -p no:cacheprovider \
-      -W default -k "labels or boxes or shapes or strides"
+      --error-exitcode 9 "${pytest[@]}" -k "labels or boxes or shapes or strides"
   else
     echo "| memcheck | compute-sanitizer is not here, or of no use here |" >>"$log"
   fi

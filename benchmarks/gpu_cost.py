@@ -29,7 +29,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 from unittest import mock
 
 import numpy as np
@@ -62,53 +62,27 @@ STAGES = ("mask", "draw", "paste")
 SIZES = ((SIZE, SIZE), (224, 224), (200, 333), (1024, 1024))
 KINDS = "256², 224², 200 x 333 and 1024², all dtypes, 1 and 3 channels; 16², 2048² and 4096², uint8"
 RADIOGRAPHS = SHARED / "data" / "zhanglab224"
+Case: TypeAlias = tuple[tuple[int, int], torch.dtype, int]  # a size, and how many channels
 # Instructions that do not round each sum, product, quotient and root once.
 INEXACT = re.compile(
     r"\b(?:fma|mad)\.\w+\.f\d+|\b\w+\.(?:full|approx)[.\w]*|\b\w+[.\w]*\.ftz[.\w]*"
 )
-POINTERS = {
-    torch.bool: "*i1",
-    torch.uint8: "*u8",
-    torch.uint16: "*u16",
-    torch.uint32: "*u32",
-    torch.int16: "*i16",
-    torch.int32: "*i32",
-    torch.int64: "*i64",
-    torch.float16: "*fp16",
-    torch.float32: "*fp32",
-    torch.float64: "*fp64",
-}
-
-
-class Launch(NamedTuple):
-    """A kernel and what it was to be launched with."""
-
-    kernel: Any
-    args: tuple[Any, ...]
-    meta: dict[str, Any]
 
 
 @contextmanager
-def recorded() -> Iterator[list[Launch]]:
-    """Note the launches of kernels, and launch nothing."""
-    launches: list[Launch] = []
-
-    def note(kernel: Any, grid: Any, *args: Any, **meta: Any) -> None:
-        launches.append(Launch(kernel, args, meta))
-
-    with no_launches(note):
-        yield launches
-
-
-@contextmanager
-def no_launches(instead: Callable[..., None] = lambda *_, **__: None) -> Iterator[None]:
-    """Call a function instead of launching kernels."""
+def recorded() -> Iterator[list[str]]:
+    """Note the names of kernels that would be launched, and launch nothing."""
     from anatpaste_aug.batch.kernels import draw, mask, paste
+
+    names: list[str] = []
+
+    def note(kernel: Any, *args: Any, **meta: Any) -> None:
+        names.append(kernel.__name__)
 
     with ExitStack() as stack:
         for host in (mask, draw, paste):
-            stack.enter_context(mock.patch.object(host, "launch", instead))
-        yield
+            stack.enter_context(mock.patch.object(host, "launch", note))
+        yield names
 
 
 def run(
@@ -131,22 +105,19 @@ def run(
     return masks, fields, out, regions
 
 
-def record(
-    size: tuple[int, int], dtype: torch.dtype, channels: int, count: int = 2
-) -> tuple[list[Launch], Operations]:
-    """Note what mask, draw and paste of a batch launch: kernels, and torch operations."""
-    images = torch.zeros((count, channels, *size), dtype=dtype)
-    with recorded() as launches, Operations() as operations:
-
-        def begin(stage: str) -> None:
-            operations.stage = stage
-            operations.kernels[stage] = len(launches)
-
-        run(images, begin)
-    ends = list(operations.kernels.values())
-    names = zip(STAGES, ends[:-1], ends[1:], strict=True)
-    operations.kernels = Counter({name: end - start for name, start, end in names})
-    return launches, operations
+def compare(images: Tensor, results: tuple[Tensor, list[Tensor], Tensor, Tensor]) -> list[int]:
+    """Count the masks, the pastes and the regions of `run` that are not what the functions give."""
+    masks, fields, pasted, regions = results
+    wrong = [0, 0, 0]
+    drawn = unstack(ap.PasteParams, *(field.cpu() for field in fields))
+    each = zip(images.cpu(), masks.cpu(), drawn, pasted.cpu(), regions.cpu(), strict=True)
+    for image, mask, params, got, region in each:
+        array, lungs = image[0].numpy(), mask.numpy()
+        expected, changed = ap.apply_paste(array, params, lungs, return_mask=True)
+        wrong[0] += not np.array_equal(lungs, ap.lung_mask(array))
+        wrong[1] += not np.array_equal(got[0].numpy(), expected)
+        wrong[2] += not np.array_equal(region[0].numpy(), changed)
+    return wrong
 
 
 class Operations(TorchDispatchMode):
@@ -157,7 +128,6 @@ class Operations(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.stage = ""
-        self.kernels: Counter[str] = Counter()
         self.launches: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
 
@@ -183,25 +153,6 @@ def held(tensor: Tensor) -> int:
     return int(np.prod(sizes, dtype=np.int64)) * tensor.element_size()
 
 
-def signature(launch: Launch) -> dict[str, Any]:
-    """Say what a launch compiles, as Triton does: types, constants, multiples of 16, options."""
-    types, constants, multiples = {}, {}, {}
-    for i, (name, value) in enumerate(zip(launch.kernel.arg_names, launch.args, strict=False)):
-        if isinstance(value, Tensor):
-            types[name] = POINTERS[value.dtype]
-        elif value == 1:
-            types[name], constants[name] = "constexpr", 1
-        else:
-            types[name] = "i32"
-        if isinstance(value, Tensor) or (value != 1 and value % 16 == 0):
-            multiples[(i,)] = [["tt.divisibility", 16]]
-    meta = dict(launch.meta)
-    options = {"num_warps": meta.pop("num_warps", 4), "enable_fp_fusion": False}
-    for name, value in meta.items():
-        types[name], constants[name] = "constexpr", value
-    return {"types": types, "constants": constants, "multiples": multiples, "options": options}
-
-
 def tools() -> Path | None:
     """Return the path of cuobjdump in Triton's wheel, if it is there, with ptxas beside it."""
     import triton
@@ -211,69 +162,60 @@ def tools() -> Path | None:
     return folder / "cuobjdump" if there else None
 
 
-def compile_one(what: dict[str, Any], kernel: Any, backend: str, target: Any, warp: int) -> Any:
-    """Compile a kernel with a signature for a GPU."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+def compile_cases(target: Any, cases: list[Case]) -> list[tuple[str, Any]]:
+    """Compile what the cases launch on a GPU: names of kernels, each with what was made of it."""
+    from benchmarks.pretend import gpu, launch_nothing
 
-    source = ASTSource(
-        fn=kernel,
-        signature=what["types"],
-        constexprs=what["constants"],
-        attrs=what["multiples"],
-    )
-    gpu = GPUTarget(backend, target, warp)
-    return triton.compile(source, target=gpu, options=what["options"])
+    kernels = {}
+
+    def note(source: Any, metadata: Any) -> Any:
+        kernels[source.fn.__name__] = source.fn
+        return launch_nothing(source, metadata)
+
+    with gpu(target, note):
+        for size, dtype, channels in cases:
+            run(torch.zeros((2, channels, *size), dtype=dtype))
+    return [
+        (name, made)
+        for name, kernel in kernels.items()
+        for made in kernel.device_caches[target][0].values()
+    ]
 
 
 def compile_for_amd() -> list[str]:
     """Compile the kernels for one of AMD's GPUs; return their names."""
-    names = []
-    for launch in record((SIZE, SIZE), torch.uint8, 1)[0]:
-        name = launch.kernel.__name__
-        if name not in names:
-            compile_one(signature(launch), launch.kernel, "hip", "gfx942", 64)
-            names.append(name)
-    return names
+    from triton.backends.compiler import GPUTarget
+
+    made = compile_cases(GPUTarget("hip", "gfx942", 64), [((SIZE, SIZE), torch.uint8, 1)])
+    return sorted({name for name, _ in made})
 
 
-def compile_kernels(
-    cases: list[tuple[tuple[int, int], torch.dtype, int]], targets: tuple[int, ...] = TARGETS
-) -> list[dict[str, Any]]:
+def compile_kernels(cases: list[Case]) -> list[dict[str, Any]]:
     """Compile what the cases launch, each kernel once a kind: registers and bytes of stack."""
-    tool = tools()
-    rows, seen = [], set()
-    for size, dtype, channels in cases:
-        for launch in record(size, dtype, channels)[0]:
-            what = signature(launch)
-            for target in targets:
-                key = (launch.kernel.__name__, target, str(what))
-                if key in seen:
-                    continue
-                seen.add(key)
-                made = compile_one(what, launch.kernel, "cuda", target, 32)
-                with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-                    file.write(made.asm["cubin"])
-                    file.flush()
-                    command = [str(tool), "-res-usage", file.name]
-                    told = subprocess.run(command, capture_output=True, text=True, check=True)
-                used = re.search(r"REG:(\d+) STACK:(\d+)", told.stdout)
-                assert used, told.stdout + told.stderr
-                rows.append(
-                    {
-                        "kernel": launch.kernel.__name__,
-                        "target": target,
-                        "size": list(size),
-                        "dtype": str(dtype).removeprefix("torch."),
-                        "channels": channels,
-                        "registers": int(used[1]),
-                        "stack": int(used[2]),
-                        "shared": made.metadata.shared,
-                        "warps": what["options"]["num_warps"],
-                        "inexact": sorted(set(INEXACT.findall(made.asm["ptx"]))),
-                    }
-                )
+    from triton.backends.compiler import GPUTarget
+
+    tool, rows = tools(), []
+    for target in TARGETS:
+        for name, made in compile_cases(GPUTarget("cuda", target, 32), cases):
+            with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+                file.write(made.asm["cubin"])
+                file.flush()
+                command = [str(tool), "-res-usage", file.name]
+                told = subprocess.run(command, capture_output=True, text=True, check=True)
+            used = re.search(r"REG:(\d+) STACK:(\d+)", told.stdout)
+            assert used, told.stdout + told.stderr
+            rows.append(
+                {
+                    "kernel": name,
+                    "target": target,
+                    "arguments": list(made.src.signature.values()),
+                    "registers": int(used[1]),
+                    "stack": int(used[2]),
+                    "shared": made.metadata.shared,
+                    "warps": made.metadata.num_warps,
+                    "inexact": sorted(set(INEXACT.findall(made.asm["ptx"]))),
+                }
+            )
     return rows
 
 
@@ -303,14 +245,8 @@ def interpret(count: int = INTERPRETED) -> dict[str, Any]:
         def begin(stage: str) -> None:
             watch.bytes = kept.setdefault(stage, Counter())
 
-        masks, fields, out, _ = run(images, begin)
-    wrong_masks = wrong_pastes = 0
-    drawn = unstack(ap.PasteParams, *fields)
-    for image, mask, params, got in zip(images, masks, drawn, out, strict=True):
-        array = image[0].numpy()
-        wrong_masks += bool((ap.lung_mask(array) != mask.numpy()).any())
-        expected = ap.apply_paste(array, params, mask.numpy())
-        wrong_pastes += bool((expected != got[0].numpy()).any())
+        results = run(images, begin)
+    wrong_masks, wrong_pastes, _ = compare(images, results)
     return {
         "images": count,
         "kind": kind,
@@ -367,10 +303,19 @@ def print_part(name: str) -> None:
 
 def launches_of_kernels() -> dict[str, dict[str, int]]:
     """Count kernels and torch operations, and the bytes of the latter."""
-    _, operations = record((SIZE, SIZE), torch.uint8, 1, COUNT)
+    images = torch.zeros((COUNT, 1, SIZE, SIZE), dtype=torch.uint8)
+    begun: list[int] = []
+    with recorded() as names, Operations() as operations:
+
+        def begin(stage: str) -> None:
+            operations.stage = stage
+            begun.append(len(names))
+
+        run(images, begin)
+    kernels = dict(zip(STAGES, np.diff(begun).tolist(), strict=True))
     return {
         stage: {
-            "kernels": operations.kernels[stage],
+            "kernels": kernels[stage],
             "operations": operations.launches[stage],
             "bytes": operations.bytes[stage],
         }

@@ -25,13 +25,16 @@ from torch.overrides import TorchFunctionMode
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+from anatpaste_aug.batch.kernels.launch import plan_of
+
+HOPPER = GPUTarget("cuda", 90, 32)
+
 
 class Driver:
-    """Stands for Triton's: of an NVIDIA GPU of a compute capability."""
+    """Stands for Triton's: of one GPU."""
 
-    def __init__(self, capability: int, launcher: Callable[[Any, Any], Any]) -> None:
-        self.target = GPUTarget("cuda", capability, 32)
-        self.launcher_cls = launcher
+    def __init__(self, target: GPUTarget, launcher: Callable[[Any, Any], Any]) -> None:
+        self.target, self.launcher_cls = target, launcher
         self.utils = types.SimpleNamespace(
             get_device_properties=lambda device: {"max_shared_mem": 2**30},
             load_binary=lambda *args: (object(), 0, 0, 0, 2**10),
@@ -41,11 +44,11 @@ class Driver:
         """Return what kernels are compiled for."""
         return self.target
 
-    def get_current_device(self) -> int:
-        """Return the first."""
-        return 0
+    def get_current_device(self) -> GPUTarget:
+        """Return what Triton keeps the kernels apart by that it has compiled."""
+        return self.target
 
-    def get_current_stream(self, device: int) -> int:
+    def get_current_stream(self, device: GPUTarget) -> int:
         """Return the default one."""
         return 0
 
@@ -61,9 +64,9 @@ def launch_nothing(source: Any, metadata: Any) -> Any:
 
 @contextmanager
 def gpu(
-    capability: int = 90, launcher: Callable[[Any, Any], Any] = launch_nothing
+    target: GPUTarget = HOPPER, launcher: Callable[[Any, Any], Any] = launch_nothing
 ) -> Iterator[None]:
-    """Let Triton take a GPU of this compute capability for the active one.
+    """Let Triton take a GPU for the active one.
 
     Raises
     ------
@@ -73,11 +76,24 @@ def gpu(
     if triton.knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET is set: kernels are interpreted, not launched")
     before = driver._active
-    driver.set_active(Driver(capability, launcher))  # type: ignore[arg-type]
+    driver.set_active(Driver(target, launcher))  # type: ignore[arg-type]
+    plan_of.cache_clear()  # of what was launched on another
     try:
         yield
     finally:
         driver._active = before
+        plan_of.cache_clear()
+
+
+def count_compilations() -> list[int]:
+    """Return how many kernels Triton compiles from now on, and finds in its cache: it counts on."""
+    counts = [0, 0]
+
+    def count(cache_hit: bool, **_: Any) -> None:
+        counts[cache_hit] += 1
+
+    triton.knobs.compilation.listener = count
+    return counts
 
 
 # --- what gpu.sh compiles -------------------------------------------------------------------------
@@ -169,12 +185,7 @@ def main() -> int:
     """Compile what `gpu.sh` launches on a card: its batches, and the tests of the kernels."""
     import pytest
 
-    compiled = [0, 0]
-
-    def count(cache_hit: bool, **_: Any) -> None:
-        compiled[cache_hit] += 1
-
-    triton.knobs.compilation.listener = count
+    compiled = count_compilations()
     with gpu(launcher=launcher_of_triton()):
         from benchmarks import card as steps
 
