@@ -4,21 +4,27 @@ import contextlib
 import errno
 import os
 import stat
+import struct
 import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from anatpaste_aug.images import PILLOW_MODES, Array, as_array, check_finite
 
+NO_PREAMBLE = (b"\x02\0", b"\x08\0")  # how a DICOM begins that has none: with group 2 or 8
 GRAY_MODES = {"1": "L", "LA": "L"}  # what is not gray becomes RGB
+ODD_TIFFS = "of int8, uint32, float16, float64 or packed bits, or big-endian"
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # Pillow knows more: that of EPS starts a program
 MAX_SCANS = 100  # of a JPEG, as in libtiff
 BAND = 64  # rows of a DICOM that are transformed at a time
 BYTES_PER_PIXEL = 4  # of the limit, that a DICOM may hold, packed and unpacked
 PADDING = ("PixelPaddingValue", "PixelPaddingRangeLimit")
+SHAPE = "PresentationLUTShape"
+SHAPES = {"MONOCHROME1": "INVERSE", "MONOCHROME2": "IDENTITY"}
+INSTALL = "pip install 'anatpaste-aug[dicom]'"
 TRANSFORM = ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTFunction")
 
 
@@ -71,12 +77,17 @@ def read_image(path: str | os.PathLike[str]) -> Array:
                 raise OSError(errno.EINVAL, "not a regular file", str(path))
             start = file.read(132)
             file.seek(0)
-            if start[128:] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom"):
+            if start[128:] == b"DICM" or start[:2] in NO_PREAMBLE:
                 image = as_array(_read_dicom(file))
             else:
-                with Image.open(file, formats=FORMATS) as opened:
-                    _check_cost(opened, file)
-                    image = as_array(_read_pillow(opened))
+                try:
+                    with Image.open(file, formats=FORMATS) as opened:
+                        _check_cost(opened, file)
+                        image = as_array(_read_pillow(opened))
+                except UnidentifiedImageError:
+                    if start[:2] not in (b"II", b"MM"):
+                        raise
+                    image = _read_tiff(file)
             check_finite(image)
             return image
     except ImportError as error:
@@ -109,19 +120,40 @@ def _read_pillow(opened: Image.Image) -> Array:
     if frames != 1:
         raise ValueError(f"image must hold one frame, got {frames}")
     mode, tags = opened.mode, getattr(opened, "tag_v2", {})
-    raw = str([tile[3] for tile in getattr(opened, "tile", [])])
-    if "16" in raw and not mode.startswith("I;16"):
+    tiles = getattr(opened, "tile", [])
+    raw = str([args if isinstance(args, str) else args[0] for *_, args in tiles])
+    if "16" in raw and not mode.startswith("I"):
         raise ValueError(f"16-bit color and transparency cannot be read, got {mode}")
-    if mode == "I" and tags.get(258) == (32,) and tags.get(339, (1,)) == (1,):
-        raise ValueError("unsigned 32-bit pixels cannot be read")
+    kind = mode, tags.get(258), tags.get(339, (1,))
+    swapped = mode in "IF" and tiles[0][0] == "libtiff" and getattr(tags, "prefix", b"") == b"MM"
+    if swapped or kind in (("L", (8,), (2,)), ("I", (32,), (1,))):
+        raise UnidentifiedImageError
     if mode in ("I;16B", "I;16L"):
-        image = np.asarray(opened).astype(np.uint16)
+        image = np.asarray(ImageOps.exif_transpose(opened)).astype(np.uint16)
     elif mode in PILLOW_MODES:
         image = np.asarray(ImageOps.exif_transpose(opened))
     else:
         image = np.asarray(ImageOps.exif_transpose(opened).convert(GRAY_MODES.get(mode, "RGB")))
     # TIFF's WhiteIsZero: Pillow inverts 8-bit pixels itself, and no others.
     return image.max() - image if tags.get(262) == 0 and image.dtype != np.uint8 else image
+
+
+def _read_tiff(file: BinaryIO) -> Array:
+    """Return the pixels of a gray TIFF that Pillow does not know or misreads."""
+    try:
+        import tifffile
+    except ImportError as error:
+        raise ValueError(f"damaged, or a TIFF ({ODD_TIFFS}) that needs tifffile") from error
+    file.seek(0)
+    with tifffile.TiffFile(file) as opened:
+        page = opened.pages[0]
+        if (len(opened.pages), page.samplesperpixel) != (1, 1) or page.photometric > 1:
+            raise ValueError(f"TIFF must hold one gray frame, got {len(opened.pages)}: {page}")
+        _check_size(max(page.size, page.tilewidth * page.tilelength), 1)
+        image = as_array(page.asarray())
+    if page.photometric == 1:
+        return image
+    return ~image if image.dtype.kind == "i" else image.max() - image
 
 
 def _check_cost(opened: Image.Image, file: BinaryIO) -> None:
@@ -156,40 +188,58 @@ def _read_dicom(file: BinaryIO) -> Array:
     """Return the pixels of a DICOM file, as they are to be shown, with air dark."""
     try:
         import pydicom
-        from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
-        from pydicom.uid import JPEGTransferSyntaxes
+        from pydicom.pixels import get_decoder, pixel_array
+        from pydicom.uid import ExplicitVRLittleEndian, JPEGExtended12Bit, JPEGTransferSyntaxes
     except ImportError as error:
-        raise ImportError(
-            "reading DICOM needs pydicom: pip install 'anatpaste-aug[dicom]'"
-        ) from error
+        raise ImportError(f"reading DICOM needs pydicom: {INSTALL}") from error
     try:
         _check_size(os.fstat(file.fileno()).st_size, BYTES_PER_PIXEL)  # it may be full of holes
-        data = pydicom.dcmread(_Inflating(file))
-        photometric = str(data.PhotometricInterpretation)
-        frames, samples = int(data.get("NumberOfFrames") or 1), int(data.SamplesPerPixel)
-        if (frames, samples) != (1, 1) or not photometric.startswith("MONOCHROME"):
+        data = pydicom.dcmread(_Inflating(file), force=True)
+        if "PixelData" not in data:
+            kind = data.file_meta.get("MediaStorageSOPClassUID", data.get("SOPClassUID"))
+            raise ValueError(f"it holds no image ({getattr(kind, 'name', kind)})")
+        for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+            for group in data.get(groups) or ():  # one frame's, in an enhanced file
+                for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+                    data.update((group.get(name) or [{}])[0])
+        photometric, shape = _first(data, "PhotometricInterpretation"), _first(data, SHAPE)
+        frames, samples = (
+            _first(data, name) or 1 for name in ("NumberOfFrames", "SamplesPerPixel")
+        )
+        if (frames, samples) != (1, 1) or photometric not in SHAPES:
             raise ValueError(f"not one gray frame but {photometric}, {frames} x {samples} channels")
+        if shape not in (None, SHAPES[photometric]):
+            raise ValueError(f"{photometric} and {SHAPE} {shape} contradict each other")
         _check_size(int(data.Rows) * int(data.Columns), 1)
         # Room for what follows: pydicom's decoders turn a lack of memory into other errors.
         np.empty((2, int(data.Rows), int(data.Columns)))
-        if data.file_meta.get("TransferSyntaxUID") in JPEGTransferSyntaxes:
+        syntax = data.file_meta.get("TransferSyntaxUID") or ExplicitVRLittleEndian
+        data.file_meta.TransferSyntaxUID = syntax
+        if syntax in JPEGTransferSyntaxes:
             _check_scans(data.PixelData)
-        pixels = data.pixel_array
-        if pixels.ndim != 2:
-            raise ValueError(f"not one gray frame but {photometric} of shape {pixels.shape}")
+            if struct.pack(">HH", data.Rows, data.Columns) not in data.PixelData:  # its header
+                raise ValueError(f"JPEG frame is not of {data.Rows} x {data.Columns} pixels")
+        # The last by name is the best, pylibjpeg; GDCM ends the process on a damaged frame.
+        useless = {"gdcm", "pillow"} if syntax == JPEGExtended12Bit else {"gdcm"}
+        plugin = max(set(get_decoder(syntax).available_plugins) - useless, default="")
+        if syntax.is_encapsulated and not plugin:
+            raise ImportError(f"{syntax.name} needs a decoder: {INSTALL}")
+        cells = pixel_array(data, decoding_plugin=plugin, correct_unused_bits=False)
+        if cells.ndim != 2:
+            raise ValueError(f"not one gray frame but {photometric} of shape {cells.shape}")
+        pixels = _stored_values(cells, data)
         image = np.empty(pixels.shape, np.float32)
-        with np.errstate(over="ignore"):  # what is infinite then is refused by `check_finite`
-            for at in range(0, len(pixels), BAND):  # pydicom makes several copies in float64
-                rows = slice(at, at + BAND)
-                image[rows] = apply_voi_lut(apply_modality_lut(pixels[rows], data), data)
+        with np.errstate(over="ignore", invalid="ignore"):  # refused then by `check_finite`
+            for at in range(0, len(pixels), BAND):  # in float64 they take eight times the room
+                image[at : at + BAND] = _transform(pixels[at : at + BAND].astype(float), data)
         if photometric == "MONOCHROME1":
             np.subtract(image.max(), image, out=image)
-        padding = _find_padding(pixels, *(data.get(name) for name in PADDING))
+        padding = _find_padding(cells, pixels, data)
         shown = pixels
         if padding.any() and not padding.all():
             shown = pixels[~padding]
             image[padding] = image[~padding].min()
-    except MemoryError:
+    except (ImportError, MemoryError):
         raise
     except Exception as error:  # pydicom raises a dozen kinds on damaged files
         raise ValueError(f"damaged or unsupported DICOM: {error}") from error
@@ -201,11 +251,84 @@ def _read_dicom(file: BinaryIO) -> Array:
     return image
 
 
-def _find_padding(pixels: Array, first: object, last: object) -> Array:
-    """Tell which pixels hold the padding's value, or one of its range of values."""
-    if isinstance(first, int) and isinstance(last, int):
-        return (min(first, last) <= pixels) & (pixels <= max(first, last))
-    return np.asarray(pixels == first)
+def _first(data: Any, name: str) -> Any:
+    """Return the first value of a DICOM element, None if it is missing or empty."""
+    value = np.array(data.get(name), object).ravel()[:1].tolist()
+    return None if value in ([], [None], [""]) else value[0]
+
+
+def _table(data: Any, name: str) -> Any:
+    """Return the first table of a DICOM sequence, None if it is missing or empty."""
+    item = (data.get(name) or [{}])[0]
+    return item if item.get("LUTDescriptor") and item.get("LUTData") else None
+
+
+def _stored_values(cells: Array, data: Any) -> Array:
+    """Return what pixels hold between the highest and the lowest bit that belongs to them."""
+    bits = cells.dtype.itemsize * 8
+    above = max(bits - 1 - int(data.get("HighBit", data.BitsStored - 1)), 0)
+    below = max(bits - data.BitsStored, 0) - above
+    if below < 0:
+        raise ValueError(f"HighBit {data.HighBit} is too low for BitsStored {data.BitsStored}")
+    return cells << above >> above + below
+
+
+def _find_padding(cells: Array, pixels: Array, data: Any) -> Array:
+    """Tell which pixels hold a value of the padding, or of its range, written with either sign."""
+    first, last = (np.ravel(data.get(name)) for name in PADDING)
+    if first.dtype.kind != "i":
+        return np.zeros(pixels.shape, bool)
+    is_range = last.dtype.kind == "i"
+    ends = (np.append(first[:1], last[:1]) if is_range else first).astype(pixels.dtype)  # modulo
+    unused = max(pixels.dtype.itemsize * 8 - data.BitsStored, 0)
+    if (ends << unused >> unused != ends).any():  # more than the bits stored: the whole cell
+        pixels = cells
+    return (ends.min() <= pixels) & (pixels <= ends.max()) if is_range else np.isin(pixels, ends)
+
+
+def _transform(values: Array, data: Any) -> Array:
+    """Apply the modality and VOI transforms of a DICOM to stored values (PS3.3 C.11.1, C.11.2)."""
+    signed = data.PixelRepresentation == 1
+    ends = np.array([0.0, 2.0**data.BitsStored - 1]) - signed * 2.0 ** (data.BitsStored - 1)
+    slope, intercept, center, width, function = (_first(data, name) for name in TRANSFORM)
+    if table := _table(data, "ModalityLUTSequence"):
+        values = _look_up(values, table, signed, data)
+        ends = np.array([0.0, 2.0 ** table.LUTDescriptor[2] - 1])
+    elif None not in (slope, intercept):
+        values, ends = values * slope + intercept, ends * slope + intercept
+    low, high = ends.min(), ends.max()
+    if table := _table(data, "VOILUTSequence"):
+        return _look_up(values, table, low < 0, data)
+    if None in (center, width):
+        return values
+    function = (function or "LINEAR").strip().upper()
+    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+        raise ValueError(f"VOILUTFunction {function} is not known")
+    if function == "LINEAR":
+        center, width = center - 0.5, width - 1
+    if not (width > 0 or (width == 0 and function == "LINEAR")):
+        raise ValueError(f"WindowWidth {data.WindowWidth} is too small for {function}")
+    share = (values - center) / width if width else (values > center) - 0.5
+    share = np.tanh(2 * share) / 2 if function == "SIGMOID" else np.clip(share, -0.5, 0.5)
+    return (share + 0.5) * (high - low) + low
+
+
+def _look_up(values: Array, item: Any, signed: bool, data: Any) -> Array:
+    """Look up values in a table of a DICOM; beyond its ends they are those of the ends."""
+    if np.size(item.LUTDescriptor) != 3:
+        raise ValueError(f"LUTDescriptor must hold 3 values, got {item.LUTDescriptor}")
+    count, first, _ = item.LUTDescriptor
+    count = count % 2**16 or 2**16
+    first = (first + 2**15) % 2**16 - 2**15 if signed else first % 2**16
+    table = item.LUTData
+    if isinstance(table, bytes):
+        table = np.frombuffer(table, "<u2" if data.original_encoding[1] else ">u2")
+    table = np.ravel(table).astype("<u2")  # 16 bits, whatever the sign they are written with
+    if len(table) < count <= 2 * len(table) <= count + 1:  # two to a word
+        table = table.view(np.uint8)
+    if len(table) < count:
+        raise ValueError(f"LUTData must hold {count} entries, got {len(table)}")
+    return table[np.clip(values - first, 0, count - 1).astype(int)].astype(float)
 
 
 class _Inflating:
