@@ -11,7 +11,7 @@ from PIL import Image
 
 EXPLICIT, DEFLATED = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99"
 IMPLICIT, RLE = "1.2.840.10008.1.2", "1.2.840.10008.1.2.5"
-JPEG = "1.2.840.10008.1.2.4.50"
+JPEG, J2K = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.90"
 LONG = (b"OB", b"OW", b"SQ", b"UN", b"UT")  # value representations with a length of 32 bits
 
 
@@ -23,16 +23,31 @@ def element(group, number, kind, value):
     return struct.pack("<HH", group, number) + kind + length + value
 
 
-def short(value):
-    return struct.pack("<H", value)
+def short(*values):
+    return struct.pack(f"<{len(values)}H", *(value % 2**16 for value in values))
+
+
+def sequence(number, *elements):
+    """Encode a sequence of one item, as `more` of `dicom` takes it."""
+    item = b"".join(element(n >> 16, n & 0xFFFF, kind, value) for n, kind, value in elements)
+    return number, b"SQ", struct.pack("<HHI", 0xFFFE, 0xE000, len(item)) + item
+
+
+def table(number, entries, first=0, bits=16, kind=b"OW"):
+    """Encode a modality table (0x3000) or VOI table (0x3010), as `more` of `dicom` takes it."""
+    return sequence(
+        number,
+        (0x283002, b"US", short(len(entries), first, bits)),
+        (0x283006, kind, entries.tobytes()),
+    )
 
 
 def dicom(pixels=None, syntax=EXPLICIT, photometric="MONOCHROME2", rows=None, more=(), data=None):
-    """Encode a DICOM file; `more` are elements of group 28 after the usual ones."""
+    """Encode a DICOM file; `more` are elements, of group 28 if no other is named."""
     pixels = np.zeros((32, 32), np.uint16) if pixels is None else pixels
     bits = pixels.dtype.itemsize * 8
     body = element(8, 0x16, b"UI", "1.2.840.10008.5.1.4.1.1.7") + element(8, 0x18, b"UI", "1.2.3")
-    for number, kind, value in (
+    usual = (
         (0x02, b"US", short(1)),
         (0x04, b"CS", photometric),
         (0x10, b"US", short(rows or pixels.shape[0])),
@@ -40,10 +55,11 @@ def dicom(pixels=None, syntax=EXPLICIT, photometric="MONOCHROME2", rows=None, mo
         (0x100, b"US", short(bits)),
         (0x101, b"US", short(bits)),
         (0x102, b"US", short(bits - 1)),
-        (0x103, b"US", short(0)),
-        *more,
-    ):
-        body += element(0x28, number, kind, value)
+        (0x103, b"US", short(pixels.dtype.kind == "i")),
+    )
+    elements = {(n if n > 0xFFFF else 0x280000 + n): rest for n, *rest in (*usual, *more)}
+    for number, (kind, value) in sorted(elements.items()):
+        body += element(number >> 16, number & 0xFFFF, kind, value)
     body += element(0x7FE0, 0x10, b"OW", pixels.tobytes() if data is None else data)
     if syntax == DEFLATED:
         packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
@@ -101,6 +117,17 @@ def scans(width, height, count):
     )  # fmt: skip
 
 
+def tiff(pixels):
+    """Encode an uncompressed TIFF of any type of number, which Pillow does not write."""
+    formats = {"u": 1, "i": 2, "f": 3}
+    bits = pixels.dtype.itemsize * 8
+    tags = [(256, pixels.shape[1]), (257, pixels.shape[0]), (258, bits), (259, 1), (262, 1)]
+    tags += [(273, 8 + 2 + 12 * 10 + 4), (277, 1), (278, pixels.shape[0])]
+    tags += [(279, pixels.nbytes), (339, formats[pixels.dtype.kind])]
+    table = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", 10) + table + bytes(4) + pixels.tobytes()
+
+
 def tiled(side):
     """Encode a TIFF of 32 x 32 pixels in one tile of `side` x `side`."""
     tile = zlib.compress(bytes(1000))
@@ -137,6 +164,26 @@ def valid(pixels):
         "deflated.dcm": dicom(wide, DEFLATED),
         "inverted.dcm": dicom(pixels, photometric="MONOCHROME1"),
         "nested.dcm": nested(3000),
+        "slope.dcm": dicom(wide, more=((0x1052, b"DS", "9"), (0x1053, b"DS", "-2"), *window(9, 9))),
+        "voi.dcm": dicom(wide, more=(table(0x3010, np.arange(256, dtype="<u2"), 99, 8),)),
+        "bytes.dcm": dicom(pixels, more=(table(0x3010, np.arange(256, dtype=np.uint8)[::-1]),)),
+        "modality.dcm": dicom(
+            wide.astype("<i2"), more=(table(0x3000, np.arange(4096, dtype="<u2"), -2000),)
+        ),
+        "shared.dcm": dicom(
+            wide,
+            more=(
+                sequence(
+                    0x52009229, sequence(0x289145, (0x281052, b"DS", "1"), (0x281053, b"DS", "2"))
+                ),
+            ),
+        ),
+        "shifted.dcm": dicom(wide, more=((0x101, b"US", short(12)),)),
+        "bare.dcm": dicom(wide)[132:],
+        "range.dcm": dicom(wide, more=((0x120, b"SS", short(-9)), (0x121, b"SS", short(-1)))),
+        "j2k.dcm": encapsulated(pixels, J2K, picture(pixels, "JPEG2000", no_jp2=True)),
+        "int16.tif": tiff(wide.astype(np.int16)),
+        "double.tif": tiff(pixels.astype(float)),
         "padding.dcm": dicom(wide, more=((0x120, b"LO", "black"),)),
     }
 
@@ -164,7 +211,7 @@ def bad(pixels):
         "scans.dcm": (encapsulated(pixels, JPEG, scans(64, 64, 101)), "at most 100 scans"),
         "tile.tif": (tiled(40_000), "decompression bomb"),
         "rows.bmp": (run_length(64, 64), "run-length encoded BMP"),
-        "text.dcm": (b"text", "DICM"),
+        "text.dcm": (b"text", "cannot identify"),
         "header.dcm": (b"\0" * 128 + b"DICM", "damaged"),
         "cut.dcm": (dicom(ramp)[:-100], "damaged"),
         "color.dcm": (dicom(ramp, photometric="RGB"), "not one gray frame but RGB"),
@@ -179,5 +226,27 @@ def bad(pixels):
             dicom(ramp, more=((0x1052, b"DS", "0"), (0x1053, b"DS", "1e300"))),
             "finite",
         ),
+        "report.dcm": (dicom(ramp).replace(b"\xe0\x7f\x10\0", b"\xe0\x7f\x11\0"), "holds no image"),
+        "shape.dcm": (dicom(ramp, more=((0x20500020, b"CS", "INVERSE"),)), "contradict"),
+        "width.dcm": (dicom(ramp, more=window(500, 0)), "WindowWidth 0 is too small"),
+        "function.dcm": (
+            dicom(ramp, more=(*window(500, 100), (0x1056, b"CS", "CUBIC"))),
+            "VOILUTFunction CUBIC is not known",
+        ),
+        "table.dcm": (
+            dicom(
+                ramp,
+                more=(
+                    sequence(
+                        0x3010, (0x283002, b"US", short(9, 0, 16)), (0x283006, b"OW", bytes(4))
+                    ),
+                ),
+            ),
+            "must hold 9 entries, got 2",
+        ),
+        "high.dcm": (dicom(ramp, more=((0x102, b"US", short(9)),)), "HighBit 9 is too low"),
+        "size.dcm": (encapsulated(pixels, JPEG, scans(80, 64, 9)), "not of 64 x 64 pixels"),
+        "int8.tif": (tiff(pixels.astype(np.int8)), "int8|tifffile"),
+        "uint32.tif": (tiff(pixels.astype(np.uint32)), "uint32|tifffile"),
         "nan.dcm": (dicom(ramp, more=window("nan", 2)), "damaged|finite"),
     }

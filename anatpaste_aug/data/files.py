@@ -81,6 +81,8 @@ def read_image(path: str | os.PathLike[str]) -> Array:
                 image = as_array(_read_dicom(file))
             else:
                 try:
+                    if start[:4] == b"MM\0+":  # BigTIFF; of it Pillow knows the little-endian
+                        raise UnidentifiedImageError
                     with Image.open(file, formats=FORMATS) as opened:
                         _check_cost(opened, file)
                         image = as_array(_read_pillow(opened))
@@ -260,7 +262,8 @@ def _first(data: Any, name: str) -> Any:
 def _table(data: Any, name: str) -> Any:
     """Return the first table of a DICOM sequence, None if it is missing or empty."""
     item = (data.get(name) or [{}])[0]
-    return item if item.get("LUTDescriptor") and item.get("LUTData") else None
+    empty = any(item.get(name) in (None, "", b"") for name in ("LUTDescriptor", "LUTData"))
+    return None if empty else item
 
 
 def _stored_values(cells: Array, data: Any) -> Array:
