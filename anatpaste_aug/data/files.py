@@ -35,28 +35,33 @@ def read_image(path: str | os.PathLike[str]) -> Array:
     ----------
     path : path
         A PNG, JPEG, TIFF or BMP file: gray of 8 or 16 bits or float, which is kept as it is, or
-        8-bit color; transparency is dropped. Or a DICOM file (needs pydicom, the extra ``dicom``).
-        The content decides, not the name.
+        8-bit color; transparency is dropped. TIFFs that Pillow does not know, as of float64, need
+        tifffile. Or a DICOM file, also without a preamble or with one frame of functional groups
+        (needs the extra ``dicom``: pydicom, and decoders for what is compressed). The content
+        decides, not the name.
 
     Returns
     -------
     image : (H, W) or (H, W, 3) ndarray
-        DICOM: float32, with the modality and VOI transforms (LUT, else window) applied, padding
-        set to black and MONOCHROME1 inverted, so that air is dark; so is TIFF's WhiteIsZero.
+        DICOM: float32, with the modality and VOI transforms (LUT, else the first window) of
+        PS3.3 C.11.1 and C.11.2 applied, padding set to black and MONOCHROME1 inverted, so that air
+        is dark; so is TIFF's WhiteIsZero. 16-bit signed TIFFs become int32.
 
     Raises
     ------
     OSError
         If the file cannot be read, is not a regular file, or is of another format.
     ImportError
-        If it is a DICOM file and pydicom is missing.
+        If it is a DICOM file and pydicom or the decoder of its compression is missing.
     MemoryError
         If there is not enough memory, which says nothing about the file.
     ValueError
         If it is not a picture that can be used: damaged, several frames, 16-bit color, under 16
         pixels, more pixels than Pillow's limit against decompression bombs
         (``PIL.Image.MAX_IMAGE_PIXELS``), a run-length encoded BMP, a JPEG of more than 100 scans,
-        or a DICOM file whose transforms leave a single gray value. All messages name the file.
+        int8 or uint32; or a DICOM file that holds no image, contradicts itself (its
+        PresentationLUTShape its photometric interpretation) or whose transforms leave a single
+        gray value. All messages name the file.
 
     Examples
     --------
