@@ -19,7 +19,7 @@ from examples.pretrain_gde.data import Images, attempt
 from examples.pretrain_gde.detector import Detector
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.heatmap import heat_maps, overlay
-from examples.pretrain_gde.readers import SUFFIXES, other_files
+from examples.pretrain_gde.readers import left_out, list_images
 from examples.pretrain_gde.storage import csv_cell, printable, replacing
 
 COLUMNS = ("path", "score", "percentile", "abnormal", "network", "kind", "heat_map")
@@ -108,14 +108,12 @@ def find_images(names: Sequence[Path]) -> list[Path]:
     paths = []
     for name in names:
         if _is_folder(name):
-            inside = sorted(path for path in name.iterdir() if path.suffix.lower() in SUFFIXES)
+            inside, _, _ = list_images(name)
             if not inside:
                 raise PipelineError(f"{name} holds no images")
             paths += inside
-            others = other_files(name)
-            if others:
-                told = f"warning: {name}: {len(others)} left out, by their names no images"
-                print(printable(told), file=sys.stderr)
+            if told := left_out(name, [name]):
+                print(printable(f"warning: {told}"), file=sys.stderr)
         else:
             paths.append(name)
     return paths

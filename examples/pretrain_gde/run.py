@@ -245,11 +245,8 @@ def load(
                 f"(images: {counts}): the test is not of new patients only",
                 file=sys.stderr,
             )
-        others = unread(source.folder, dataset.split)
-        if others:
-            named = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-            told = f"warning: {len(others)} left out, by their names no images: {named}"
-            print(printable(told), file=sys.stderr)
+        if told := unread(source.folder, dataset.split):
+            print(printable(f"warning: {told}"), file=sys.stderr)
         if dataset.skipped:
             lines = map(printable, dataset.skipped)
             print(f"{len(dataset.skipped)} files skipped:", *lines, sep="\n  ")
