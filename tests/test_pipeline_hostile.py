@@ -570,7 +570,7 @@ def test_the_report_says_that_images_changed(copy):
     )
 
 
-@pytest.mark.parametrize("change", ["pixels", "digest", "deep", "index", "archive"])
+@pytest.mark.parametrize("change", ["pixels", "digest", "deep", "index", "turned", "archive"])
 def test_a_cache_that_was_changed_is_made_again(change, made, tmp_path):
     entries = read_split(made / "data").train
 
@@ -595,6 +595,8 @@ def test_a_cache_that_was_changed_is_made_again(change, made, tmp_path):
         with changed_json(sidecar) as told:
             if change == "digest":
                 told["sha256"] = "0" * 64
+            elif change == "turned":
+                told["turned"] = [99]
             else:
                 told["bad"] = {"-1": "x", "99": "y"}
     np.testing.assert_array_equal(load().images, before)

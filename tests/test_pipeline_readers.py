@@ -23,7 +23,8 @@ from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage  # noqa: E402
 
 from anatpaste_aug.images import to_gray  # noqa: E402
-from examples.pretrain_gde.data import decode, load_dataset, load_images  # noqa: E402
+from examples.pretrain_gde import data as pipeline_data  # noqa: E402
+from examples.pretrain_gde.data import load_dataset, load_images  # noqa: E402
 from examples.pretrain_gde.errors import PipelineError  # noqa: E402
 from examples.pretrain_gde.readers import (  # noqa: E402
     CHEXPERT_FINDINGS,
@@ -41,6 +42,11 @@ from examples.pretrain_gde.settings import Settings  # noqa: E402
 from examples.pretrain_gde.view import View  # noqa: E402
 
 RAMP = np.arange(64 * 64).reshape(64, 64) * 255 // (64 * 64 - 1)  # 0..255, rising downwards
+
+
+def decode(path, view):
+    """Return what the network sees of a file; where its lungs are, nobody asks here."""
+    return pipeline_data.decode(path, view)[0]
 
 
 def write_image(path, seed=0, size=40):

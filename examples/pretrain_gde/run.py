@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from examples.pretrain_gde.data import Dataset, load_dataset
+from examples.pretrain_gde.data import Dataset, load_dataset, tell_of_lungs
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.evaluate import (
     METRICS,
@@ -250,6 +250,7 @@ def load(
         if dataset.skipped:
             lines = map(printable, dataset.skipped)
             print(f"{len(dataset.skipped)} files skipped:", *lines, sep="\n  ")
+        tell_of_lungs(dataset.upright)
         runtime.wait()
     return dataset
 
