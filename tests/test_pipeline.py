@@ -9,9 +9,11 @@ import functools
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -814,7 +816,7 @@ def test_batches_show_every_image_before_any_comes_again():
 def test_the_augmenter_labels_what_it_makes(variant, phantoms):
     settings = Settings(variant=variant, size=64)
     paths = sorted((phantoms / "train" / "normal").iterdir())[:6]
-    images = torch.stack([torch.from_numpy(data.decode(path, View(64)))[None] for path in paths])
+    images = torch.stack([torch.from_numpy(data.decode(path, View(64))[0])[None] for path in paths])
     masks = torch.zeros_like(images, dtype=torch.bool)
     masks[..., 20:50, 10:25] = True
     inputs, labels, alpha = Augmenter(settings)(images, masks, torch.Generator().manual_seed(0))
@@ -858,7 +860,7 @@ def test_masks_are_found_at_256_pixels(phantoms, cache):
 
     entries = read_split(phantoms).train
     native = data.load_images(phantoms, entries, View(256), cache, progress=False)
-    small = data.load_masks(native, "default", lung_mask, View(64), cache, progress=False)
+    small, _ = data.load_masks(native, "default", View(64), cache, progress=False)
     full = np.stack([lung_mask(image) for image in native.images])
     shares = full.reshape(len(full), 64, 4, 64, 4).mean((2, 4))
     decided = abs(shares - 0.5) > 0.01  # Pillow rounds a half its own way
@@ -873,9 +875,9 @@ def test_the_robust_mask_is_used(phantoms, cache, tmp_path, monkeypatch):
     options = ("--data", phantoms, "--cache", cache, "--out", tmp_path, *TINY, "--mask", "robust")
     seen = []
 
-    def robust(image):
+    def robust(image, return_quality):
         seen.append(image.shape)
-        return np.ones(image.shape, bool)
+        return np.ones(image.shape, bool), 1.0
 
     monkeypatch.setattr(anatpaste_aug, "lung_mask_robust", robust)
     assert main("train", *options, "--epochs", "1", "--updates", "1") == 0
@@ -1019,7 +1021,7 @@ def test_the_cache_is_keyed_by_content_and_size(phantoms, tmp_path):
 
     first = load(32)
     assert first.images.shape == (2, 32, 32)
-    np.testing.assert_array_equal(first.images[0], data.decode(folder / "a.png", View(32)))
+    np.testing.assert_array_equal(first.images[0], data.decode(folder / "a.png", View(32))[0])
     assert load(32).key == first.key
     assert load(48).key != first.key
     (folder / "a.png").rename(folder / "c.png")
@@ -1028,7 +1030,7 @@ def test_the_cache_is_keyed_by_content_and_size(phantoms, tmp_path):
     (folder / "a.png").write_bytes(source[5].read_bytes())
     changed = load(32)
     assert changed.key != first.key
-    np.testing.assert_array_equal(changed.images[0], data.decode(source[5], View(32)))
+    np.testing.assert_array_equal(changed.images[0], data.decode(source[5], View(32))[0])
     assert len(list(cache.glob("*.npy"))) == 3
 
 
@@ -1055,29 +1057,28 @@ def normals(phantoms, tmp_path):
 
 
 def test_a_view_is_the_lungs_in_their_own_tones():
-    from anatpaste_aug import lung_crop, lung_mask_robust
+    from anatpaste_aug import lung_crop
     from anatpaste_aug.data import phantom_radiograph
 
     image = phantom_radiograph(256, rng=3)
-    assert np.array_equal(View(256).see(image), image)
-    lungs = lung_mask_robust(image)
+    assert np.array_equal(View(256).see(image)[0], image)
     part, inside = lung_crop(image, return_mask=True)
     cut = View(64, crop=True)
     expected = Image.fromarray(part).resize((64, 64), Image.Resampling.BILINEAR)
-    difference = abs(cut.see(image).astype(int) - np.asarray(expected))
+    difference = abs(cut.see(image)[0].astype(int) - np.asarray(expected))
     assert difference[1:-1, 1:-1].max() <= 1  # at the border, the crop sees what lies beyond
-    mask = cut.see_mask(image, lungs)
+    mask, _ = cut.see_mask(image, "robust")
     assert mask.dtype == bool
     assert mask.mean() == pytest.approx(inside.mean(), abs=0.01)
 
     toned = View(64, crop=True, tone="lungs")
-    low, high = np.percentile(toned.see(image)[mask], (5, 95))
+    low, high = np.percentile(toned.see(image)[0][mask], (5, 95))
     assert (low, high) == pytest.approx((64, 192), abs=3)
     darker = (image * 0.6 + 20).round().astype(np.uint8)  # tone and contrast make no difference
-    assert abs(toned.see(darker).astype(int) - toned.see(image)).mean() < 4
+    assert abs(toned.see(darker)[0].astype(int) - toned.see(image)[0]).mean() < 4
     blank = np.full((70, 50), 7, np.uint8)
     for view in (cut, toned, View(64, tone="lungs")):
-        assert view.see(blank).shape == (64, 64)
+        assert view.see(blank)[0].shape == (64, 64)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -1089,6 +1090,97 @@ def test_the_part_that_is_seen_is_that_of_the_library(seed):
     left, top, right, bottom = View(64, crop=True)._box(mask)
     assert (left * width, right * width) == pytest.approx((columns.start, columns.stop))
     assert (top * height, bottom * height) == pytest.approx((rows.start, rows.stop))
+
+
+def turn(path):
+    with Image.open(path) as image:
+        image.rotate(180).save(path)
+
+
+@pytest.fixture
+def turned(phantoms, tmp_path):
+    """Return a data set of which one image of each part is upside down."""
+    folder = tmp_path / "turned"
+    shutil.copytree(phantoms, folder)
+    for part in ("train", "valid", "test"):
+        turn(folder / part / "normal" / "phantom0001.png")
+    return folder
+
+
+@pytest.mark.usefixtures("_no_report")
+@pytest.mark.parametrize(
+    ("options", "parts", "count"),
+    [
+        (LAPTOP, ("train", "valid", "test"), 30),
+        ([*TINY, "--crop"], ("train", "valid", "test"), 30),
+        ([*TINY, "--tone", "lungs"], ("train", "valid", "test"), 30),
+        ([*TINY, "--mask", "robust"], ("train", "valid"), 20),  # those that need a mask
+    ],
+)
+def test_images_without_upright_lungs_are_named_once(
+    options, parts, count, turned, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(cli, "write_report", lambda *arguments: None)
+    names = ", ".join(f"{part}/normal/phantom0001.png" for part in parts)
+    told = f"warning: no upright pair of lungs in {len(parts)} of {count} images: {names}"
+    given = ("--data", turned, "--cache", tmp_path / "cache", *options, "--epochs", "0")
+    for out in (tmp_path / "first", tmp_path / "second"):  # looked at, then from the cache
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert main("train", *given, "--out", out) == 0
+        assert capsys.readouterr().err.splitlines() == [told]
+        assert not [one for one in caught if "upright" in str(one.message)]
+    (folder,) = out.glob("*/seed0")
+    assert main("evaluate", folder, "--quiet") == 0
+    assert told in capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize("mask", ["default", "robust"])
+def test_lungs_are_told_of_by_file_where_others_are_skipped(mask, turned, cache):
+    settings = Settings(size=32, crop=mask == "default", mask=mask)
+    (turned / "train" / "normal" / "phantom0000.png").write_bytes(b"no image")
+    split = read_split(turned)
+    for _ in range(2):  # looked at, then from the cache
+        dataset = data.load_dataset(turned, split, settings, cache, skip_bad=True, progress=False)
+        assert len(dataset.split.train) == 11
+        names = {name for name, upright in dataset.upright.items() if not upright}
+        parts = ("train", "valid", "test") if settings.crop else ("train", "valid")
+        assert names == {f"{part}/normal/phantom0001.png" for part in parts}
+        assert dataset.upright.keys() == {e.path for part in parts for e in dataset.split[part]}
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_predict_names_images_without_upright_lungs(form, cropped, trained, turned, capsys):
+    folder, bad = turned / "test" / "normal", turned / "bad.png"
+    bad.write_bytes(b"no image")
+    options = ("--quiet", "--format", form)
+    assert main("predict", cropped, turned / "valid" / "normal", *options) == 0
+    before = capsys.readouterr().out.splitlines()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert main("predict", cropped, folder, bad, *options) == 3
+    captured = capsys.readouterr()
+    assert not [one for one in caught if "upright" in str(one.message)]
+    assert captured.err.splitlines()[1:] == [
+        f"warning: no upright pair of lungs in 1 of 5 images: {folder / 'phantom0001.png'}",
+        "1 of 6 images could not be read",
+    ]
+    lines = captured.out.splitlines()
+    if form == "csv":
+        assert lines[0] == before[0] == "path,score,percentile,abnormal,network,kind,heat_map"
+    else:
+        assert json.loads(lines[1]).keys() == json.loads(before[1]).keys()
+        assert "upright" not in json.loads(lines[1])
+    assert main("predict", trained, folder, *options) == 0  # sees whole images, as they are
+    assert "upright" not in capsys.readouterr().err
+
+
+def test_the_first_ten_are_named(capsys):
+    data.tell_of_lungs(dict.fromkeys("abc", True))
+    assert capsys.readouterr().err == ""
+    data.tell_of_lungs({"a\n": False, **{str(index): index > 11 for index in range(1, 20)}})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(r"lungs in 12 of 20 images: a\n, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...")
 
 
 def test_reframing_moves_images_and_masks_together():
@@ -1282,6 +1374,7 @@ def test_transfer_fits_to_the_other_normals(cropped, phantoms, tmp_path, capsys)
     more = tmp_path / "more"
     write_phantoms(more, 64, seed=1, counts={("train", "normal"): 30}, progress=False)
     folder, abnormal = more / "train" / "normal", phantoms / "test" / "abnormal"
+    turn(folder / "phantom0001.png")
     output = tmp_path / "transfer.json"
     options = ("--normal", folder, "--abnormal", abnormal, "--quiet", "--output", output)
     assert main("transfer", cropped, *options, "--folds", "2") == 1
@@ -1289,6 +1382,8 @@ def test_transfer_fits_to_the_other_normals(cropped, phantoms, tmp_path, capsys)
     assert main("transfer", cropped, *options, "--folds", "0") == 1
     assert "folds must be 2 or more and leave 20 normals, got 0" in capsys.readouterr().err
     assert main("transfer", cropped, *options, "--folds", "3") == 0
+    told = "warning: no upright pair of lungs in 1 of 35 images"
+    assert capsys.readouterr().err == f"{told}: {folder / 'phantom0001.png'}\n"
     twice = ("--normal", folder, min(folder.iterdir()))
     assert main("transfer", cropped, *options, "--folds", "3", *twice) == 1
     assert "an image is given twice" in capsys.readouterr().err

@@ -570,7 +570,7 @@ def test_the_report_says_that_images_changed(copy):
     )
 
 
-@pytest.mark.parametrize("change", ["pixels", "digest", "deep", "index", "archive"])
+@pytest.mark.parametrize("change", ["pixels", "digest", "deep", "index", "turned", "archive"])
 def test_a_cache_that_was_changed_is_made_again(change, made, tmp_path):
     entries = read_split(made / "data").train
 
@@ -595,6 +595,8 @@ def test_a_cache_that_was_changed_is_made_again(change, made, tmp_path):
         with changed_json(sidecar) as told:
             if change == "digest":
                 told["sha256"] = "0" * 64
+            elif change == "turned":
+                told["turned"] = [99]
             else:
                 told["bad"] = {"-1": "x", "99": "y"}
     np.testing.assert_array_equal(load().images, before)
@@ -617,13 +619,37 @@ def test_two_runs_cannot_work_in_one_folder(copy, capsys):
 def test_what_is_left_out_for_its_name_is_told(copy, capsys):
     folder = copy / "data" / "train" / "normal"
     (folder / "patient").mkdir()
-    for name in ("IM0001", "scan.webp", ".hidden"):
+    for name in ("IM0001", "scan.webp", "Thumbs.db"):
         shutil.copy(folder / "phantom0000.png", folder / name)
+    for name in ("._phantom0000.png", ".DS_Store"):
+        (folder / name).write_bytes(b"no image")
     assert train(copy, "--seeds", "1") == 0
-    told = "3 left out, by their names no images: train/normal/IM0001, train/normal/patient, "
-    assert told in capsys.readouterr().err
+    told = "4 left out, by their names no images: train/normal/IM0001, train/normal/Thumbs.db, "
+    hidden = "; hidden files skipped: 2"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {copy / 'data'}: {told}")
+    assert line.endswith(hidden)
     assert main("predict", run_of(copy), folder) == 0
-    assert f"{folder}: 3 left out" in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 1 + len(list(folder.glob("phantom*")))
+    (line,) = captured.err.splitlines()
+    assert line.startswith(f"warning: {folder}: 4 left out")
+    assert line.endswith(hidden)
+
+
+def test_hidden_files_are_scored_only_if_they_are_named(made, tmp_path, capsys):
+    image = tmp_path / ".hidden.png"
+    shutil.copy(min((made / "data" / "test" / "normal").iterdir()), image)
+    assert main("predict", run_of(made), tmp_path) == 1
+    assert only_line(capsys) == f"error: {tmp_path} holds no images"
+    assert main("predict", run_of(made), image) == 0
+    assert str(image) in capsys.readouterr().out
+    # A folder may be hidden itself.
+    folder = tmp_path / ".folder"
+    folder.mkdir()
+    image.rename(folder / "a.png")
+    assert main("predict", run_of(made), folder) == 0
+    assert str(folder / "a.png") in capsys.readouterr().out
 
 
 # Lost work.

@@ -23,7 +23,8 @@ from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage  # noqa: E402
 
 from anatpaste_aug.images import to_gray  # noqa: E402
-from examples.pretrain_gde.data import decode, load_dataset, load_images  # noqa: E402
+from examples.pretrain_gde import data as pipeline_data  # noqa: E402
+from examples.pretrain_gde.data import load_dataset, load_images  # noqa: E402
 from examples.pretrain_gde.errors import PipelineError  # noqa: E402
 from examples.pretrain_gde.readers import (  # noqa: E402
     CHEXPERT_FINDINGS,
@@ -35,11 +36,17 @@ from examples.pretrain_gde.readers import (  # noqa: E402
     set_aside,
     shared_patients,
     split_by_patient,
+    unread,
 )
 from examples.pretrain_gde.settings import Settings  # noqa: E402
 from examples.pretrain_gde.view import View  # noqa: E402
 
 RAMP = np.arange(64 * 64).reshape(64, 64) * 255 // (64 * 64 - 1)  # 0..255, rising downwards
+
+
+def decode(path, view):
+    """Return what the network sees of a file; where its lungs are, nobody asks here."""
+    return pipeline_data.decode(path, view)[0]
 
 
 def write_image(path, seed=0, size=40):
@@ -394,6 +401,49 @@ def test_rsna_with_two_classes_for_one_patient(rsna):
     table.write_text(table.read_text() + "00000000-0000,Lung Opacity\n")
     with pytest.raises(PipelineError, match="gives patient 00000000-0000 two classes"):
         read_split(rsna, held_out=(2, 2))
+
+
+def hide_files(folder):
+    """Put beside the images what systems and editors leave there: five hidden files and folders."""
+    for name in ("._0.png", ".thumb.jpeg", ".DS_Store"):
+        (folder / name).write_bytes(b"no image")
+    write_image(folder / ".ipynb_checkpoints" / "0-checkpoint.png")
+    write_image(folder / ".Trash.png" / "1.png")
+
+
+@pytest.mark.parametrize("name", ["plain", "normals", "zhanglab", "chexpert", "rsna"])
+def test_hidden_files_are_no_images(name, request):
+    folder = request.getfixturevalue("plain" if name == "normals" else name)
+    if name == "normals":
+        folder = folder / "train" / "normal"
+        for index in range(6, 10):
+            write_image(folder / f"{index}.png", 20 + index)
+    held_out = {"zhanglab": (4, 0), "chexpert": (3, 5), "rsna": (2, 3)}.get(name)
+    split = read_split(folder, held_out=held_out)
+    assert split.layout == name
+    assert not unread(folder, split)
+    inside = {(folder / entry.path).parent for part in PARTS for entry in split[part]}
+    for each in inside:
+        hide_files(each)
+    assert read_split(folder, held_out=held_out) == split
+    if name in ("chexpert", "rsna"):  # tables name their images
+        assert not unread(folder, split)
+    else:
+        assert unread(folder, split) == f"{folder}: hidden files skipped: {5 * len(inside)}"
+
+
+def test_hidden_files_are_read_where_a_table_names_them(chexpert):
+    table = chexpert / "CheXpert-v1.0-small" / "train.csv"
+    path = "train/patient00000/study1/.view1_frontal.jpg"
+    edit_table(table, lambda rows: rows[1].__setitem__(0, f"CheXpert-v1.0-small/{path}"))
+    split = read_split(chexpert, held_out=(3, 5))
+    assert any(entry.path.endswith(path) for part in PARTS for entry in split[part])
+
+
+def test_a_folder_of_hidden_files_holds_no_images(tmp_path):
+    hide_files(tmp_path)
+    with pytest.raises(PipelineError, match="no known layout"):
+        find_layout(tmp_path)
 
 
 def test_bad_files_are_named_and_skipped_on_request(plain, tmp_path):

@@ -14,7 +14,7 @@ import torch
 from examples.pretrain_gde.augment import segments_quickly
 from examples.pretrain_gde.benchmark import WARM_UP, benchmark
 from examples.pretrain_gde.compare import compare
-from examples.pretrain_gde.data import load_dataset
+from examples.pretrain_gde.data import load_dataset, tell_of_lungs
 from examples.pretrain_gde.density import NAMES
 from examples.pretrain_gde.detector import Detector
 from examples.pretrain_gde.disk import is_among
@@ -216,6 +216,7 @@ def evaluate_run(folder: Path, options: argparse.Namespace, runtime: Runtime) ->
         skip_bad=options.skip_bad,
         progress=runtime.progress,
     )
+    tell_of_lungs(dataset.upright)
     changed = changed_parts(metrics["data"], dataset)
     if changed and not options.changed_images:
         raise PipelineError(

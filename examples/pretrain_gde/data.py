@@ -8,11 +8,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-import itertools
 import os
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,17 @@ import anatpaste_aug as ap
 from anatpaste_aug.data import read_image
 from examples.pretrain_gde import disk
 from examples.pretrain_gde.errors import PipelineError
+from examples.pretrain_gde.forms import COUNT
 from examples.pretrain_gde.readers import PARTS, Entry, Split, check_split
 from examples.pretrain_gde.settings import Settings
-from examples.pretrain_gde.storage import read_json, replacing, write_json
+from examples.pretrain_gde.storage import first, printable, read_json, replacing, write_json
 from examples.pretrain_gde.view import NATIVE_SIZE, View
 
 Images = npt.NDArray[np.uint8]
+Seen = tuple[Images, bool]  # what the network sees of an image, and whether its lungs are upright
 MISSING = "no such file"
 LONGEST = 500  # characters of a reason: a file may hold what it is quoted with
-CACHE_VERSION = 3  # to be raised when decoding changes
+CACHE_VERSION = 4  # to be raised when decoding changes, or what is kept beside an array
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,15 @@ class Dataset:
         found afresh at every draw.
     skipped : tuple of str
         Files that were missing or damaged, with the reason.
+    upright : dict of str to bool
+        By file, where lungs were looked for: whether an upright pair was found.
     """
 
     split: Split
     images: dict[str, Images]
     masks: dict[str, Images]
     skipped: tuple[str, ...]
+    upright: dict[str, bool] = field(default_factory=dict)
 
     def labels(self, part: str) -> npt.NDArray[np.bool_]:
         """Tell which images of a part are abnormal."""
@@ -94,10 +99,10 @@ def load_dataset(
         If files are missing or damaged and `skip_bad` is false: the message names them.
     """
     disk.remove_abandoned(cache)
-    segment = segmenter(settings.mask) if settings.needs_masks else None
     caches = (cache, *readable)
     parts, images, skipped = {}, {}, []
     masks: dict[str, Images] = {}
+    upright: dict[str, bool] = {}
     bad: list[str] = []
     for part in PARTS:
         try:
@@ -110,25 +115,32 @@ def load_dataset(
         parts[part] = tuple(split[part][index] for index in stored.kept)
         images[part] = stored.images
         skipped += stored.bad
+        if settings.view.needs_lungs:
+            upright |= zip((entry.path for entry in parts[part]), stored.upright, strict=True)
     if bad:
         raise BadFilesError(folder, bad)
     remaining = Split(split.layout, **parts)
     check_split(remaining, folder)
-    if segment is not None and not settings.fresh_masks:
+    if settings.needs_masks and not settings.fresh_masks:
         whole = View(NATIVE_SIZE)
         for part in ("train", "valid"):
             native = load_images(
                 folder, parts[part], whole, *caches, skip_bad=skip_bad, progress=progress
             )
-            masks[part] = load_masks(
-                native, settings.mask, segment, settings.view, *caches, progress=progress
+            masks[part], found = load_masks(
+                native, settings.mask, settings.view, *caches, progress=progress
             )
-    return Dataset(remaining, images, masks, tuple(skipped))
+            if settings.mask == "robust":
+                upright |= zip((entry.path for entry in parts[part]), found, strict=True)
+    return Dataset(remaining, images, masks, tuple(skipped), upright)
 
 
-def segmenter(name: str) -> Callable[[Images], npt.NDArray[np.bool_]]:
-    """Return the library's function behind the name of a mask."""
-    return ap.lung_mask if name == "default" else ap.lung_mask_robust
+def tell_of_lungs(upright: Mapping[Any, bool]) -> None:
+    """Say in one line, on standard error, in which images no upright pair of lungs was found."""
+    turned = [str(name) for name, fine in upright.items() if not fine]
+    if turned:
+        told = f"no upright pair of lungs in {len(turned)} of {len(upright)} images"
+        print(printable(f"warning: {told}: {first(turned, 10)}"), file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -145,12 +157,15 @@ class StoredImages:
         The others, with the reason.
     key : str
         Digest of the content of all files, their order and the size.
+    upright : list of bool
+        Of which of the images the lungs are an upright pair, or were not needed.
     """
 
     images: Images
     kept: list[int]
     bad: list[str]
     key: str
+    upright: list[bool]
 
 
 def load_images(
@@ -165,7 +180,7 @@ def load_images(
 
     Without a cache and without bad files that is::
 
-        np.stack([decode(folder / entry.path, view) for entry in entries])
+        np.stack([decode(folder / entry.path, view)[0] for entry in entries])
 
     Raises
     ------
@@ -173,7 +188,7 @@ def load_images(
         If files are missing or damaged and `skip_bad` is false.
     """
     if not entries:  # an empty file cannot be mapped
-        return StoredImages(np.zeros((0, view.size, view.size), np.uint8), [], [], "")
+        return StoredImages(np.zeros((0, view.size, view.size), np.uint8), [], [], "", [])
     names = [entry.path for entry in entries]
     with ThreadPoolExecutor(_workers()) as pool:
         digests = list(pool.map(_digest, (folder / name for name in names)))
@@ -183,7 +198,7 @@ def load_images(
     missing = {i: MISSING for i, digest in enumerate(digests) if digest == "missing"}
     found = _cached(key, shape, caches)
     if found is not None and any(
-        isinstance(attempt(paths[index], view), np.ndarray)  # a decoder was missing, perhaps
+        not isinstance(attempt(paths[index], view), str)  # a decoder was missing, perhaps
         for index in found[1]
         if index not in missing
     ):
@@ -198,11 +213,14 @@ def load_images(
 
         rows = _decoded(paths, view, bad, progress)
         found = _store(key, rows, shape, caches[0], listed)
-    stored, reasons = found
+    stored, reasons, upright = found
     if reasons and not skip_bad:
         raise BadFilesError(folder, _lines(names, reasons))
     kept = [index for index in range(len(names)) if index not in reasons]
-    return StoredImages(stored[kept] if reasons else stored, kept, _lines(names, reasons), key)
+    images = stored[kept] if reasons else stored
+    return StoredImages(
+        images, kept, _lines(names, reasons), key, [upright[index] for index in kept]
+    )
 
 
 def _lines(names: Sequence[str], reasons: dict[int, str]) -> list[str]:
@@ -211,14 +229,9 @@ def _lines(names: Sequence[str], reasons: dict[int, str]) -> list[str]:
 
 
 def load_masks(
-    native: StoredImages,
-    name: str,
-    segment: Callable[[Images], npt.NDArray[np.bool_]],
-    view: View,
-    *caches: Path,
-    progress: bool = True,
-) -> Images:
-    """Segment every image once, or take the masks from the cache.
+    native: StoredImages, name: str, view: View, *caches: Path, progress: bool = True
+) -> tuple[Images, list[bool]]:
+    """Segment every image once, or take the masks from the cache; and tell of each as `View.see`.
 
     The method's lengths are those of 256 x 256 images, so the lungs are found at that size and the
     mask is scaled: a pixel is lung if at least half of it is.
@@ -228,12 +241,10 @@ def load_masks(
     found = _cached(key, shape, caches)
     if found is None:
         with ThreadPoolExecutor(_workers()) as pool:
-            rows = pool.map(
-                lambda image: view.see_mask(image, segment(image)).astype(np.uint8), native.images
-            )
+            rows = pool.map(lambda image: view.see_mask(image, name), native.images)
             bar = tqdm(rows, "lung masks", shape[0], unit="img", disable=not progress)
             found = _store(key, bar, shape, caches[0], dict)
-    return found[0]
+    return found[0], found[2]
 
 
 def _view_key(view: View) -> tuple[Any, ...]:
@@ -243,8 +254,8 @@ def _view_key(view: View) -> tuple[Any, ...]:
     return (view.size, view.crop, view.tone, ap.__version__)
 
 
-def decode(path: Path, view: View) -> Images:
-    """Decode an image file to 8-bit gray, and return what the network sees of it: (S, S).
+def decode(path: Path, view: View) -> Seen:
+    """Decode an image file to 8-bit gray, and return what the network sees of it, as `View.see`.
 
     Read by the library's `read_image`. 8-bit images stay as they are; all others, DICOM among them
     (after its window and with air dark), are stretched from their minimum to their maximum.
@@ -275,7 +286,7 @@ def _stretched(values: npt.NDArray[np.float64]) -> Images:
     return values.round(out=values).astype(np.uint8)
 
 
-def attempt(path: Path, view: View) -> Images | str:
+def attempt(path: Path, view: View) -> Seen | str:
     """Decode an image file, or say why it cannot be.
 
     Raises
@@ -299,10 +310,10 @@ def _lacks(error: Exception) -> bool:
 
 def _decoded(
     paths: Sequence[Path], view: View, bad: dict[int, str], progress: bool
-) -> Iterable[Images]:
+) -> Iterable[Seen]:
     """Decode files in order, blank where one is bad, and put down why in `bad`."""
 
-    def result_of(index: int) -> Images | str:
+    def result_of(index: int) -> Seen | str:
         return bad[index] if index in bad else attempt(paths[index], view)
 
     with ThreadPoolExecutor(_workers()) as pool:
@@ -314,7 +325,7 @@ def _decoded(
         ):
             if isinstance(result, str):
                 bad[index] = result
-                result = np.zeros((view.size, view.size), np.uint8)
+                result = np.zeros((view.size, view.size), np.uint8), True
             yield result
 
 
@@ -330,13 +341,14 @@ class BadFilesError(PipelineError):
         )
 
 
-Stored = tuple[Images, dict[int, str]]  # an array of the cache, and what is bad in it
-SIDECAR_FORM = {"bad": {str: str}, "sha256": str}
+# An array of the cache, what is bad in it, and of which rows the lungs are an upright pair.
+Stored = tuple[Images, dict[int, str], list[bool]]
+SIDECAR_FORM = {"bad": {str: str}, "turned": [COUNT], "sha256": str}
 
 
 def _store(
     key: str,
-    rows: Iterable[Images],
+    rows: Iterable[tuple[npt.NDArray[Any], bool]],
     shape: tuple[int, ...],
     cache: Path,
     bad: Callable[[], dict[int, str]],
@@ -347,12 +359,16 @@ def _store(
     np.lib.format.write_array_header_1_0(
         header, {"descr": "|u1", "fortran_order": False, "shape": shape}
     )
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(header.getvalue())
+    turned = []
     with replacing(path) as file:
-        for data in itertools.chain([header.getvalue()], (row.tobytes() for row in rows)):
-            file.write(data)
-            digest.update(data)
-        write_json(path.with_suffix(".json"), {"bad": bad(), "sha256": digest.hexdigest()})
+        file.write(header.getvalue())
+        for index, (row, upright) in enumerate(rows):
+            file.write(row.tobytes())
+            digest.update(row.tobytes())
+            turned += [] if upright else [index]
+        told = {"bad": bad(), "turned": turned, "sha256": digest.hexdigest()}
+        write_json(path.with_suffix(".json"), told)
     found = _cached(key, shape, [cache])
     if found is None:
         raise PipelineError(f"{path} cannot be read back")
@@ -365,11 +381,12 @@ def _cached(key: str, shape: tuple[int, ...], caches: Iterable[Path]) -> Stored 
         try:
             sidecar = read_json(path.with_suffix(".json"), SIDECAR_FORM)
             reasons = {int(index): reason for index, reason in sidecar["bad"].items()}
-            if _digest(path) != sidecar["sha256"] or not reasons.keys() <= set(range(shape[0])):
+            turned, rows = set(sidecar["turned"]), range(shape[0])
+            if _digest(path) != sidecar["sha256"] or not {*reasons, *turned} <= set(rows):
                 continue
             stored = np.load(path, mmap_mode="c")
             if stored.shape == shape and stored.dtype == np.uint8:
-                return stored, reasons
+                return stored, reasons, [index not in turned for index in rows]
         except Exception:  # whatever is wrong with it, it is made again
             continue
     return None

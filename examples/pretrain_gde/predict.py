@@ -15,11 +15,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from examples.pretrain_gde.data import Images, attempt
+from examples.pretrain_gde.data import Images, attempt, tell_of_lungs
 from examples.pretrain_gde.detector import Detector
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.heatmap import heat_maps, overlay
-from examples.pretrain_gde.readers import SUFFIXES, other_files
+from examples.pretrain_gde.readers import left_out, list_images
 from examples.pretrain_gde.storage import csv_cell, printable, replacing
 
 COLUMNS = ("path", "score", "percentile", "abnormal", "network", "kind", "heat_map")
@@ -53,19 +53,21 @@ def predict(
         normals that score lower, in per cent; ``abnormal``, whether the score reaches the threshold
         chosen on the validation part; ``network`` and ``kind``, the score that was chosen there;
         ``heat_map``, the file or None. The map is of what the detector sees of the image.
+        ``upright``, whether its lungs are an upright pair, or were not needed.
     """
     bar = tqdm(total=len(paths), desc="scoring", unit="img", disable=not progress)
     with bar:
         for begin in range(0, len(paths), BATCH):
             batch = paths[begin : begin + BATCH]
-            rows, images = [], []
+            images: list[Images] = []
+            rows: list[dict[str, Any]] = []
             for path in batch:
                 result = attempt(path, detector.settings.view)
                 if isinstance(result, str):
                     rows.append({"path": str(path), "error": result})
                 else:
-                    images.append(result)
-                    rows.append({"path": str(path)})
+                    images.append(result[0])
+                    rows.append({"path": str(path), "upright": result[1]})
                 bar.update()
             good = [row for row in rows if "error" not in row]
             if good:
@@ -108,14 +110,12 @@ def find_images(names: Sequence[Path]) -> list[Path]:
     paths = []
     for name in names:
         if _is_folder(name):
-            inside = sorted(path for path in name.iterdir() if path.suffix.lower() in SUFFIXES)
+            inside, _, _ = list_images(name)
             if not inside:
                 raise PipelineError(f"{name} holds no images")
             paths += inside
-            others = other_files(name)
-            if others:
-                told = f"warning: {name}: {len(others)} left out, by their names no images"
-                print(printable(told), file=sys.stderr)
+            if told := left_out(name, [name]):
+                print(printable(f"warning: {told}"), file=sys.stderr)
         else:
             paths.append(name)
     return paths
@@ -142,6 +142,7 @@ def write_predictions(
     target = sys.stdout if output is None else text
     writer = csv.DictWriter(target, COLUMNS, lineterminator="\n")
     scored = failed = 0
+    upright: dict[str, bool] = {}
     # Opened at once: that it cannot be written must not come out after all the work.
     with contextlib.nullcontext() if output is None else replacing(output) as file:
         if form == "csv":
@@ -153,6 +154,7 @@ def write_predictions(
                 tqdm.write(line, file=sys.stderr)
                 continue
             scored += 1
+            upright[row["path"]] = row.pop("upright")
             if form == "csv":
                 cells = {name: csv_cell(row[name]) for name in ("path", "heat_map") if row[name]}
                 writer.writerow({**row, **cells})
@@ -161,4 +163,5 @@ def write_predictions(
             target.flush()
         if file is not None:
             file.write(text.getvalue().encode())
+    tell_of_lungs(upright)
     return scored, failed

@@ -18,7 +18,7 @@ import numpy as np
 
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.forms import COUNT
-from examples.pretrain_gde.storage import read_csv
+from examples.pretrain_gde.storage import first, read_csv
 
 PARTS = ("train", "valid", "test")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm", ".dicom")
@@ -154,7 +154,7 @@ def find_layout(folder: Path) -> str:
         return "zhanglab"
     if "normal" in _names(folder / "train"):
         return "plain"
-    if any(Path(name).suffix.lower() in SUFFIXES for name in names):
+    if list_images(folder)[0]:
         return "normals"
     raise PipelineError(
         f"{folder} has no known layout: expected train/normal (plain), images (normals), "
@@ -217,20 +217,37 @@ def shared_patients(split: Split) -> dict[str, Any]:
     return {"patients": len(shared), "images": images}
 
 
-def unread(folder: Path, split: Split) -> list[str]:
-    """List what lies among the images of a split and by its name is none, where folders decide."""
+def list_images(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """List what a folder holds, sorted, by names alone: images, what is none, and what is hidden.
+
+    Hidden files may be named like images: macOS puts a ``._x.png`` beside x.png.
+    """
+    images, others, hidden = [], [], []
+    for path in sorted(folder.iterdir()):
+        named = images if path.suffix.lower() in SUFFIXES else others
+        (hidden if path.name.startswith(".") else named).append(path)
+    return images, others, hidden
+
+
+def unread(folder: Path, split: Split) -> str:
+    """Say what lies among the images of a split and is left out, where folders decide."""
     if split.layout not in ("plain", "normals", "zhanglab"):
-        return []
+        return ""
     inside = {(folder / entry.path).parent for part in PARTS for entry in split[part]}
-    return [_below(folder, path) for each in sorted(inside) for path in other_files(each)]
+    return left_out(folder, sorted(inside))
 
 
-def other_files(folder: Path) -> list[Path]:
-    """List what a folder holds, hidden files apart, that by its name is no image."""
-    found = folder.iterdir() if folder.is_dir() else ()
-    return sorted(
-        path for path in found if path.suffix.lower() not in SUFFIXES and path.name[0] != "."
-    )
+def left_out(folder: Path, inside: Iterable[Path]) -> str:
+    """Say in one line what some folders in `folder` hold beside images; empty if nothing."""
+    found = [list_images(each) for each in inside]
+    others = [_below(folder, path) for _, more, _ in found for path in more]
+    count = sum(len(hidden) for _, _, hidden in found)
+    told = []
+    if others:
+        told.append(f"{len(others)} left out, by their names no images: {first(others, 3)}")
+    if count:
+        told.append(f"hidden files skipped: {count}")
+    return f"{folder}: {'; '.join(told)}" if told else ""
 
 
 def read_plain(folder: Path, rng: np.random.Generator, held_out: tuple[int, int]) -> Split:
@@ -460,7 +477,7 @@ def _names(folder: Path) -> set[str]:
 def _images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise PipelineError(f"{folder} is missing")
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    return list_images(folder)[0]
 
 
 def _below(folder: Path, path: Path) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from examples.pretrain_gde.data import Dataset, load_dataset
+from examples.pretrain_gde.data import Dataset, load_dataset, tell_of_lungs
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.evaluate import (
     METRICS,
@@ -245,14 +245,12 @@ def load(
                 f"(images: {counts}): the test is not of new patients only",
                 file=sys.stderr,
             )
-        others = unread(source.folder, dataset.split)
-        if others:
-            named = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-            told = f"warning: {len(others)} left out, by their names no images: {named}"
-            print(printable(told), file=sys.stderr)
+        if told := unread(source.folder, dataset.split):
+            print(printable(f"warning: {told}"), file=sys.stderr)
         if dataset.skipped:
             lines = map(printable, dataset.skipped)
             print(f"{len(dataset.skipped)} files skipped:", *lines, sep="\n  ")
+        tell_of_lungs(dataset.upright)
         runtime.wait()
     return dataset
 

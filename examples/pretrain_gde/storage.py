@@ -58,6 +58,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def first(names: Sequence[str], most: int) -> str:
+    """Name some things, the first of them if there are many."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")

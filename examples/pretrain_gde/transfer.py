@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from examples.pretrain_gde.data import Dataset, Images, attempt, segmenter
+from examples.pretrain_gde.data import Dataset, Images, Seen, attempt, tell_of_lungs
 from examples.pretrain_gde.detector import AllScores, Detector, auc_between, fit_detector
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.readers import Entry, Split, set_aside
@@ -51,13 +51,18 @@ def transfer(
     if len({path.resolve() for path in given}) < len(given):  # it would be fitted to and tested on
         raise PipelineError("an image is given twice")
     settings, view = detector.settings, detector.settings.view
-    seen = {path: _read(path, view) for path in tqdm(given, disable=not progress)}
+    found = {path: _read(path, view) for path in tqdm(given, disable=not progress)}
+    seen = {path: image for path, (image, _) in found.items()}
+    upright = {path: fine for path, (_, fine) in found.items() if view.needs_lungs}
     masks: dict[Path, Images] = {}
     if settings.needs_masks:
-        segment = segmenter(settings.mask)
         for path in tqdm(normal, "lung masks", disable=not progress):
-            native = _read(path, View(NATIVE_SIZE))
-            masks[path] = view.see_mask(native, segment(native)).astype(np.uint8)
+            native, _ = _read(path, View(NATIVE_SIZE))
+            mask, fine = view.see_mask(native, settings.mask)
+            masks[path] = mask.astype(np.uint8)
+            if settings.mask == "robust":
+                upright[path] = fine
+    tell_of_lungs(upright)
     order = np.random.default_rng(settings.seed).permutation(len(normal))
     aucs: dict[str, dict[str, list[float]]] = {}
     for number, fold in enumerate(
@@ -90,7 +95,7 @@ def transfer(
     }
 
 
-def _read(path: Path, view: View) -> Images:
+def _read(path: Path, view: View) -> Seen:
     result = attempt(path, view)
     if isinstance(result, str):
         raise PipelineError(f"{path} cannot be read: {result}")

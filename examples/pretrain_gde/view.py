@@ -11,6 +11,7 @@ from PIL import Image
 import anatpaste_aug as ap
 
 NATIVE_SIZE = 256  # pixels: the size that the method's lengths were published for
+UPRIGHT = 0.5  # the quality below which `lung_mask_robust` warns
 TONES = ("image", "lungs")
 TONE_PERCENTILES = (5, 95)  # of the lungs' gray values
 TONE_LEVELS = (64, 192)  # where these percentiles go
@@ -45,20 +46,29 @@ class View:
         """Whether the lungs must be found to make an input."""
         return self.crop or self.tone == "lungs"
 
-    def see(self, image: Gray) -> Gray:
-        """Make the network's input from a gray image of any size: (S, S) uint8."""
-        if not self.needs_lungs:
-            return resize(image, self.size)
-        lungs = ap.lung_mask_robust(resize(image, NATIVE_SIZE))
-        seen = resize(image, self.size, self._box(lungs), Image.Resampling.BILINEAR)
-        return scale_tone(seen, self._cut(lungs, lungs)) if self.tone == "lungs" else seen
+    def see(self, image: Gray) -> tuple[Gray, bool]:
+        """Make the network's input from a gray image of any size: (S, S) uint8.
 
-    def see_mask(self, native: Gray, mask: Lungs) -> Lungs:
-        """Return the part of a lung mask that the network sees: (S, S) bool.
-
-        `native` is the image at `NATIVE_SIZE` pixels, and `mask` a mask of it.
+        Tell, too, whether the lungs are an upright pair, which they are taken to be where they are
+        not needed.
         """
-        return self._cut(mask, ap.lung_mask_robust(native)) if self.crop else self._cut(mask, mask)
+        if not self.needs_lungs:
+            return resize(image, self.size), True
+        lungs, upright = find_lungs(resize(image, NATIVE_SIZE))
+        seen = resize(image, self.size, self._box(lungs), Image.Resampling.BILINEAR)
+        seen = scale_tone(seen, self._cut(lungs, lungs)) if self.tone == "lungs" else seen
+        return seen, upright
+
+    def see_mask(self, native: Gray, name: str) -> tuple[Lungs, bool]:
+        """Return the part of a lung mask that the network sees: (S, S) bool; and as `see`.
+
+        `native` is the image at `NATIVE_SIZE` pixels, and `name` that of a mask in the settings.
+        """
+        if name == "default" and not self.crop:
+            mask = ap.lung_mask(native)
+            return self._cut(mask, mask), True
+        lungs, upright = find_lungs(native)
+        return self._cut(ap.lung_mask(native) if name == "default" else lungs, lungs), upright
 
     def _cut(self, mask: Lungs, lungs: Lungs) -> Lungs:
         """Cut a mask to the lungs; a pixel is in it if at least half of it is."""
@@ -77,6 +87,15 @@ class View:
         top, left = divmod(int(seen[0, 0]), width)
         bottom, right = top + seen.shape[0], left + seen.shape[1]
         return left / width, top / height, right / width, bottom / height
+
+
+def find_lungs(native: Gray) -> tuple[Lungs, bool]:
+    """Find the lungs, and tell whether they are an upright pair.
+
+    Not by the library's warning: it names no image, and Python shows it for the first one alone.
+    """
+    lungs, quality = ap.lung_mask_robust(native, return_quality=True)
+    return lungs, quality >= UPRIGHT
 
 
 def resize(
