@@ -117,15 +117,24 @@ def scans(width, height, count):
     )  # fmt: skip
 
 
-def tiff(pixels):
-    """Encode an uncompressed TIFF of any type of number, which Pillow does not write."""
+def tiff(pixels, other=(), data=None):
+    """Encode a TIFF of any type of number, which Pillow does not write, and of `other` tags."""
     formats = {"u": 1, "i": 2, "f": 3}
-    bits = pixels.dtype.itemsize * 8
-    tags = [(256, pixels.shape[1]), (257, pixels.shape[0]), (258, bits), (259, 1), (262, 1)]
-    tags += [(273, 8 + 2 + 12 * 10 + 4), (277, 1), (278, pixels.shape[0])]
-    tags += [(279, pixels.nbytes), (339, formats[pixels.dtype.kind])]
-    table = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
-    return b"II*\0\x08\0\0\0" + struct.pack("<H", 10) + table + bytes(4) + pixels.tobytes()
+    data = pixels.tobytes() if data is None else data
+    tags = {256: pixels.shape[1], 257: pixels.shape[0], 258: pixels.dtype.itemsize * 8, 259: 1}
+    tags |= {262: 1, 273: 0, 277: 1, 278: pixels.shape[0], 279: len(data)}
+    tags |= {339: formats[pixels.dtype.kind], **dict(other)}
+    tags = {tag: value for tag, value in sorted(tags.items()) if value is not None}
+    end = 8 + 2 + 12 * len(tags) + 4
+    table, lists = b"", b""
+    for tag, value in tags.items():
+        if isinstance(value, tuple):
+            table += struct.pack("<HHII", tag, 3, len(value), end + len(lists))
+            lists += short(*value)
+        else:
+            table += struct.pack("<HHII", tag, 4, 1, value or end + 64)
+    head = b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + table + bytes(4)
+    return head + lists.ljust(64, b"\0") + data
 
 
 def tiled(side):
@@ -194,6 +203,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpa
 def bad(pixels):
     """Return files that must be refused, each with a part of the reason."""
     ramp = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32)
+    wide = pixels.astype(np.uint16)
     png = picture(pixels, "PNG")
     return {
         "empty.png": (b"", "cannot identify"),
@@ -246,6 +256,15 @@ def bad(pixels):
         ),
         "high.dcm": (dicom(ramp, more=((0x102, b"US", short(9)),)), "HighBit 9 is too low"),
         "size.dcm": (encapsulated(pixels, JPEG, scans(80, 64, 9)), "not of 64 x 64 pixels"),
+        "j2k.dcm": (
+            encapsulated(pixels, J2K, picture(pixels.reshape(32, 128), "JPEG2000", no_jp2=True)),
+            "not of 64 x 64 pixels",
+        ),
+        "native.dcm": (encapsulated(pixels, EXPLICIT, scans(64, 64, 9)), "contradict"),
+        "turned.tif": (tiff(pixels.astype(float), {274: 6}), "upright|tifffile"),
+        "planes.tif": (tiff(wide, {258: (16, 16, 16), 277: 3, 262: 2, 284: 2}), "16-bit color"),
+        "polarity.tif": (tiff(pixels, {262: None}), "PhotometricInterpretation"),
+        "polarity2.tif": (tiff(pixels.astype(float), {262: None}), "PhotometricInterp|tifffile"),
         "int8.tif": (tiff(pixels.astype(np.int8)), "int8|tifffile"),
         "uint32.tif": (tiff(pixels.astype(np.uint32)), "uint32|tifffile"),
         "nan.dcm": (dicom(ramp, more=window("nan", 2)), "damaged|finite"),

@@ -393,6 +393,24 @@ def test_dicom_padding_of_either_sign_and_several_values(dtype, kind, written, t
     np.testing.assert_array_equal(image[2:], pixels[2:])
 
 
+@pytest.mark.parametrize("beyond", [63536, 65535])
+def test_dicom_padding_that_8_bits_cannot_hold_is_none(beyond, tmp_path):
+    pixels = RAMP.astype(np.uint8)
+    image = shown(tmp_path, pixels, (0x120, b"US", hostile.short(beyond)))
+    np.testing.assert_array_equal(image, pixels)
+
+
+def test_dicom_byte_order_where_no_syntax_is_stated(tmp_path):
+    parts = [(0x28, 2, 1), (0x28, 0x10, 64), (0x28, 0x11, 64), (0x28, 0x100, 16)]
+    parts += [(0x28, 0x101, 16), (0x28, 0x102, 15), (0x28, 0x103, 0)]
+    body = b"\0\x28\0\x04CS\0\x0cMONOCHROME2 "
+    elements = [struct.pack(">HH2sHH", group, number, b"US", 2, n) for group, number, n in parts]
+    body = elements[0] + body + b"".join(elements[1:])
+    body += b"\x7f\xe0\0\x10OW\0\0" + struct.pack(">I", RAMP.nbytes) + RAMP.astype(">u2").tobytes()
+    path = write(tmp_path, "big.dcm", bytes(128) + b"DICM" + body)
+    np.testing.assert_array_equal(read_image(path), RAMP)
+
+
 def test_dicom_padding_beyond_the_bits_stored_is_that_of_the_whole_cell(tmp_path):
     cells = RAMP.astype(np.int16)
     cells[:4] = -(2**15)
@@ -545,6 +563,13 @@ def test_a_deflated_dicom_is_not_unpacked_beyond_the_limit(tmp_path, monkeypatch
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as Pillow's, the limit can be lifted
     with pytest.raises(ValueError, match=r"damaged|all pixels"):
         read_image(path)
+
+
+def test_a_deflated_tiff_is_not_unpacked_beyond_the_limit(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2**20)
+    content = hostile.tiff(small.astype(float), {259: 8}, zlib.compress(bytes(2**26)))
+    with pytest.raises(ValueError, match=r"bomb\.tif: .*decompression bomb"):
+        read_image(write(tmp_path, "bomb.tif", content))
 
 
 def test_a_deflated_dicom_is_found_behind_command_elements(tmp_path, monkeypatch):

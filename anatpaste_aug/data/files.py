@@ -129,7 +129,9 @@ def _read_pillow(opened: Image.Image) -> Array:
     mode, tags = opened.mode, getattr(opened, "tag_v2", {})
     tiles = getattr(opened, "tile", [])
     raw = str([args if isinstance(args, str) else args[0] for *_, args in tiles])
-    if "16" in raw and not mode.startswith("I"):
+    if opened.format == "TIFF":
+        _check_polarity(tags)
+    if ("16" in raw or 16 in tags.get(258, ())) and not mode.startswith("I"):
         raise ValueError(f"16-bit color and transparency cannot be read, got {mode}")
     kind = mode, tags.get(258), tags.get(339, (1,))
     swapped = mode in "IF" and tiles[0][0] == "libtiff" and getattr(tags, "prefix", b"") == b"MM"
@@ -156,11 +158,24 @@ def _read_tiff(file: BinaryIO) -> Array:
         page = opened.pages[0]
         if (len(opened.pages), page.samplesperpixel) != (1, 1) or page.photometric > 1:
             raise ValueError(f"TIFF must hold one gray frame, got {len(opened.pages)}: {page}")
+        if page.tags.valueof(274, 1) != 1:
+            raise ValueError("TIFF of this kind must be upright (Orientation 1)")
+        _check_polarity(page.tags)
         _check_size(max(page.size, page.tilewidth * page.tilelength), 1)
+        if page.compression in (8, 32946):  # deflated, without a limit
+            for at, size in zip(page.dataoffsets, page.databytecounts, strict=True):
+                file.seek(at)
+                _check_inflated(file.read(size)[2:])  # behind zlib's header
         image = as_array(page.asarray())
     if page.photometric == 1:
         return image
     return ~image if image.dtype.kind == "i" else image.max() - image
+
+
+def _check_polarity(tags: Any) -> None:
+    """Check that a TIFF says whether white or black is zero; readers differ where it does not."""
+    if 262 not in tags:
+        raise ValueError("TIFF lacks a PhotometricInterpretation")
 
 
 def _check_cost(opened: Image.Image, file: BinaryIO) -> None:
@@ -196,7 +211,13 @@ def _read_dicom(file: BinaryIO) -> Array:
     try:
         import pydicom
         from pydicom.pixels import get_decoder, pixel_array
-        from pydicom.uid import ExplicitVRLittleEndian, JPEGExtended12Bit, JPEGTransferSyntaxes
+        from pydicom.uid import (
+            ExplicitVRBigEndian,
+            ExplicitVRLittleEndian,
+            JPEGExtended12Bit,
+            JPEGTransferSyntaxes,
+            RLELossless,
+        )
     except ImportError as error:
         raise ImportError(f"reading DICOM needs pydicom: {INSTALL}") from error
     try:
@@ -215,22 +236,27 @@ def _read_dicom(file: BinaryIO) -> Array:
         )
         if (frames, samples) != (1, 1) or photometric not in SHAPES:
             raise ValueError(f"not one gray frame but {photometric}, {frames} x {samples} channels")
-        if shape not in (None, SHAPES[photometric]):
+        if shape in SHAPES.values() and shape != SHAPES[photometric]:
             raise ValueError(f"{photometric} and {SHAPE} {shape} contradict each other")
         _check_size(int(data.Rows) * int(data.Columns), 1)
         # Room for what follows: pydicom's decoders turn a lack of memory into other errors.
         np.empty((2, int(data.Rows), int(data.Columns)))
-        syntax = data.file_meta.get("TransferSyntaxUID") or ExplicitVRLittleEndian
+        native = ExplicitVRLittleEndian if data.original_encoding[1] else ExplicitVRBigEndian
+        syntax = data.file_meta.get("TransferSyntaxUID") or native
         data.file_meta.TransferSyntaxUID = syntax
+        if data["PixelData"].is_undefined_length and not syntax.is_encapsulated:
+            raise ValueError(f"compressed pixels contradict the transfer syntax {syntax.name}")
         if syntax in JPEGTransferSyntaxes:
             _check_scans(data.PixelData)
-            if struct.pack(">HH", data.Rows, data.Columns) not in data.PixelData:  # its header
-                raise ValueError(f"JPEG frame is not of {data.Rows} x {data.Columns} pixels")
         # The last by name is the best, pylibjpeg; GDCM ends the process on a damaged frame.
         useless = {"gdcm", "pillow"} if syntax == JPEGExtended12Bit else {"gdcm"}
         plugin = max(set(get_decoder(syntax).available_plugins) - useless, default="")
         if syntax.is_encapsulated and not plugin:
             raise ImportError(f"{syntax.name} needs a decoder: {INSTALL}")
+        sides = (">II", data.Columns, data.Rows), (">HH", data.Rows, data.Columns)  # in its header
+        size = struct.pack(*sides["2000" not in syntax.name])
+        if syntax.is_encapsulated and syntax != RLELossless and size not in data.PixelData:
+            raise ValueError(f"the frame is not of {data.Rows} x {data.Columns} pixels")
         cells = pixel_array(data, decoding_plugin=plugin, correct_unused_bits=False)
         if cells.ndim != 2:
             raise ValueError(f"not one gray frame but {photometric} of shape {cells.shape}")
@@ -267,7 +293,7 @@ def _first(data: Any, name: str) -> Any:
 def _table(data: Any, name: str) -> Any:
     """Return the first table of a DICOM sequence, None if it is missing or empty."""
     item = (data.get(name) or [{}])[0]
-    empty = any(item.get(name) in (None, "", b"") for name in ("LUTDescriptor", "LUTData"))
+    empty = any(item.get(part) in (None, "", b"") for part in ("LUTDescriptor", "LUTData"))
     return None if empty else item
 
 
@@ -284,7 +310,7 @@ def _stored_values(cells: Array, data: Any) -> Array:
 def _find_padding(cells: Array, pixels: Array, data: Any) -> Array:
     """Tell which pixels hold a value of the padding, or of its range, written with either sign."""
     first, last = (np.ravel(data.get(name)) for name in PADDING)
-    if first.dtype.kind != "i":
+    if first.dtype.kind != "i" or abs(first).max() >= 256**pixels.dtype.itemsize:
         return np.zeros(pixels.shape, bool)
     is_range = last.dtype.kind == "i"
     ends = (np.append(first[:1], last[:1]) if is_range else first).astype(pixels.dtype)  # modulo
