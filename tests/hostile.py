@@ -264,7 +264,6 @@ def bad(pixels):
         "turned.tif": (tiff(pixels.astype(float), {274: 6}), "upright|tifffile"),
         "planes.tif": (tiff(wide, {258: (16, 16, 16), 277: 3, 262: 2, 284: 2}), "16-bit color"),
         "polarity.tif": (tiff(pixels, {262: None}), "PhotometricInterpretation"),
-        "polarity2.tif": (tiff(pixels.astype(float), {262: None}), "PhotometricInterp|tifffile"),
         "int8.tif": (tiff(pixels.astype(np.int8)), "int8|tifffile"),
         "uint32.tif": (tiff(pixels.astype(np.uint32)), "uint32|tifffile"),
         "nan.dcm": (dicom(ramp, more=window("nan", 2)), "damaged|finite"),

@@ -119,6 +119,12 @@ def test_gray_tiffs_of_every_kind_are_read_right_or_refused(photometric, dtype, 
         assert np.ptp(difference) <= 0.004 * (dtype[0] == "f"), options  # gray levels: an offset
 
 
+@pytest.mark.parametrize("dtype", ["uint16", "float32", "float64"])
+def test_tiffs_that_do_not_say_take_black_for_zero(dtype, phantom, tmp_path):
+    path = write(tmp_path, "image.tif", hostile.tiff(phantom.astype(dtype), {262: None}))
+    np.testing.assert_array_equal(read_image(path), phantom)
+
+
 def has_imagecodecs():
     return importlib.util.find_spec("imagecodecs") is not None
 

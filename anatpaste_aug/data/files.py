@@ -129,8 +129,8 @@ def _read_pillow(opened: Image.Image) -> Array:
     mode, tags = opened.mode, getattr(opened, "tag_v2", {})
     tiles = getattr(opened, "tile", [])
     raw = str([args if isinstance(args, str) else args[0] for *_, args in tiles])
-    if opened.format == "TIFF":
-        _check_polarity(tags)
+    if mode in "1L" and tags and 262 not in tags:  # Pillow takes white for zero, others black
+        raise ValueError("TIFF lacks a PhotometricInterpretation")
     if ("16" in raw or 16 in tags.get(258, ())) and not mode.startswith("I"):
         raise ValueError(f"16-bit color and transparency cannot be read, got {mode}")
     kind = mode, tags.get(258), tags.get(339, (1,))
@@ -156,26 +156,20 @@ def _read_tiff(file: BinaryIO) -> Array:
     file.seek(0)
     with tifffile.TiffFile(file) as opened:
         page = opened.pages[0]
-        if (len(opened.pages), page.samplesperpixel) != (1, 1) or page.photometric > 1:
+        photometric = page.tags.valueof(262, 1)
+        if (len(opened.pages), page.samplesperpixel) != (1, 1) or photometric > 1:
             raise ValueError(f"TIFF must hold one gray frame, got {len(opened.pages)}: {page}")
         if page.tags.valueof(274, 1) != 1:
             raise ValueError("TIFF of this kind must be upright (Orientation 1)")
-        _check_polarity(page.tags)
         _check_size(max(page.size, page.tilewidth * page.tilelength), 1)
         if page.compression in (8, 32946):  # deflated, without a limit
             for at, size in zip(page.dataoffsets, page.databytecounts, strict=True):
                 file.seek(at)
                 _check_inflated(file.read(size)[2:])  # behind zlib's header
         image = as_array(page.asarray())
-    if page.photometric == 1:
+    if photometric == 1:
         return image
     return ~image if image.dtype.kind == "i" else image.max() - image
-
-
-def _check_polarity(tags: Any) -> None:
-    """Check that a TIFF says whether white or black is zero; readers differ where it does not."""
-    if 262 not in tags:
-        raise ValueError("TIFF lacks a PhotometricInterpretation")
 
 
 def _check_cost(opened: Image.Image, file: BinaryIO) -> None:
@@ -310,10 +304,13 @@ def _stored_values(cells: Array, data: Any) -> Array:
 def _find_padding(cells: Array, pixels: Array, data: Any) -> Array:
     """Tell which pixels hold a value of the padding, or of its range, written with either sign."""
     first, last = (np.ravel(data.get(name)) for name in PADDING)
-    if first.dtype.kind != "i" or abs(first).max() >= 256**pixels.dtype.itemsize:
-        return np.zeros(pixels.shape, bool)
     is_range = last.dtype.kind == "i"
-    ends = (np.append(first[:1], last[:1]) if is_range else first).astype(pixels.dtype)  # modulo
+    ends = np.append(first[:1], last[:1]) if is_range else first
+    if ends.dtype.kind == "i" and pixels.dtype.kind == "i":
+        ends = ends.astype(np.int16).astype(int)  # an element of 16 bits
+    if ends.dtype.kind != "i" or abs(ends).max() >= 256**pixels.dtype.itemsize:
+        return np.zeros(pixels.shape, bool)
+    ends = ends.astype(pixels.dtype)  # modulo
     unused = max(pixels.dtype.itemsize * 8 - data.BitsStored, 0)
     if (ends << unused >> unused != ends).any():  # more than the bits stored: the whole cell
         pixels = cells
