@@ -204,14 +204,8 @@ def _read_dicom(file: BinaryIO) -> Array:
     """Return the pixels of a DICOM file, as they are to be shown, with air dark."""
     try:
         import pydicom
+        from pydicom import uid
         from pydicom.pixels import get_decoder, pixel_array
-        from pydicom.uid import (
-            ExplicitVRBigEndian,
-            ExplicitVRLittleEndian,
-            JPEGExtended12Bit,
-            JPEGTransferSyntaxes,
-            RLELossless,
-        )
     except ImportError as error:
         raise ImportError(f"reading DICOM needs pydicom: {INSTALL}") from error
     try:
@@ -235,21 +229,23 @@ def _read_dicom(file: BinaryIO) -> Array:
         _check_size(int(data.Rows) * int(data.Columns), 1)
         # Room for what follows: pydicom's decoders turn a lack of memory into other errors.
         np.empty((2, int(data.Rows), int(data.Columns)))
-        native = ExplicitVRLittleEndian if data.original_encoding[1] else ExplicitVRBigEndian
+        native = (
+            uid.ExplicitVRLittleEndian if data.original_encoding[1] else uid.ExplicitVRBigEndian
+        )
         syntax = data.file_meta.get("TransferSyntaxUID") or native
         data.file_meta.TransferSyntaxUID = syntax
         if data["PixelData"].is_undefined_length and not syntax.is_encapsulated:
             raise ValueError(f"compressed pixels contradict the transfer syntax {syntax.name}")
-        if syntax in JPEGTransferSyntaxes:
+        if syntax in uid.JPEGTransferSyntaxes:
             _check_scans(data.PixelData)
         # The last by name is the best, pylibjpeg; GDCM ends the process on a damaged frame.
-        useless = {"gdcm", "pillow"} if syntax == JPEGExtended12Bit else {"gdcm"}
+        useless = {"gdcm", "pillow"} if syntax == uid.JPEGExtended12Bit else {"gdcm"}
         plugin = max(set(get_decoder(syntax).available_plugins) - useless, default="")
         if syntax.is_encapsulated and not plugin:
             raise ImportError(f"{syntax.name} needs a decoder: {INSTALL}")
         sides = (">II", data.Columns, data.Rows), (">HH", data.Rows, data.Columns)  # in its header
         size = struct.pack(*sides["2000" not in syntax.name])
-        if syntax.is_encapsulated and syntax != RLELossless and size not in data.PixelData:
+        if syntax.is_encapsulated and syntax != uid.RLELossless and size not in data.PixelData:
             raise ValueError(f"the frame is not of {data.Rows} x {data.Columns} pixels")
         cells = pixel_array(data, decoding_plugin=plugin, correct_unused_bits=False)
         if cells.ndim != 2:
