@@ -27,10 +27,15 @@ def short(*values):
     return struct.pack(f"<{len(values)}H", *(value % 2**16 for value in values))
 
 
+def item(content, number=0xE000):
+    """Encode an item of a sequence, or one of the fragments of compressed pixels."""
+    return struct.pack("<HHI", 0xFFFE, number, len(content)) + content
+
+
 def sequence(number, *elements):
     """Encode a sequence of one item, as `more` of `dicom` takes it."""
-    item = b"".join(element(n >> 16, n & 0xFFFF, kind, value) for n, kind, value in elements)
-    return number, b"SQ", struct.pack("<HHI", 0xFFFE, 0xE000, len(item)) + item
+    inside = b"".join(element(n >> 16, n & 0xFFFF, kind, value) for n, kind, value in elements)
+    return number, b"SQ", item(inside)
 
 
 def table(number, entries, first=0, bits=16, kind=b"OW"):
@@ -84,8 +89,7 @@ def nested(depth):
     """Encode sequences within sequences, `depth` of them, in a DICOM file."""
     inner = b""
     for _ in range(depth):
-        item = struct.pack("<HHI", 0xFFFE, 0xE000, len(inner)) + inner
-        inner = element(0x40, 0xA730, b"SQ", item)
+        inner = element(0x40, 0xA730, b"SQ", item(inner))
     whole = dicom()
     end = whole.index(struct.pack("<HH", 0x28, 2))
     return whole[:end] + inner + whole[end:]
@@ -94,10 +98,9 @@ def nested(depth):
 def encapsulated(pixels, syntax, frame):
     """Encode a DICOM file whose one frame is compressed."""
     frame += b"\0" * (len(frame) % 2)
-    items = ((0xE000, b""), (0xE000, frame), (0xE0DD, b""))
-    parts = [struct.pack("<HHI", 0xFFFE, number, len(part)) + part for number, part in items]
+    parts = item(b"") + item(frame) + item(b"", 0xE0DD)
     whole = dicom(pixels, syntax, data=b"")
-    return whole[:-12] + b"\xe0\x7f\x10\0OB\0\0\xff\xff\xff\xff" + b"".join(parts)
+    return whole[:-12] + b"\xe0\x7f\x10\0OB\0\0\xff\xff\xff\xff" + parts
 
 
 def scans(width, height, count):

@@ -53,8 +53,7 @@ def encode(elements):
         kind = pydicom.datadict.dictionary_VR(tag)[:2]
         kind, value = value if isinstance(value, tuple) else (kind, value)
         if kind == "SQ":
-            items = [encode(item) for item in value]
-            value = b"".join(struct.pack("<HHI", 0xFFFE, 0xE000, len(i)) + i for i in items)
+            value = b"".join(hostile.item(encode(item)) for item in value)
         elif isinstance(value, str):
             value += " " * (len(value) % 2)
         elif not isinstance(value, bytes):

@@ -137,12 +137,12 @@ def _read_pillow(opened: Image.Image) -> Array:
     swapped = mode in "IF" and tiles[0][0] == "libtiff" and getattr(tags, "prefix", b"") == b"MM"
     if swapped or kind in (("L", (8,), (2,)), ("I", (32,), (1,))):
         raise UnidentifiedImageError
+    turned = ImageOps.exif_transpose(opened)
     if mode in ("I;16B", "I;16L"):
-        image = np.asarray(ImageOps.exif_transpose(opened)).astype(np.uint16)
-    elif mode in PILLOW_MODES:
-        image = np.asarray(ImageOps.exif_transpose(opened))
+        image = np.asarray(turned).astype(np.uint16)
     else:
-        image = np.asarray(ImageOps.exif_transpose(opened).convert(GRAY_MODES.get(mode, "RGB")))
+        kept = mode in PILLOW_MODES
+        image = np.asarray(turned if kept else turned.convert(GRAY_MODES.get(mode, "RGB")))
     # TIFF's WhiteIsZero: Pillow inverts 8-bit pixels itself, and no others.
     return image.max() - image if tags.get(262) == 0 and image.dtype != np.uint8 else image
 

@@ -364,8 +364,9 @@ def _store(
     with replacing(path) as file:
         file.write(header.getvalue())
         for index, (row, upright) in enumerate(rows):
-            file.write(row.tobytes())
-            digest.update(row.tobytes())
+            data = row.tobytes()
+            file.write(data)
+            digest.update(data)
             turned += [] if upright else [index]
         told = {"bad": bad(), "turned": turned, "sha256": digest.hexdigest()}
         write_json(path.with_suffix(".json"), told)
