@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 from sklearn.covariance import LedoitWolf  # noqa: E402
-from sklearn.metrics import average_precision_score, roc_auc_score  # noqa: E402
+from sklearn.metrics import roc_auc_score  # noqa: E402
 from sklearn.neighbors import KernelDensity  # noqa: E402
 from threadpoolctl import threadpool_limits  # noqa: E402
 
@@ -41,13 +41,12 @@ from examples.pretrain_gde.density import PUBLISHED, SCORES, Scorer  # noqa: E40
 from examples.pretrain_gde.detector import (  # noqa: E402
     Detector,
     Reference,
-    auc_between,
     choose,
     fit_detector,
 )
 from examples.pretrain_gde.errors import PipelineError  # noqa: E402
 from examples.pretrain_gde.heatmap import heat_maps, lacks_captum  # noqa: E402
-from examples.pretrain_gde.metrics import auc_and_ap, best_threshold, measure  # noqa: E402
+from examples.pretrain_gde.metrics import best_threshold, measure  # noqa: E402
 from examples.pretrain_gde.model import Network, make_backbone, make_network, prepare  # noqa: E402
 from examples.pretrain_gde.phantoms import write_phantoms  # noqa: E402
 from examples.pretrain_gde.readers import Entry, read_split  # noqa: E402
@@ -486,7 +485,7 @@ def test_evaluate_repeats_the_numbers_of_training(trained, phantoms, cache, caps
     assert main("evaluate", trained, "--quiet", "--published", "rsna") == 0
     assert not (trained / "cache").exists()  # that of the run was found
     assert evaluate.load_metrics(trained) == before
-    assert f"test AUC {evaluate.auc_of(before):.3f}" in capsys.readouterr().out
+    assert f"test AUC {evaluate.result_of(before)['auc']:.3f}" in capsys.readouterr().out
 
 
 def test_evaluate_and_predict_need_a_finished_run(tmp_path, capsys):
@@ -938,22 +937,6 @@ def test_features_of_one_value_are_refused():
         Scorer.fit(same, None, ["gaussian"])
 
 
-@pytest.mark.parametrize("levels", [3, 1000])
-def test_auc_and_ap_are_scikit_learns(levels):
-    rng = np.random.default_rng(levels)
-    truth = rng.random(60) < 0.4
-    scores = rng.integers(levels, size=60) + truth * levels / 4
-    auc, ap = auc_and_ap(scores, truth)
-    assert auc[0] == pytest.approx(roc_auc_score(truth, scores))
-    assert ap[0] == pytest.approx(average_precision_score(truth, scores))
-    counts = rng.multinomial(60, np.full(60, 1 / 60), 3)
-    aucs, aps = auc_and_ap(scores, truth, counts)
-    for row in range(3):
-        chosen = np.repeat(np.arange(60), counts[row])
-        assert aucs[row] == pytest.approx(roc_auc_score(truth[chosen], scores[chosen]))
-        assert aps[row] == pytest.approx(average_precision_score(truth[chosen], scores[chosen]))
-
-
 def test_the_interval_covers_and_the_threshold_separates():
     rng = np.random.default_rng(0)
     truth = np.arange(400) % 2 == 1
@@ -964,8 +947,9 @@ def test_the_interval_covers_and_the_threshold_separates():
     assert low < 0.76 < high
     assert 0.06 < high - low < 0.13
     assert best_threshold([1, 2, 3, 4], [False, False, True, True]) == 3
-    with pytest.raises(ValueError, match="needs normal and abnormal"):
-        auc_and_ap([1.0, 2.0], [True, True])
+    for truth in ([True, True], [False, False]):
+        with pytest.raises(ValueError, match="needs normal and abnormal"):
+            measure([1.0, 2.0], truth)
 
 
 def test_the_network_is_as_published():
@@ -1398,7 +1382,3 @@ def test_transfer_fits_to_the_other_normals(cropped, phantoms, tmp_path, capsys)
     (folder / "bad.png").write_bytes(b"no image")
     assert main("transfer", cropped, *options, "--folds", "3") == 1
     assert "bad.png cannot be read" in capsys.readouterr().err
-
-
-def test_an_auc_between_groups():
-    assert auc_between(np.array([0.0, 1.0]), np.array([0.5, 2.0])) == 0.75

@@ -22,7 +22,6 @@ from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.evaluate import (
     DETECTOR,
     SPLIT,
-    auc_of,
     changed_parts,
     evaluate,
     load_metrics,
@@ -50,6 +49,7 @@ from examples.pretrain_gde.settings import (
     Settings,
     default_precision,
 )
+from examples.pretrain_gde.shortcuts import WORDS, strongest
 from examples.pretrain_gde.storage import locked, printable, read_json, write_json
 from examples.pretrain_gde.transfer import transfer
 from examples.pretrain_gde.view import TONES
@@ -73,6 +73,7 @@ OPTIONS: dict[str, tuple[type, str]] = {
     "noise": (float, "standard deviation of the noise after it, in gray levels"),
     "map_weight": (float, "weight of the heads that say where something was pasted"),
     "freeze_epochs": (int, "epochs with a frozen backbone, with --imagenet"),
+    "adjust": (str, "covariate: epoch and score are chosen by AUCs that are adjusted for it"),
 }
 
 # Those with an option of its own kind; None is as the preset has it.
@@ -136,11 +137,7 @@ def demo_command(options: argparse.Namespace, runtime: Runtime) -> None:
         return
     print()
     _print_table("test AUC on phantoms", metrics["test"], "auc")
-    print(
-        f"chosen on validation: {metrics['selected']['network']}, "
-        f"{NAMES[metrics['selected']['score']]}: {auc_of(metrics):.3f}; without training: "
-        f"{auc_of(metrics, 'without_training'):.3f}"
-    )
+    print(describe_result(metrics))
     print(f"\nreport: {folder / REPORT}")
 
 
@@ -212,6 +209,7 @@ def evaluate_run(folder: Path, options: argparse.Namespace, runtime: Runtime) ->
         split,
         settings,
         cache,
+        groups=options.groups or (Path(saved["groups"]) if saved.get("groups") else None),
         readable=readable,
         skip_bad=options.skip_bad,
         progress=runtime.progress,
@@ -273,6 +271,7 @@ def transfer_command(options: argparse.Namespace, runtime: Runtime) -> None:
         normal,
         abnormal,
         options.folds,
+        groups=options.groups,
         progress=runtime.progress,
     )
     if options.output is not None:
@@ -284,6 +283,13 @@ def transfer_command(options: argparse.Namespace, runtime: Runtime) -> None:
         f"chosen when trained: {chosen['network']}, {NAMES[chosen['score']]}: {best['mean']:.3f}, "
         f"standard deviation {best['sd']:.3f} over {result['folds']} folds"
     )
+    if found := strongest(result["shortcuts"]):
+        print(f"\nstrongest shortcut: {WORDS.get(found[0], found[0])}, {found[1]:.3f} alone")
+        adjusted = {
+            network: {name: each[found[0]] for name, each in named.items() if each[found[0]]}
+            for network, named in result["adjusted"].items()
+        }
+        _print_table("AUC adjusted for it", adjusted, "mean")
 
 
 def benchmark_command(options: argparse.Namespace, runtime: Runtime) -> None:
@@ -335,6 +341,7 @@ def make_source(options: argparse.Namespace) -> Source:
         tuple(options.held_out) if options.held_out else None,
         options.skip_bad,
         options.published,
+        options.groups,
     )
 
 
@@ -374,6 +381,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="score images or labels that are not those of the run; the report says so",
     )
     _add_published(again)
+    _add_groups(again)
     again.set_defaults(command=evaluate_command)
 
     scoring = commands.add_parser("predict", help="score new images with a finished run")
@@ -394,6 +402,7 @@ def make_parser() -> argparse.ArgumentParser:
         elsewhere.add_argument(
             f"--{kind}", type=Path, nargs="+", required=True, help="files or folders"
         )
+    _add_groups(elsewhere)
     elsewhere.add_argument("--folds", type=int, default=5, help="of the normals (5)")
     elsewhere.add_argument("--output", type=Path, help="JSON file to write")
     elsewhere.set_defaults(command=transfer_command)
@@ -421,6 +430,12 @@ def _add_published(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_groups(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--groups", type=Path, help="CSV of file and covariates (age, view, ...) to adjust AUCs for"
+    )
+
+
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     _add_common(parser)
     parser.add_argument("--data", type=Path, required=True, help="folder of the data set")
@@ -441,6 +456,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         help="images per class set aside, where the data set leaves it open",
     )
     _add_published(parser)
+    _add_groups(parser)
     parser.add_argument("--mask", choices=MASKS, help="which lung mask")
     parser.add_argument(
         "--crop", action=argparse.BooleanOptionalAction, help="whether to cut images to the lungs"

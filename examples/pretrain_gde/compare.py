@@ -18,6 +18,9 @@ COLUMNS = {
     "trained_gaussian": "AUC, single Gaussian",
     "trained_kde": "AUC, kernel density",
     "without_training": "AUC, untrained",
+    "shortcut": "AUC, strongest shortcut",
+    "chosen_adjusted": "chosen, adjusted for it",
+    "without_training_adjusted": "untrained, adjusted for it",
 }
 
 

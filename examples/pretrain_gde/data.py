@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,17 +25,29 @@ import anatpaste_aug as ap
 from anatpaste_aug.data import read_image
 from examples.pretrain_gde import disk
 from examples.pretrain_gde.errors import PipelineError
-from examples.pretrain_gde.forms import COUNT
+from examples.pretrain_gde.forms import LARGE
 from examples.pretrain_gde.readers import PARTS, Entry, Split, check_split
 from examples.pretrain_gde.settings import Settings
+from examples.pretrain_gde.shortcuts import WORDS, Covariates, describe, read_groups
 from examples.pretrain_gde.storage import first, printable, read_json, replacing, write_json
 from examples.pretrain_gde.view import NATIVE_SIZE, View
 
 Images = npt.NDArray[np.uint8]
-Seen = tuple[Images, bool]  # what the network sees of an image, and whether its lungs are upright
+Notes = npt.NDArray[np.float64]  # (N, K): whether the lungs of each image are upright, its numbers
 MISSING = "no such file"
 LONGEST = 500  # characters of a reason: a file may hold what it is quoted with
-CACHE_VERSION = 4  # to be raised when decoding changes, or what is kept beside an array
+CACHE_VERSION = 5  # to be raised when decoding changes, or what is kept beside an array
+
+
+class Seen(NamedTuple):
+    """What the network sees of an image, whether its lungs are upright, and `describe`'s numbers.
+
+    Those of masks, and of files that could not be read, are zeros.
+    """
+
+    image: Images
+    upright: bool = True
+    numbers: tuple[float, ...] = (0.0,) * len(WORDS)
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,8 @@ class Dataset:
         Files that were missing or damaged, with the reason.
     upright : dict of str to bool
         By file, where lungs were looked for: whether an upright pair was found.
+    covariates : dict of str to Covariates
+        For each part, the images' numbers and what a table says of them.
     """
 
     split: Split
@@ -62,6 +76,7 @@ class Dataset:
     masks: dict[str, Images]
     skipped: tuple[str, ...]
     upright: dict[str, bool] = field(default_factory=dict)
+    covariates: dict[str, Covariates] = field(default_factory=dict)
 
     def labels(self, part: str) -> npt.NDArray[np.bool_]:
         """Tell which images of a part are abnormal."""
@@ -85,22 +100,26 @@ def load_dataset(
     settings: Settings,
     cache: Path,
     *,
+    groups: Path | None = None,
     readable: Sequence[Path] = (),
     skip_bad: bool = False,
     progress: bool = True,
 ) -> Dataset:
     """Load the images of a split, and the lung masks if the settings need them.
 
-    What is not in `cache` is taken from one of the folders of `readable`, or made and put there.
+    `groups` is a table of more covariates, see `read_groups`. What is not in `cache` is taken from
+    one of the folders of `readable`, or made and put there.
 
     Raises
     ------
     PipelineError
-        If files are missing or damaged and `skip_bad` is false: the message names them.
+        If files are missing or damaged and `skip_bad` is false: the message names them. If the
+        table is none, or the settings choose by a covariate that there is not.
     """
     disk.remove_abandoned(cache)
     caches = (cache, *readable)
     parts, images, skipped = {}, {}, []
+    covariates: dict[str, Covariates] = {}
     masks: dict[str, Images] = {}
     upright: dict[str, bool] = {}
     bad: list[str] = []
@@ -115,12 +134,22 @@ def load_dataset(
         parts[part] = tuple(split[part][index] for index in stored.kept)
         images[part] = stored.images
         skipped += stored.bad
+        covariates[part] = dict(zip(WORDS, stored.numbers.T, strict=True))
         if settings.view.needs_lungs:
             upright |= zip((entry.path for entry in parts[part]), stored.upright, strict=True)
     if bad:
         raise BadFilesError(folder, bad)
     remaining = Split(split.layout, **parts)
     check_split(remaining, folder)
+    if groups is not None:
+        paths = {part: [entry.path for entry in entries] for part, entries in parts.items()}
+        for part, columns in read_groups(groups, paths).items():
+            covariates[part] |= columns
+    if settings.adjust and settings.adjust not in covariates["valid"]:
+        known = ", ".join(covariates["valid"])
+        raise PipelineError(f"adjust must be one of {known}, got {settings.adjust!r}")
+    if settings.adjust and not any(entry.abnormal for entry in remaining.valid):
+        raise PipelineError(f"adjust needs abnormal images to validate on, {folder} has none")
     if settings.needs_masks and not settings.fresh_masks:
         whole = View(NATIVE_SIZE)
         for part in ("train", "valid"):
@@ -132,7 +161,7 @@ def load_dataset(
             )
             if settings.mask == "robust":
                 upright |= zip((entry.path for entry in parts[part]), found, strict=True)
-    return Dataset(remaining, images, masks, tuple(skipped), upright)
+    return Dataset(remaining, images, masks, tuple(skipped), upright, covariates)
 
 
 def tell_of_lungs(upright: Mapping[Any, bool]) -> None:
@@ -157,15 +186,25 @@ class StoredImages:
         The others, with the reason.
     key : str
         Digest of the content of all files, their order and the size.
-    upright : list of bool
-        Of which of the images the lungs are an upright pair, or were not needed.
+    notes : (N, K) float array
+        What `upright` and `numbers` return.
     """
 
     images: Images
     kept: list[int]
     bad: list[str]
     key: str
-    upright: list[bool]
+    notes: Notes
+
+    @property
+    def upright(self) -> list[bool]:
+        """Tell of which of the images the lungs are an upright pair, or were not needed."""
+        return list(self.notes[:, 0] > 0)
+
+    @property
+    def numbers(self) -> Notes:
+        """Return what `describe` says of the images."""
+        return self.notes[:, 1:]
 
 
 def load_images(
@@ -188,7 +227,8 @@ def load_images(
         If files are missing or damaged and `skip_bad` is false.
     """
     if not entries:  # an empty file cannot be mapped
-        return StoredImages(np.zeros((0, view.size, view.size), np.uint8), [], [], "", [])
+        blank = np.zeros((0, view.size, view.size), np.uint8)
+        return StoredImages(blank, [], [], "", np.zeros((0, 1 + len(WORDS))))
     names = [entry.path for entry in entries]
     with ThreadPoolExecutor(_workers()) as pool:
         digests = list(pool.map(_digest, (folder / name for name in names)))
@@ -213,14 +253,12 @@ def load_images(
 
         rows = _decoded(paths, view, bad, progress)
         found = _store(key, rows, shape, caches[0], listed)
-    stored, reasons, upright = found
+    stored, reasons, notes = found
     if reasons and not skip_bad:
         raise BadFilesError(folder, _lines(names, reasons))
     kept = [index for index in range(len(names)) if index not in reasons]
     images = stored[kept] if reasons else stored
-    return StoredImages(
-        images, kept, _lines(names, reasons), key, [upright[index] for index in kept]
-    )
+    return StoredImages(images, kept, _lines(names, reasons), key, notes[kept])
 
 
 def _lines(names: Sequence[str], reasons: dict[int, str]) -> list[str]:
@@ -241,10 +279,10 @@ def load_masks(
     found = _cached(key, shape, caches)
     if found is None:
         with ThreadPoolExecutor(_workers()) as pool:
-            rows = pool.map(lambda image: view.see_mask(image, name), native.images)
+            rows = pool.map(lambda image: Seen(*view.see_mask(image, name)), native.images)
             bar = tqdm(rows, "lung masks", shape[0], unit="img", disable=not progress)
             found = _store(key, bar, shape, caches[0], dict)
-    return found[0], found[2]
+    return found[0], list(found[2][:, 0] > 0)
 
 
 def _view_key(view: View) -> tuple[Any, ...]:
@@ -255,7 +293,7 @@ def _view_key(view: View) -> tuple[Any, ...]:
 
 
 def decode(path: Path, view: View) -> Seen:
-    """Decode an image file to 8-bit gray, and return what the network sees of it, as `View.see`.
+    """Decode an image file to 8-bit gray; return what the network sees of it, and describe both.
 
     Read by the library's `read_image`. 8-bit images stay as they are; all others, DICOM among them
     (after its window and with air dark), are stretched from their minimum to their maximum.
@@ -272,7 +310,8 @@ def decode(path: Path, view: View) -> Seen:
         gray = np.asarray(Image.fromarray(gray).convert("L"))
     if gray.dtype != np.uint8:
         gray = _stretched(gray.astype(float))
-    return view.see(gray)
+    seen, upright = view.see(gray)
+    return Seen(seen, upright, describe(gray, seen, path.stat().st_size))
 
 
 def _stretched(values: npt.NDArray[np.float64]) -> Images:
@@ -325,7 +364,7 @@ def _decoded(
         ):
             if isinstance(result, str):
                 bad[index] = result
-                result = np.zeros((view.size, view.size), np.uint8), True
+                result = Seen(np.zeros((view.size, view.size), np.uint8))
             yield result
 
 
@@ -341,14 +380,14 @@ class BadFilesError(PipelineError):
         )
 
 
-# An array of the cache, what is bad in it, and of which rows the lungs are an upright pair.
-Stored = tuple[Images, dict[int, str], list[bool]]
-SIDECAR_FORM = {"bad": {str: str}, "turned": [COUNT], "sha256": str}
+# An array of the cache, what is bad in it, and the notes on its rows.
+Stored = tuple[Images, dict[int, str], Notes]
+SIDECAR_FORM = {"bad": {str: str}, "notes": [[(-LARGE, LARGE)]], "sha256": str}
 
 
 def _store(
     key: str,
-    rows: Iterable[tuple[npt.NDArray[Any], bool]],
+    rows: Iterable[Seen],
     shape: tuple[int, ...],
     cache: Path,
     bad: Callable[[], dict[int, str]],
@@ -360,15 +399,15 @@ def _store(
         header, {"descr": "|u1", "fortran_order": False, "shape": shape}
     )
     digest = hashlib.sha256(header.getvalue())
-    turned = []
+    notes = []
     with replacing(path) as file:
         file.write(header.getvalue())
-        for index, (row, upright) in enumerate(rows):
-            data = row.tobytes()
+        for row in rows:
+            data = row.image.tobytes()
             file.write(data)
             digest.update(data)
-            turned += [] if upright else [index]
-        told = {"bad": bad(), "turned": turned, "sha256": digest.hexdigest()}
+            notes.append([int(row.upright), *row.numbers])
+        told = {"bad": bad(), "notes": notes, "sha256": digest.hexdigest()}
         write_json(path.with_suffix(".json"), told)
     found = _cached(key, shape, [cache])
     if found is None:
@@ -382,12 +421,13 @@ def _cached(key: str, shape: tuple[int, ...], caches: Iterable[Path]) -> Stored 
         try:
             sidecar = read_json(path.with_suffix(".json"), SIDECAR_FORM)
             reasons = {int(index): reason for index, reason in sidecar["bad"].items()}
-            turned, rows = set(sidecar["turned"]), range(shape[0])
-            if _digest(path) != sidecar["sha256"] or not {*reasons, *turned} <= set(rows):
+            notes = np.array(sidecar["notes"], float)
+            if _digest(path) != sidecar["sha256"] or not set(reasons) <= set(range(shape[0])):
                 continue
             stored = np.load(path, mmap_mode="c")
-            if stored.shape == shape and stored.dtype == np.uint8:
-                return stored, reasons, [index not in turned for index in rows]
+            fits = stored.shape == shape and notes.shape == (shape[0], 1 + len(WORDS))
+            if fits and stored.dtype == np.uint8:
+                return stored, reasons, notes
         except Exception:  # whatever is wrong with it, it is made again
             continue
     return None

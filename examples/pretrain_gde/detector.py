@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.metrics import roc_auc_score
 
 from examples.pretrain_gde.augment import Augmenter, second_view
 from examples.pretrain_gde.data import Dataset, Images
@@ -24,7 +23,7 @@ from examples.pretrain_gde.density import (
 )
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.forms import LARGE
-from examples.pretrain_gde.metrics import best_threshold
+from examples.pretrain_gde.metrics import best_threshold, measure_adjusted, placements
 from examples.pretrain_gde.model import Features, Network, embed, make_network
 from examples.pretrain_gde.settings import Settings, derive_seed
 from examples.pretrain_gde.storage import Tensors, load_tensors, save_tensors
@@ -146,20 +145,33 @@ class Reference:
         return Fitted(scorer, features, valid, pasted)
 
     def measure(self, scores: AllScores, pasted: AllScores) -> dict[str, AUCs]:
-        """Return the scores' AUCs on the validation part: "labels", if it has any, and "pasted"."""
-        labels = self.dataset.labels("valid")
-        found = {
-            "pasted": {
-                network: {n: auc_between(v[~labels], pasted[network][n]) for n, v in named.items()}
-                for network, named in scores.items()
-            }
-        }
+        """Return the scores' AUCs on the validation part: "labels", if it has any, and "pasted".
+
+        Those of labels are adjusted as the settings say.
+        """
+        labels, found = self.dataset.labels("valid"), {}
         if self.dataset.has_labels("valid"):
             found["labels"] = {
-                network: {n: auc_between(v[~labels], v[labels]) for n, v in named.items()}
+                network: {name: self._auc(values, labels) for name, values in named.items()}
                 for network, named in scores.items()
             }
+        found["pasted"] = {
+            network: {
+                name: float(placements(values[~labels], pasted[network][name]).mean())
+                for name, values in named.items()
+            }
+            for network, named in scores.items()
+        }
         return found
+
+    def _auc(self, values: npt.NDArray[np.float64], labels: npt.NDArray[np.bool_]) -> float:
+        adjust = self.settings.adjust
+        if not adjust:
+            return float(placements(values[~labels], values[labels]).mean())
+        auc = measure_adjusted(values, labels, self.dataset.covariates["valid"][adjust])["auc"]
+        if auc is None:
+            raise PipelineError(f"no validation images are alike in {adjust}: adjust for another")
+        return float(auc)
 
     def validate(self, network: Network) -> dict[str, float]:
         """Return the AUC of each score of a trained network: of the labels, or of the pasted."""
@@ -184,12 +196,6 @@ def _tensors(images: Images, masks: Images | None) -> tuple[torch.Tensor, torch.
     """Return images and masks as the augmentation takes them."""
     lungs = None if masks is None else torch.from_numpy(np.array(masks))[:, None].bool()
     return torch.from_numpy(np.array(images))[:, None], lungs
-
-
-def auc_between(normal: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
-    """Return the AUC of one group's scores against those of another."""
-    truth = np.repeat([False, True], [len(normal), len(other)])
-    return float(roc_auc_score(truth, np.concatenate([normal, other])))
 
 
 def choose(aucs: dict[str, AUCs], by: str, among: Collection[str]) -> Choice:

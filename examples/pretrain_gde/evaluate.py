@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.metrics import average_precision_score
 
 from examples.pretrain_gde.data import Dataset
 from examples.pretrain_gde.density import SCORES
@@ -23,11 +24,12 @@ from examples.pretrain_gde.detector import (
 )
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.forms import COUNT, LARGE
-from examples.pretrain_gde.metrics import measure
+from examples.pretrain_gde.metrics import measure, measure_adjusted
 from examples.pretrain_gde.model import Network, make_network, seeded_network
 from examples.pretrain_gde.readers import PARTS, SHARED_FORM, shared_patients
 from examples.pretrain_gde.runtime import Runtime, describe
 from examples.pretrain_gde.settings import LIMITS, Settings
+from examples.pretrain_gde.shortcuts import NEAR, WORDS, Covariates, judge, strongest
 from examples.pretrain_gde.storage import (
     csv_cell,
     load_tensors,
@@ -44,7 +46,16 @@ SPLIT = "split.json"
 SCORE_TABLE = "scores.csv"
 
 _RATE = (0.0, 1.0)
-_RESULT = {"auc": _RATE, "ap": _RATE, "auc_interval": [_RATE] * 2, "ap_interval": [_RATE] * 2}
+_AUC = {"auc": _RATE, "auc_interval": [_RATE] * 2}
+_ADJUSTED = {
+    "auc?": _RATE,
+    "auc_interval?": [_RATE] * 2,
+    "counted": COUNT,
+    "left_out": COUNT,
+    "groups": {str: {"normal": COUNT, "abnormal": COUNT, "auc?": _RATE}},
+}
+_RESULT = {**_AUC, "ap": _RATE, "adjusted": {str: _ADJUSTED}}
+_SHORTCUT = {"way?": ("higher", "lower", "by group"), "raw?": _AUC, "distance?": _AUC}
 _NETWORKS = (*NETWORKS, BOTH)
 
 
@@ -82,6 +93,7 @@ METRICS_FORM = {
     "data": _DATA,
     "evaluated?": _DATA,
     "test?": _each(_RESULT),
+    "shortcuts?": {str: _SHORTCUT},
 }
 
 
@@ -167,22 +179,45 @@ def evaluate(
         **metrics,
         "evaluated": describe_data(dataset) if changed else None,
         "test": None,
+        "shortcuts": None,
     }
     if dataset.has_labels("test"):
         scores = detector.score_all(dataset.images["test"])
         labels = dataset.labels("test")
-        metrics["test"] = {
-            network: {name: measure(values, labels) for name, values in named.items()}
-            for network, named in scores.items()
-        }
+        shortcuts = judge(dataset.covariates, labels, dataset.labels("valid"))
+        told = {name: dataset.covariates["test"][name] for name in shortcuts}
+        metrics["shortcuts"] = shortcuts
+        metrics["test"] = measure_all(scores, labels, told)
         write_scores(folder / SCORE_TABLE, dataset, scores)
     write_json(folder / METRICS, metrics)
     return metrics
 
 
+def measure_all(
+    scores: AllScores, abnormal: npt.NDArray[np.bool_], covariates: Covariates
+) -> dict[str, Any]:
+    """Measure all scores of some images, plain and adjusted for each covariate."""
+    return {
+        network: {
+            name: {
+                **measure(values, abnormal),
+                "ap": float(average_precision_score(abnormal, values)),
+                "adjusted": {
+                    n: measure_adjusted(values, abnormal, v) for n, v in covariates.items()
+                },
+            }
+            for name, values in named.items()
+        }
+        for network, named in scores.items()
+    }
+
+
 def write_scores(path: Path, dataset: Dataset, scores: AllScores) -> None:
-    """Write the scores of the test part as CSV, one column per network and score."""
+    """Write the covariates and scores of the test part as CSV, a column for each."""
     columns = {
+        csv_cell(f"image_{name}"): values for name, values in dataset.covariates["test"].items()
+    }
+    columns |= {
         f"{network}_{name}": values
         for network, named in scores.items()
         for name, values in named.items()
@@ -191,7 +226,8 @@ def write_scores(path: Path, dataset: Dataset, scores: AllScores) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "abnormal", *columns])
     for index, entry in enumerate(dataset.split.test):
-        values = [repr(float(column[index])) for column in columns.values()]
+        cells = [column[index] for column in columns.values()]
+        values = [csv_cell(c) if isinstance(c, str) else repr(float(c)) for c in cells]
         writer.writerow([csv_cell(entry.path), int(entry.abnormal), *values])
     write_text(path, text.getvalue())
 
@@ -232,12 +268,31 @@ def read_scores(path: Path, truth: npt.NDArray[np.bool_], names: dict[str, Any])
     return scores
 
 
-def auc_of(metrics: dict[str, Any], which: str = "selected") -> float | None:
-    """Return the test AUC of a choice that the metrics hold; None without a test part."""
-    if metrics["test"] is None:
-        return None
+def result_of(metrics: dict[str, Any], which: str = "selected") -> dict[str, Any]:
+    """Return what a choice that the metrics hold reached on the test part, which there must be."""
     choice = metrics[which]
-    return float(metrics["test"][choice["network"]][choice["score"]]["auc"])
+    result: dict[str, Any] = metrics["test"][choice["network"]][choice["score"]]
+    return result
+
+
+def worth(metrics: dict[str, Any]) -> str:
+    """Say in a sentence or two what the test AUC is worth; empty if there is nothing to say."""
+    found = strongest(metrics["shortcuts"] or {})
+    if found is None:
+        return ""
+    name, alone = found
+    chosen, untrained = result_of(metrics), result_of(metrics, "without_training")
+    beyond, without = (one["adjusted"][name]["auc"] for one in (chosen, untrained))
+    left = "no abnormal image has normals like it"
+    if beyond is not None:
+        left = f"adjusted for it, the chosen score has {beyond:.3f}, untrained {without:.3f}"
+    text = f"The strongest shortcut, {WORDS.get(name, name)}, has {alone:.3f} alone; {left}."
+    if alone >= chosen["auc"] - NEAR:
+        text += (
+            " One number does nearly as well: this data may be told apart by something other than "
+            "disease."
+        )
+    return text
 
 
 def load_metrics(folder: Path) -> dict[str, Any]:

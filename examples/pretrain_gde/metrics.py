@@ -1,20 +1,25 @@
-"""Image-level AUC and average precision, with bootstrap intervals."""
+"""Image-level AUC, plain and adjusted for a covariate, with DeLong's interval."""
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import roc_curve
 
-RESAMPLES = 2000
+LEAST = 5  # normals to place an abnormal image among, where a covariate is adjusted for
+Values = npt.NDArray[Any]
 
 
-def auc_and_ap(
-    scores: npt.ArrayLike, abnormal: npt.ArrayLike, counts: npt.NDArray[Any] | None = None
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Compute the area under the ROC curve and the average precision, ties included.
+def measure(
+    scores: npt.ArrayLike, abnormal: npt.ArrayLike, strata: Values | None = None
+) -> dict[str, Any]:
+    """Measure the area under the ROC curve, ties included, and its 95 % interval.
+
+    The AUC is the mean placement of the abnormal images: the share of the normals that score lower.
+    The interval is that of DeLong et al., *Biometrics* 1988.
 
     Parameters
     ----------
@@ -22,70 +27,122 @@ def auc_and_ap(
         Higher is less normal.
     abnormal : (N,) bool array
         The truth.
-    counts : (R, N) int array, optional
-        How often each image occurs, for R resamples; by default once.
+    strata : (N,) array, optional
+        Groups to place each abnormal image in; the variance is that of all placements then, and of
+        the normals of each.
 
     Returns
     -------
-    auc, ap : (R,) float arrays
-        Within 0..1.
+    dict
+        ``auc``, within 0..1, and ``auc_interval``.
 
     Raises
     ------
     ValueError
-        If one class is missing.
+        If one class is missing, from a group of abnormal images too.
+    """
+    values, truth = np.asarray(scores), np.asarray(abnormal, bool)
+    groups = np.zeros(truth.size) if strata is None else strata
+    places, variance = [], 0.0
+    for group in np.unique(groups[truth]) if truth.any() else [0]:
+        normal, ill = values[~truth & (groups == group)], values[truth & (groups == group)]
+        if not normal.size or not ill.size:
+            raise ValueError("an AUC needs normal and abnormal images")
+        places.append(placements(normal, ill))
+        share = ill.size / truth.sum()
+        variance += share**2 * _variance_of_mean(placements(-ill, -normal))
+    placed = np.concatenate(places)
+    auc = float(placed.mean())
+    half = 1.96 * float(np.sqrt(variance + _variance_of_mean(placed)))
+    return {"auc": auc, "auc_interval": [max(auc - half, 0.0), min(auc + half, 1.0)]}
+
+
+def placements(normal: Values, others: Values) -> Values:
+    """Return for each of others the share of the normals below it, those alike by half.
+
+    Their mean is the AUC of the others against the normals.
+    """
+    ordered = np.sort(normal)
+    ranks = np.searchsorted(ordered, others, "left") + np.searchsorted(ordered, others, "right")
+    return ranks / (2 * normal.size)
+
+
+def _variance_of_mean(values: Values) -> float:
+    return float(values.var(ddof=min(values.size - 1, 1)) / values.size)
+
+
+def measure_adjusted(scores: Values, abnormal: Values, covariate: Values) -> dict[str, Any]:
+    """Measure the AUC among images that are alike in a covariate (Janes and Pepe, 2009).
+
+    Each abnormal image is placed among normals of the same covariate: those of its group, or, for a
+    number, all of them after a location and scale model of the scores, linear in the covariate and
+    fitted to the normals. The interval takes that model as given.
+
+    Parameters
+    ----------
+    scores, abnormal
+        As for `measure`.
+    covariate : (N,) float or str array
+        A number or a group for each image; NaN or "" where it is not known.
+
+    Returns
+    -------
+    dict
+        ``auc`` and ``auc_interval``, None where nothing can be compared; ``counted``, abnormal
+        images that were placed, and ``left_out``, those without normals like them: of unknown
+        covariate, outside the normals' range, or in groups of fewer than `LEAST` normals;
+        ``groups``: of each group with abnormal images its ``normal`` and ``abnormal`` counts and
+        its ``auc``, None where it was left out.
     """
     truth = np.asarray(abnormal, bool)
-    if truth.all() or not truth.any():
-        raise ValueError("an AUC needs normal and abnormal images")
-    weights = np.ones((1, truth.size)) if counts is None else counts.astype(float)
-    _, level = np.unique(np.asarray(scores), return_inverse=True)
-    levels = level.max() + 1
+    groups: dict[str, Any] = {}
+    if covariate.dtype.kind == "f":
+        normals = covariate[~truth & np.isfinite(covariate)]
+        kept = np.zeros(truth.size, bool)
+        if normals.size >= LEAST:
+            kept = (covariate >= normals.min()) & (covariate <= normals.max())
+            scores = np.full(truth.size, np.nan) if not kept.any() else scores.astype(float)
+            scores[kept] = _standardized(scores[kept], covariate[kept], ~truth[kept])
+        strata = np.zeros(truth.size)
+    else:
+        strata, kept = covariate, covariate != ""
+        for group in np.unique(covariate[truth & kept]):
+            inside = covariate == group
+            normal, ill = int((inside & ~truth).sum()), int((inside & truth).sum())
+            fine = normal >= LEAST
+            kept &= ~inside | fine
+            auc = measure(scores[inside], truth[inside])["auc"] if fine else None
+            groups[str(group)] = {"normal": normal, "abnormal": ill, "auc": auc}
+    counted = int((truth & kept).sum())
+    found: dict[str, Any] = {"auc": None, "auc_interval": None}
+    if counted:
+        found = measure(scores[kept], truth[kept], strata[kept])
+    return {**found, "counted": counted, "left_out": int(truth.sum()) - counted, "groups": groups}
 
-    def per_level(chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-        # The images in the order of their scores, added up level by level.
-        order = np.flatnonzero(chosen)[np.argsort(level[chosen], kind="stable")]
-        running = np.cumsum(weights[:, order], axis=1)
-        ends = np.searchsorted(level[order], np.arange(levels), side="right")
-        padded = np.concatenate([np.zeros((len(weights), 1)), running], axis=1)
-        return np.diff(padded[:, ends], axis=1, prepend=0)
 
-    positive, negative = per_level(truth), per_level(~truth)
-    below = np.cumsum(negative, axis=1) - negative
-    total = positive.sum(1)
-    auc = (positive * (below + negative / 2)).sum(1) / (total * negative.sum(1))
+def _standardized(scores: Values, covariate: Values, normal: Values) -> Values:
+    """Return scores less what normals of the same covariate have, by these normals' spread."""
+    scale = covariate[normal].std() or 1.0
+    design = np.stack([np.ones(len(scores)), (covariate - covariate[normal].mean()) / scale], 1)
 
-    hits = np.cumsum(positive[:, ::-1], axis=1)
-    called = hits + np.cumsum(negative[:, ::-1], axis=1)
-    precision = np.divide(hits, called, out=np.zeros_like(hits), where=called > 0)
-    ap = (positive[:, ::-1] * precision).sum(1) / total
-    return auc, ap
+    def fitted(values: Values) -> Values:
+        return design @ np.linalg.lstsq(design[normal], values, rcond=None)[0]
 
-
-def measure(scores: npt.ArrayLike, abnormal: npt.ArrayLike, seed: int = 0) -> dict[str, Any]:
-    """Measure scores: AUC, average precision and their bootstrap 95 % intervals.
-
-    Images are resampled within each class, `RESAMPLES` times.
-    """
-    truth = np.asarray(abnormal, bool)
-    auc, ap = auc_and_ap(scores, truth)
-    rng = np.random.default_rng(seed)
-    counts = np.zeros((RESAMPLES, truth.size), np.int32)
-    for kind in (False, True):
-        where = np.flatnonzero(truth == kind)
-        counts[:, where] = rng.multinomial(
-            where.size, np.full(where.size, 1 / where.size), RESAMPLES
-        )
-    aucs, aps = auc_and_ap(scores, truth, counts)
-    return {
-        "auc": float(auc[0]),
-        "auc_interval": [float(value) for value in np.quantile(aucs, (0.025, 0.975))],
-        "ap": float(ap[0]),
-        "ap_interval": [float(value) for value in np.quantile(aps, (0.025, 0.975))],
-    }
+    offset = scores - fitted(scores[normal])
+    offset[np.abs(offset) < 1e-9 * np.abs(scores).max()] = 0  # rounding: a number itself, adjusted
+    sizes = np.abs(offset[normal])
+    return offset / np.maximum(fitted(sizes), 0.1 * sizes.mean() or 1.0)
 
 
 def best_threshold(scores: npt.ArrayLike, abnormal: npt.ArrayLike) -> float:
     """Return the threshold with the greatest Youden index; a score at or above it is abnormal."""
     false, true, thresholds = roc_curve(abnormal, scores, drop_intermediate=False)
     return float(thresholds[1:][np.argmax((true - false)[1:])])
+
+
+def summary(values: list[Any]) -> dict[str, Any] | None:
+    """Return mean and standard deviation of some figures, and these; None if one is missing."""
+    if None in values:
+        return None
+    sd = statistics.stdev(values) if len(values) > 1 else None
+    return {"values": values, "mean": statistics.fmean(values), "sd": sd}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,15 +14,18 @@ from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.evaluate import (
     METRICS,
     SPLIT,
-    auc_of,
     changed_parts,
     finish,
     load_metrics,
+    result_of,
+    worth,
 )
+from examples.pretrain_gde.metrics import summary
 from examples.pretrain_gde.readers import SPLIT_FORM, Split, read_split, shared_patients, unread
 from examples.pretrain_gde.report import REPORT, write_report
 from examples.pretrain_gde.runtime import Runtime
 from examples.pretrain_gde.settings import Settings
+from examples.pretrain_gde.shortcuts import strongest
 from examples.pretrain_gde.storage import locked, printable, read_json, write_json
 from examples.pretrain_gde.train import CHECKPOINT, train
 
@@ -53,6 +55,8 @@ class Source:
         Whether missing and damaged files are left out.
     published : str or None
         Data set whose published AUC the report marks, if not that of the layout.
+    groups : Path or None
+        A table of more covariates, as for `read_groups`.
     """
 
     folder: Path
@@ -61,6 +65,7 @@ class Source:
     held_out: tuple[int, int] | None = None
     skip_bad: bool = False
     published: str | None = None
+    groups: Path | None = None
 
 
 def run_folder(out: Path, variant: str, seed: int) -> Path:
@@ -223,6 +228,7 @@ def load(
         split,
         settings,
         source.cache,
+        groups=source.groups,
         skip_bad=source.skip_bad,
         progress=runtime.progress,
     )
@@ -234,6 +240,7 @@ def load(
                 "cache": str(source.cache.resolve()),
                 "held_out": source.held_out,
                 "published": source.published,
+                "groups": source.groups and str(source.groups.resolve()),
             }
             made_from["shared_patients"] = shared_patients(dataset.split)
             write_json(path, {**split.as_dict(), **made_from})
@@ -256,30 +263,36 @@ def load(
 
 
 def describe_result(metrics: dict[str, Any]) -> str:
-    """Say in one line how a run went."""
+    """Say in a line how a run went, and in another what the figure is worth."""
     chosen = metrics["selected"]
     if metrics["test"] is None:
         told = f"AUC {chosen['auc']:.3f} on validation, by {chosen['by']}; nothing tested"
     else:
-        test = metrics["test"][chosen["network"]][chosen["score"]]
+        test = result_of(metrics)
         low, high = test["auc_interval"]
         told = (
             f"test AUC {test['auc']:.3f} (95 % {low:.3f}-{high:.3f}), AP {test['ap']:.3f}, "
-            f"untrained {auc_of(metrics, 'without_training'):.3f}"
+            f"untrained {result_of(metrics, 'without_training')['auc']:.3f}"
         )
     epoch = f" of epoch {chosen['epoch']}" if chosen.get("epoch") else ""
     return (
         f"{told}; {chosen['network']} {chosen['score']}{epoch} chosen by {chosen['by']} on "
-        f"validation; {metrics['seconds'] / 60:.1f} min of training"
-    )
+        f"validation; {metrics['seconds'] / 60:.1f} min of training\n{worth(metrics)}"
+    ).strip()
 
 
 def summarize(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the mean and standard deviation of the test AUCs and APs over seeds."""
-    columns: dict[str, list[float]] = {}
+    columns: dict[str, list[Any]] = {}
+    shortcuts = [strongest(metrics["shortcuts"] or {}) for metrics in results]
     if all(metrics["test"] for metrics in results):
         for name, which in CHOICES.items():
-            columns[name] = [float(auc_of(metrics, which) or 0) for metrics in results]
+            columns[name] = [result_of(metrics, which)["auc"] for metrics in results]
+            columns[f"{name}_adjusted"] = [
+                result_of(metrics, which)["adjusted"][found[0]]["auc"] if found else None
+                for metrics, found in zip(results, shortcuts, strict=True)
+            ]
+        columns["shortcut"] = [found[1] if found else None for found in shortcuts]
         for network, scores in results[0]["test"].items():
             for name in scores:
                 measured = [metrics["test"][network][name] for metrics in results]
@@ -289,12 +302,6 @@ def summarize(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "seeds": [metrics["settings"]["seed"] for metrics in results],
         "minutes": [metrics["seconds"] / 60 for metrics in results],
         "chosen": [f"{m['selected']['network']} {m['selected']['score']}" for m in results],
-        "columns": {
-            name: {
-                "values": values,
-                "mean": statistics.fmean(values),
-                "sd": statistics.stdev(values) if len(values) > 1 else None,
-            }
-            for name, values in columns.items()
-        },
+        "shortcuts": [found and found[0] for found in shortcuts],
+        "columns": {name: summary(values) for name, values in columns.items()},
     }

@@ -41,6 +41,7 @@ LIMITS: dict[str, Any] = {
     "precision": PRECISIONS,
     "channels_last": bool,
     "scores": SCORINGS,
+    "adjust": str,
 }
 MAX_PIXELS = 2**30  # of the originals of an update
 
@@ -96,6 +97,9 @@ class Settings:
         Which scores are fitted, to be chosen from: the two published densities of the trained
         network's features, or all of `examples.pretrain_gde.density`, also of the network as it
         was before training, and of both together.
+    adjust : str
+        Covariate, of `shortcuts.WORDS` or of the table of groups, that the AUCs are adjusted for
+        by which the epoch and the score are chosen on the validation part; "" for none.
     """
 
     variant: str = "anatpaste"
@@ -122,6 +126,7 @@ class Settings:
     precision: str = "fp32"
     channels_last: bool = True
     scores: str = "published"
+    adjust: str = ""
 
     def __post_init__(self) -> None:
         """Check every setting."""

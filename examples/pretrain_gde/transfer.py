@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
 from examples.pretrain_gde.data import Dataset, Images, Seen, attempt, tell_of_lungs
-from examples.pretrain_gde.detector import AllScores, Detector, auc_between, fit_detector
+from examples.pretrain_gde.detector import Detector, fit_detector
 from examples.pretrain_gde.errors import PipelineError
+from examples.pretrain_gde.evaluate import measure_all
+from examples.pretrain_gde.metrics import summary
 from examples.pretrain_gde.readers import Entry, Split, set_aside
+from examples.pretrain_gde.shortcuts import WORDS, Covariates, judge, read_groups
 from examples.pretrain_gde.view import NATIVE_SIZE, View
 
 LEAST = 20  # normals to fit to
@@ -25,6 +28,7 @@ def transfer(
     abnormal: Sequence[Path],
     folds: int,
     *,
+    groups: Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Fit the scores to normals of another source, and test them there, by cross-validation.
@@ -36,7 +40,9 @@ def transfer(
     -------
     dict
         ``chosen``: network and score of the detector; ``auc``: by network and score, the mean and
-        ``sd`` over folds, and ``values``.
+        ``sd`` over folds, and ``values``; ``adjusted``, the same by covariate, too, where each fold
+        has images alike; ``shortcuts``, as of `judge`, all images being one part: which way is
+        abnormal is found on the same ones.
 
     Raises
     ------
@@ -51,48 +57,63 @@ def transfer(
     if len({path.resolve() for path in given}) < len(given):  # it would be fitted to and tested on
         raise PipelineError("an image is given twice")
     settings, view = detector.settings, detector.settings.view
-    found = {path: _read(path, view) for path in tqdm(given, disable=not progress)}
-    seen = {path: image for path, (image, _) in found.items()}
-    upright = {path: fine for path, (_, fine) in found.items() if view.needs_lungs}
-    masks: dict[Path, Images] = {}
-    if settings.needs_masks:
-        for path in tqdm(normal, "lung masks", disable=not progress):
-            native, _ = _read(path, View(NATIVE_SIZE))
-            mask, fine = view.see_mask(native, settings.mask)
-            masks[path] = mask.astype(np.uint8)
-            if settings.mask == "robust":
-                upright[path] = fine
+    seen = [_read(path, view) for path in tqdm(given, disable=not progress)]
+    images = np.stack([each.image for each in seen])
+    truth = np.arange(len(given)) >= len(normal)
+    upright = {p: each.upright for p, each in zip(given, seen, strict=True) if view.needs_lungs}
+    masks: list[Images] = []
+    for path in tqdm(normal if settings.needs_masks else (), "lung masks", disable=not progress):
+        mask, fine = view.see_mask(_read(path, View(NATIVE_SIZE)).image, settings.mask)
+        masks.append(mask.astype(np.uint8))
+        if settings.mask == "robust":
+            upright[path] = fine
     tell_of_lungs(upright)
+    covariates = dict(zip(WORDS, np.array([each.numbers for each in seen]).T, strict=True))
+    if groups is not None:
+        covariates |= read_groups(groups, {"test": [path.as_posix() for path in given]})["test"]
+    parts = dict.fromkeys(("train", "valid", "test"), covariates)
+    shortcuts = judge({**parts, "train": _rows(covariates, ~truth)}, truth, truth)
     order = np.random.default_rng(settings.seed).permutation(len(normal))
-    aucs: dict[str, dict[str, list[float]]] = {}
+    results = []
     for number, fold in enumerate(
         tqdm(np.array_split(order, folds), "folds", disable=not progress)
     ):
         rest = [Entry(str(index), False) for index in np.sort(np.setdiff1d(order, fold))]
         valid, train = set_aside(rest, np.random.default_rng((settings.seed, number)))
-        parts = {"train": train, "valid": valid}
-        chosen = {part: [normal[int(e.path)] for e in found] for part, found in parts.items()}
+        rows = {"train": [int(e.path) for e in train], "valid": [int(e.path) for e in valid]}
         dataset = Dataset(
             Split("normals", train, valid, ()),
-            {part: np.stack([seen[path] for path in paths]) for part, paths in chosen.items()},
-            {part: np.stack([masks[path] for path in paths]) for part, paths in chosen.items()}
-            if masks
-            else {},
+            {part: images[chosen] for part, chosen in rows.items()},
+            {part: np.stack(masks)[chosen] for part, chosen in rows.items()} if masks else {},
             (),
         )
         fitted, _ = fit_detector(detector.networks, settings, dataset)
-        healthy = fitted.score_all(np.stack([seen[normal[index]] for index in fold]))
-        ill = fitted.score_all(np.stack([seen[path] for path in abnormal]))
-        _add(aucs, healthy, ill)
+        tested = np.concatenate([fold, np.flatnonzero(truth)])
+        told = _rows({name: covariates[name] for name in shortcuts}, tested)
+        results.append(measure_all(fitted.score_all(images[tested]), truth[tested], told))
+
+    def over_folds(figure: Callable[[list[dict[str, Any]]], Any]) -> dict[str, Any]:
+        return {
+            network: {name: figure([r[network][name] for r in results]) for name in named}
+            for network, named in results[0].items()
+        }
+
     return {
         "folds": folds,
         "images": {"normal": len(normal), "abnormal": len(abnormal)},
         "chosen": {"network": detector.choice.network, "score": detector.choice.score},
-        "auc": {
-            network: {name: _summary(values) for name, values in found.items()}
-            for network, found in aucs.items()
-        },
+        "auc": over_folds(lambda each: summary([one["auc"] for one in each])),
+        "adjusted": over_folds(
+            lambda each: {
+                name: summary([one["adjusted"][name]["auc"] for one in each]) for name in shortcuts
+            }
+        ),
+        "shortcuts": shortcuts,
     }
+
+
+def _rows(covariates: Covariates, rows: npt.NDArray[Any]) -> Covariates:
+    return {name: values[rows] for name, values in covariates.items()}
 
 
 def _read(path: Path, view: View) -> Seen:
@@ -100,18 +121,3 @@ def _read(path: Path, view: View) -> Seen:
     if isinstance(result, str):
         raise PipelineError(f"{path} cannot be read: {result}")
     return result
-
-
-def _add(aucs: dict[str, dict[str, list[float]]], normal: AllScores, ill: AllScores) -> None:
-    for network, found in normal.items():
-        for name, values in found.items():
-            one = auc_between(values, ill[network][name])
-            aucs.setdefault(network, {}).setdefault(name, []).append(one)
-
-
-def _summary(values: list[float]) -> dict[str, Any]:
-    return {
-        "mean": statistics.fmean(values),
-        "sd": statistics.stdev(values),
-        "values": values,
-    }

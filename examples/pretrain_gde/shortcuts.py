@@ -1,0 +1,192 @@
+"""What tells images apart besides disease: one-number descriptions, and what users know of them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from examples.pretrain_gde.errors import PipelineError
+from examples.pretrain_gde.metrics import measure, placements
+from examples.pretrain_gde.storage import first, read_csv
+from examples.pretrain_gde.view import Gray, resize
+
+WORDS = {  # what `describe` returns, in this order
+    "brightness": "brightness",
+    "contrast": "contrast",
+    "sharpness256": "sharpness at 256 pixels",
+    "sharpness64": "sharpness at 64 pixels",
+    "border": "black border",
+    "aspect": "aspect ratio of the file",
+    "bytes": "bytes a pixel",
+    "seen_brightness": "brightness as seen",
+    "seen_contrast": "contrast as seen",
+    "seen_sharpness64": "sharpness at 64 pixels as seen",
+    "seen_sharpness32": "sharpness at 32 pixels as seen",
+    "seen_border": "black border as seen",
+}
+BLACK = 16  # the mean gray value of a row or column from which on it is no border
+MOST_GROUPS = 10  # different numbers: a column with more is one of numbers, not of groups
+NEAR = 0.05  # AUC: a shortcut that comes as close to the chosen score is warned of
+
+Covariates = dict[str, npt.NDArray[Any]]  # by name: (N,) floats, or texts for groups
+
+
+def describe(gray: Gray, seen: Gray, size: int) -> tuple[float, ...]:
+    """Describe an image as it is read, of `size` bytes, and as the network sees it; see `WORDS`.
+
+    Brightness and contrast are mean and standard deviation of the gray values, 0..1; sharpness is
+    the mean absolute difference between neighbors after resizing; the border is the share of the
+    area outside the smallest box that holds all rows and columns of a mean from `BLACK` on.
+    """
+    height, width = gray.shape
+    return (
+        *_describe(resize(gray, 256), (256, 64)),
+        width / height,
+        size / gray.size,
+        *_describe(seen, (64, 32)),
+    )
+
+
+def _describe(image: Gray, sides: tuple[int, int]) -> tuple[float, ...]:
+    sharpness = []
+    for side in sides:
+        small = resize(image, side) / 255
+        sharpness.append(np.mean([np.abs(np.diff(small, axis=axis)).mean() for axis in (0, 1)]))
+    inside = [np.flatnonzero(image.mean(axis) >= BLACK) for axis in (0, 1)]
+    area = np.prod([one[-1] - one[0] + 1 if one.size else 0 for one in inside])
+    numbers = image.mean() / 255, image.std() / 255, *sharpness, 1 - area / image.size
+    return tuple(float(number) for number in numbers)
+
+
+def read_groups(path: Path, images: Mapping[str, Sequence[str]]) -> dict[str, Covariates]:
+    """Read what a table says of the images of each part: a covariate for each column.
+
+    Parameters
+    ----------
+    path : Path
+        A CSV file with a column ``file``, an image's path in the data folder or its name alone, and
+        others: numbers where all cells are and more than `MOST_GROUPS` differ, else groups. What is
+        not known is empty.
+    images : dict of str to sequence of str
+        The paths of each part; those that the table does not name are of unknown covariate.
+
+    Raises
+    ------
+    PipelineError
+        If it cannot be read, names a file twice, several by one name or none at all, or has no
+        other column.
+    """
+    rows: dict[str, dict[str, str]] = {}
+    for line, row in read_csv(path, ("file",)):
+        if rows.setdefault(row.pop("file"), row) is not row:
+            raise PipelineError(f"{path}, line {line}: this file is given twice")
+    columns = list(next(iter(rows.values()), {}))
+    if not columns or WORDS.keys() & columns:
+        told = first(columns, 3) or "none"
+        raise PipelineError(f"{path} must have rows, and columns of names of its own, got {told}")
+    alike = Counter(PurePath(name).name for names in images.values() for name in names)
+    found: dict[str, list[dict[str, str]]] = {part: [] for part in images}
+    for part, names in images.items():
+        for name in names:
+            short = PurePath(name).name
+            if name not in rows and short in rows and alike[short] > 1:
+                raise PipelineError(f"{path} names {short}, as several images are called")
+            found[part].append(rows.get(name, rows.get(short, {})))
+    if not any(map(any, found.values())):
+        raise PipelineError(f"{path} names none of the images")
+    covariates: dict[str, Covariates] = {part: {} for part in images}
+    for column in columns:
+        kind = float if _are_numbers([row[column] for row in rows.values()]) else str
+        for part, those in found.items():
+            cells = [row.get(column, "").strip() for row in those]
+            covariates[part][column] = np.array([kind(c) if c else _UNKNOWN[kind] for c in cells])
+    return covariates
+
+
+_UNKNOWN: dict[type, Any] = {float: np.nan, str: ""}
+
+
+def _are_numbers(cells: list[str]) -> bool:
+    try:
+        numbers = {float(cell) for cell in cells if cell.strip()}
+    except ValueError:
+        return False
+    return len(numbers) > MOST_GROUPS and all(map(math.isfinite, numbers))
+
+
+def judge(
+    covariates: Mapping[str, Covariates],
+    truth: npt.NDArray[np.bool_],
+    labels: npt.NDArray[np.bool_],
+) -> dict[str, Any]:
+    """Measure how well each covariate alone tells the abnormal images of the test part, both ways.
+
+    Parameters
+    ----------
+    covariates : dict of str to Covariates
+        For each part.
+    truth, labels : (N,) bool arrays
+        Which images of the test and of the validation part are abnormal.
+
+    Returns
+    -------
+    dict
+        By covariate that is not the same for all: ``way``, which is found on the validation part to
+        be abnormal, "higher", "lower", or "by group", the more often a group's images are; ``raw``,
+        the result of `measure` in this way; ``distance``, of the distance to the median of the
+        training normals, or for groups of how rare they are among these, which needs no label. None
+        where that is not known.
+    """
+    found = {}
+    for name, values in covariates["test"].items():
+        near, there = covariates["train"][name], covariates["valid"][name]
+        known, kept = _known(values), _known(there)
+        if len(set(values[known])) < 2 or len(set(truth[known])) < 2:
+            continue
+        way, raw, distance = None, None, None
+        if len(set(labels[kept])) == 2:
+            way, directed = _direct(values[known], there[kept], labels[kept])
+            raw = measure(directed, truth[known])
+        if _known(near).any():
+            distance = measure(_distance(values[known], near[_known(near)]), truth[known])
+        found[name] = {"way": way, "raw": raw, "distance": distance}
+    return found
+
+
+def _known(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    return np.isfinite(values) if values.dtype.kind == "f" else values != ""
+
+
+def _direct(
+    values: npt.NDArray[Any], valid: npt.NDArray[Any], labels: npt.NDArray[np.bool_]
+) -> tuple[str, npt.NDArray[np.float64]]:
+    """Turn values so that abnormal ones are higher, as labels of others say."""
+    if values.dtype.kind == "f":
+        higher = placements(valid[~labels], valid[labels]).mean() >= 0.5
+        return ("higher", values) if higher else ("lower", -values)
+    shares = {group: labels[valid == group].mean() for group in np.unique(valid)}
+    return "by group", np.array([shares.get(group, labels.mean()) for group in values])
+
+
+def _distance(values: npt.NDArray[Any], normal: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    if values.dtype.kind == "f":
+        return np.abs(values - np.median(normal))
+    return np.array([-np.mean(normal == group) for group in values])
+
+
+def strongest(shortcuts: Mapping[str, Any]) -> tuple[str, float] | None:
+    """Name the shortcut of the highest AUC, either way, and give it; None without any."""
+    found = [
+        (result["auc"], name)
+        for name, each in shortcuts.items()
+        for result in (each["raw"], each["distance"])
+        if result is not None
+    ]
+    auc, name = max(found, default=(0.0, ""))
+    return (name, auc) if name else None
