@@ -1,4 +1,4 @@
-"""Image-level AUC, plain and adjusted for a covariate, with DeLong's interval."""
+"""Image-level AUC, plain and adjusted for a covariate, and the figures of several."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit, logit
 from sklearn.metrics import roc_curve
 
+PARTS = 40  # of the normals, left out in turn
 LEAST = 5  # normals to place an abnormal image among, where a covariate is adjusted for
 Values = npt.NDArray[Any]
 
 
-def measure(
-    scores: npt.ArrayLike, abnormal: npt.ArrayLike, strata: Values | None = None
-) -> dict[str, Any]:
+def measure(scores: npt.ArrayLike, abnormal: npt.ArrayLike) -> dict[str, Any]:
     """Measure the area under the ROC curve, ties included, and its 95 % interval.
 
     The AUC is the mean placement of the abnormal images: the share of the normals that score lower.
-    The interval is that of DeLong et al., *Biometrics* 1988.
+    Its variance is that of DeLong et al., *Biometrics* 1988; the interval, of its logit.
 
     Parameters
     ----------
@@ -27,9 +27,6 @@ def measure(
         Higher is less normal.
     abnormal : (N,) bool array
         The truth.
-    strata : (N,) array, optional
-        Groups to place each abnormal image in; the variance is that of all placements then, and of
-        the normals of each.
 
     Returns
     -------
@@ -39,22 +36,12 @@ def measure(
     Raises
     ------
     ValueError
-        If one class is missing, from a group of abnormal images too.
+        If one class is missing.
     """
     values, truth = np.asarray(scores), np.asarray(abnormal, bool)
-    groups = np.zeros(truth.size) if strata is None else strata
-    places, variance = [], 0.0
-    for group in np.unique(groups[truth]) if truth.any() else [0]:
-        normal, ill = values[~truth & (groups == group)], values[truth & (groups == group)]
-        if not normal.size or not ill.size:
-            raise ValueError("an AUC needs normal and abnormal images")
-        places.append(placements(normal, ill))
-        share = ill.size / truth.sum()
-        variance += share**2 * _variance_of_mean(placements(-ill, -normal))
-    placed = np.concatenate(places)
-    auc = float(placed.mean())
-    half = 1.96 * float(np.sqrt(variance + _variance_of_mean(placed)))
-    return {"auc": auc, "auc_interval": [max(auc - half, 0.0), min(auc + half, 1.0)]}
+    if truth.all() or not truth.any():
+        raise ValueError("an AUC needs normal and abnormal images")
+    return _result(placements(values[~truth], values[truth]), _of_normals(values, truth))
 
 
 def placements(normal: Values, others: Values) -> Values:
@@ -67,8 +54,21 @@ def placements(normal: Values, others: Values) -> Values:
     return ranks / (2 * normal.size)
 
 
+def _of_normals(scores: Values, truth: Values) -> float:
+    """Return the part of an AUC's variance that comes from which normals there are."""
+    return _variance_of_mean(placements(-scores[truth], -scores[~truth]))
+
+
 def _variance_of_mean(values: Values) -> float:
     return float(values.var(ddof=min(values.size - 1, 1)) / values.size)
+
+
+def _result(placed: Values, of_normals: float) -> dict[str, Any]:
+    auc = float(placed.mean())
+    deviation = np.sqrt(_variance_of_mean(placed) + of_normals)
+    slope = auc * (1 - auc)  # of the inverse of the logit
+    half = 1.96 * deviation / slope if slope else 0.0
+    return {"auc": auc, "auc_interval": [float(expit(logit(auc) + d)) for d in (-half, half)]}
 
 
 def measure_adjusted(scores: Values, abnormal: Values, covariate: Values) -> dict[str, Any]:
@@ -76,7 +76,8 @@ def measure_adjusted(scores: Values, abnormal: Values, covariate: Values) -> dic
 
     Each abnormal image is placed among normals of the same covariate: those of its group, or, for a
     number, all of them after a location and scale model of the scores, linear in the covariate and
-    fitted to the normals. The interval takes that model as given.
+    fitted to the normals. The interval is as for `measure`; with a model the normals' part of the
+    variance is got by leaving parts of them out.
 
     Parameters
     ----------
@@ -94,36 +95,51 @@ def measure_adjusted(scores: Values, abnormal: Values, covariate: Values) -> dic
         ``groups``: of each group with abnormal images its ``normal`` and ``abnormal`` counts and
         its ``auc``, None where it was left out.
     """
-    truth = np.asarray(abnormal, bool)
-    groups: dict[str, Any] = {}
-    if covariate.dtype.kind == "f":
-        normals = covariate[~truth & np.isfinite(covariate)]
-        kept = np.zeros(truth.size, bool)
-        if normals.size >= LEAST:
-            kept = (covariate >= normals.min()) & (covariate <= normals.max())
-            scores = np.full(truth.size, np.nan) if not kept.any() else scores.astype(float)
-            scores[kept] = _standardized(scores[kept], covariate[kept], ~truth[kept])
-        strata = np.zeros(truth.size)
-    else:
-        strata, kept = covariate, covariate != ""
-        for group in np.unique(covariate[truth & kept]):
-            inside = covariate == group
-            normal, ill = int((inside & ~truth).sum()), int((inside & truth).sum())
-            fine = normal >= LEAST
-            kept &= ~inside | fine
-            auc = measure(scores[inside], truth[inside])["auc"] if fine else None
-            groups[str(group)] = {"normal": normal, "abnormal": ill, "auc": auc}
-    counted = int((truth & kept).sum())
-    found: dict[str, Any] = {"auc": None, "auc_interval": None}
-    if counted:
-        found = measure(scores[kept], truth[kept], strata[kept])
-    return {**found, "counted": counted, "left_out": int(truth.sum()) - counted, "groups": groups}
+    place = _by_number if covariate.dtype.kind == "f" else _by_group
+    placed, variance, groups = place(scores, abnormal, covariate)
+    found = _result(placed, variance) if placed.size else {"auc": None, "auc_interval": None}
+    left_out = int(abnormal.sum()) - placed.size
+    return {**found, "counted": placed.size, "left_out": left_out, "groups": groups}
+
+
+def _by_group(
+    scores: Values, abnormal: Values, covariate: Values
+) -> tuple[Values, float, dict[str, Any]]:
+    placed, variances, groups = [np.zeros(0)], [], {}
+    for group in np.unique(covariate[abnormal & (covariate != "")]):
+        values, truth = scores[covariate == group], abnormal[covariate == group]
+        told = {"normal": int((~truth).sum()), "abnormal": int(truth.sum()), "auc": None}
+        if told["normal"] >= LEAST:
+            placed.append(placements(values[~truth], values[truth]))
+            variances.append(truth.sum() ** 2 * _of_normals(values, truth))
+            told["auc"] = float(placed[-1].mean())
+        groups[str(group)] = told
+    every = np.concatenate(placed)
+    return every, sum(variances) / max(every.size, 1) ** 2, groups
+
+
+def _by_number(
+    scores: Values, abnormal: Values, covariate: Values
+) -> tuple[Values, float, dict[str, Any]]:
+    normal = np.flatnonzero(~abnormal & np.isfinite(covariate))
+    if normal.size < LEAST:
+        return np.zeros(0), 0.0, {}
+    low, high = covariate[normal].min(), covariate[normal].max()
+    ill = np.flatnonzero(abnormal & (covariate >= low) & (covariate <= high))
+    centered = (covariate - covariate[normal].mean()) / (covariate[normal].std() or 1.0)
+
+    def place(normal: Values) -> Values:
+        those = _standardized(scores, centered, normal)
+        return placements(those[normal], those[ill])
+
+    parts = np.array_split(normal, min(normal.size, PARTS))
+    without = [place(np.setdiff1d(normal, part)).mean() for part in parts] if ill.size else [0.0]
+    return place(normal), float(np.var(without) * (len(without) - 1)), {}
 
 
 def _standardized(scores: Values, covariate: Values, normal: Values) -> Values:
     """Return scores less what normals of the same covariate have, by these normals' spread."""
-    scale = covariate[normal].std() or 1.0
-    design = np.stack([np.ones(len(scores)), (covariate - covariate[normal].mean()) / scale], 1)
+    design = np.stack([np.ones(len(scores)), covariate], 1)
 
     def fitted(values: Values) -> Values:
         return design @ np.linalg.lstsq(design[normal], values, rcond=None)[0]
