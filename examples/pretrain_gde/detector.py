@@ -116,14 +116,14 @@ class Reference:
             if len(images) > MOST_FITTED:
                 kept = torch.randperm(len(images), generator=generator)[:MOST_FITTED].numpy()
                 images, masks = images[kept], None if masks is None else masks[kept]
-            first, lungs = _tensors(images, masks)
+            first, lungs = as_tensors(images, masks)
             second, moved = second_view(first, lungs, generator)
             both = torch.cat([first, second])
             inside = None if lungs is None or moved is None else torch.cat([lungs, moved])
             self.normal, self.views = both[:, 0].numpy(), 2
             self.pasted = self.augmenter.abnormal(both, inside, generator)[:, 0].numpy()
         generator = torch.Generator().manual_seed(derive_seed(settings.seed, 3))
-        held_out = _tensors(*dataset.normals("valid"))
+        held_out = as_tensors(*dataset.normals("valid"))
         self.valid_pasted = self.augmenter.abnormal(*held_out, generator)[:, 0].numpy()
 
     def embed(self, network: Network, names: Collection[str]) -> tuple[Features, Features | None]:
@@ -180,7 +180,7 @@ class Fitted(NamedTuple):
     pasted: Scores
 
 
-def _tensors(images: Images, masks: Images | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+def as_tensors(images: Images, masks: Images | None) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return images and masks as the augmentation takes them."""
     lungs = None if masks is None else torch.from_numpy(np.array(masks))[:, None].bool()
     return torch.from_numpy(np.array(images))[:, None], lungs
