@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.metrics import roc_auc_score
+from torch import nn
 
 from examples.pretrain_gde.augment import Augmenter, second_view
 from examples.pretrain_gde.data import Dataset, Images
@@ -27,10 +29,11 @@ from examples.pretrain_gde.forms import LARGE
 from examples.pretrain_gde.metrics import best_threshold
 from examples.pretrain_gde.model import Features, Network, embed, make_network
 from examples.pretrain_gde.settings import Settings, derive_seed
-from examples.pretrain_gde.storage import Tensors, load_tensors, save_tensors
+from examples.pretrain_gde.storage import load_tensors, save_tensors
 
 NETWORKS = ("trained", "untrained")
 BOTH = "both"
+VIEWS = {"published": 1, "all": 2}  # of each normal that scores are fitted to
 FOLDS = 5
 MOST_FITTED = 4096  # normals, where pasted ones are needed too: a bound for the memory of features
 CALLED = 0.95  # share of the normals below the threshold, where no abnormal image tells more
@@ -110,7 +113,7 @@ class Reference:
         self.settings, self.dataset = settings, dataset
         self.augmenter = Augmenter(settings)
         images, masks = dataset.normals("train")
-        self.normal, self.pasted, self.views = images, None, 1
+        self.normal, self.pasted = images, None
         if settings.scores == "all":
             generator = torch.Generator().manual_seed(derive_seed(settings.seed, 2))
             if len(images) > MOST_FITTED:
@@ -120,7 +123,7 @@ class Reference:
             second, moved = second_view(first, lungs, generator)
             both = torch.cat([first, second])
             inside = None if lungs is None or moved is None else torch.cat([lungs, moved])
-            self.normal, self.views = both[:, 0].numpy(), 2
+            self.normal = both[:, 0].numpy()
             self.pasted = self.augmenter.abnormal(both, inside, generator)[:, 0].numpy()
         generator = torch.Generator().manual_seed(derive_seed(settings.seed, 3))
         held_out = as_tensors(*dataset.normals("valid"))
@@ -276,11 +279,8 @@ class Detector:
 
     def save(self, path: Path) -> None:
         """Write everything into one file."""
-        tensors: Tensors = {"normal_scores": torch.from_numpy(self.normal_scores)}
-        for name, network in self.networks.items():
-            tensors |= {f"{name}.network.{key}": v for key, v in network.state_dict().items()}
-            scorer = self.scorers[name].state_dict()
-            tensors |= {f"{name}.scorer.{key}": v for key, v in scorer.items()}
+        tensors = _modules(self.networks, self.scorers).state_dict()
+        tensors["normal_scores"] = torch.from_numpy(self.normal_scores)
         info = {
             "settings": self.settings.as_dict(),
             "choice": asdict(self.choice),
@@ -299,38 +299,38 @@ class Detector:
             If the file is missing, damaged or of another kind.
         """
         tensors, info = load_tensors(path, DETECTOR_FORM)
-        networks, scorers = {}, {}
         try:
             settings, choice = Settings(**info["settings"]), Choice(**info["choice"])
-            standards = {
-                name: {score: (pair[0], pair[1]) for score, pair in scores.items()}
-                for name, scores in info["standards"].items()
-            }
-            for name in NETWORKS if settings.epochs else ("untrained",):
-                network = make_network(settings)
-                network.load_state_dict(_below(tensors, f"{name}.network."))
-                networks[name] = network.eval().to(device)
-                names = score_names(settings, name)
-                scorers[name] = Scorer.from_tensors(_below(tensors, f"{name}.scorer."), names)
-                if standards or choice.network == BOTH:
-                    standards[name] = {score: standards[name][score] for score in names}
-            if any(choice.score not in scorers[name].names for name in choice.networks):
-                raise ValueError(f"it has no {choice.score}")
-            normal = tensors["normal_scores"].numpy()
+            normal = tensors.pop("normal_scores").numpy()
             if normal.ndim != 1 or not normal.size or (np.diff(normal) < 0).any():
                 raise ValueError("normal_scores must be sorted, one at least")
+            networks, scorers = {}, {}
+            for name in NETWORKS if settings.epochs else ("untrained",):
+                networks[name] = make_network(settings)
+                count = len(normal) * VIEWS[settings.scores]
+                scorers[name] = Scorer(score_names(settings, name), count)
+            _modules(networks, scorers).load_state_dict(tensors)
+            standards = info["standards"]
+            for name in networks if standards or choice.network == BOTH else ():
+                standards[name] = {score: standards[name][score] for score in scorers[name].names}
+            if any(choice.score not in scorers[name].names for name in choice.networks):
+                raise ValueError(f"it has no {choice.score}")
         except (KeyError, TypeError, ValueError, RuntimeError, PipelineError) as error:
-            reason = " ".join(str(error).split())
+            reason = textwrap.shorten(str(error), 300)
             raise PipelineError(f"{path} holds no detector: {reason}") from error
+        for network in networks.values():
+            network.eval().to(device)
         return cls(settings, networks, scorers, standards, choice, normal, info["threshold"])
 
 
-def _below(tensors: Tensors, prefix: str) -> Tensors:
-    return {
-        name.removeprefix(prefix): value
-        for name, value in tensors.items()
-        if name.startswith(prefix)
-    }
+def _modules(networks: dict[str, Network], scorers: dict[str, Scorer]) -> nn.ModuleDict:
+    """Put together what a file keeps, to give each tensor a name."""
+    return nn.ModuleDict(
+        {
+            name: nn.ModuleDict({"network": network, "scorer": scorers[name]})
+            for name, network in networks.items()
+        }
+    )
 
 
 def combine(
@@ -416,7 +416,7 @@ def fit_detector(
         {name: fit.scorer for name, fit in fitted.items()},
         standards,
         choice,
-        cross_scores(fitted, reference.views, standards, choice),
+        cross_scores(fitted, VIEWS[settings.scores], standards, choice),
         threshold,
     )
     return detector, selection
@@ -438,17 +438,16 @@ def cross_scores(
     What was fitted to an image scores it too low: hardly any other image would score lower. All
     `views` of an image are left out together.
     """
-    scores: AllScores = {network: {} for network in choice.networks}
+    scores: AllScores = {}
     for network in choice.networks:
         normal, pasted = fitted[network].features
         count = len(normal["pool4"]) // views
         parts = []
         for fold in np.array_split(np.arange(count), min(FOLDS, count)):
-            left = np.concatenate([fold + view * count for view in range(views)])
-            rest = torch.from_numpy(np.setdiff1d(np.arange(views * count), left))
+            rest = torch.from_numpy(~np.isin(np.arange(views * count) % count, fold))
             scorer = Scorer.fit(_take(normal, rest), pasted and _take(pasted, rest), [choice.score])
             parts.append(scorer.score(_take(normal, torch.from_numpy(fold)))[choice.score])
-        scores[network][choice.score] = np.concatenate(parts)
+        scores[network] = {choice.score: np.concatenate(parts)}
     return np.sort(combine(scores, standards)[choice.network][choice.score])
 
 
