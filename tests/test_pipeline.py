@@ -926,7 +926,9 @@ def test_scores_are_scikit_learns():
     likeness = np.sort(asked["pool4"] @ values["pool4"].T)[:, -5:]
     np.testing.assert_allclose(scores["nearest"], 1 - likeness.mean(1), rtol=1e-6)
     np.testing.assert_array_equal(scores["logit"], asked["logit"])
-    again = Scorer.from_tensors(scorer.state_dict(), tuple(SCORES)).score(others)
+    loaded = Scorer(tuple(SCORES), 40)
+    loaded.load_state_dict(scorer.state_dict())
+    again = loaded.score(others)
     for name in SCORES:
         np.testing.assert_array_equal(again[name], scores[name])
 

@@ -52,29 +52,18 @@ def needed_features(names: Collection[str]) -> set[str]:
     return {SCORES[name][0] for name in names}
 
 
-def needed_gaussians(names: Collection[str]) -> dict[str, bool]:
-    """Tell of which features some scores need Gaussians, and whether of the pasted, too."""
-    needed: dict[str, bool] = {}
-    for name in names:
-        feature, relative, _ = SCORES[name]
-        if name not in NO_GAUSSIAN:
-            needed[feature] = needed.get(feature, False) or relative
-    return needed
-
-
 class Gaussians(nn.Module):
     """A Gaussian for each place: (K, D) means and (K, D, D) inverse covariances, as doubles."""
 
     mean: torch.Tensor
     precision: torch.Tensor
 
-    def __init__(self, mean: torch.Tensor, precision: torch.Tensor) -> None:
+    def __init__(self, places: int, width: int) -> None:
         super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("precision", precision)
+        self.register_buffer("mean", torch.zeros(places, width).double())
+        self.register_buffer("precision", torch.zeros(places, width, width).double())
 
-    @classmethod
-    def fit(cls, values: torch.Tensor) -> Gaussians:
+    def fit(self, values: torch.Tensor) -> None:
         """Fit (N, D) or (N, K, D) features with Ledoit-Wolf covariances.
 
         Raises
@@ -83,20 +72,18 @@ class Gaussians(nn.Module):
             If all features are alike, as those of a network that has collapsed.
         """
         cells = values.reshape(len(values), -1, values.shape[-1]).double().numpy()
-        means, precisions = [], []
         for place in range(cells.shape[1]):
             fitted = LedoitWolf(store_precision=False).fit(cells[:, place])
             try:  # scikit-learn's own inverse is general, and many times slower
                 factor = cho_factor(fitted.covariance_)
             except LinAlgError as error:
                 raise PipelineError("the features of all normal images are the same") from error
-            means.append(fitted.location_)
-            precisions.append(cho_solve(factor, np.eye(cells.shape[2])))
-        return cls(torch.from_numpy(np.stack(means)), torch.from_numpy(np.stack(precisions)))
+            self.mean[place] = torch.from_numpy(fitted.location_)
+            self.precision[place] = torch.from_numpy(cho_solve(factor, np.eye(cells.shape[2])))
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Return the Mahalanobis distance at each place, averaged: (N,)."""
-        cells = values.reshape(len(values), -1, values.shape[-1]).to(self.mean.dtype)
+        cells = values.reshape(len(values), -1, values.shape[-1]).double()
         offset = (cells - self.mean).transpose(0, 1)
         squares = ((offset @ self.precision) * offset).sum(-1)
         return squares.sqrt().mean(0)
@@ -107,37 +94,40 @@ class Scorer(nn.Module):
 
     Parameters
     ----------
+    names : collection of str
+        The scores to give, out of `SCORES`.
+    count : int, optional
+        Of the normals whose fit a state holds that is to be loaded.
+
+    Attributes
+    ----------
     centers : (N, 512) double tensor
         ``pool4`` of the normals: the kernels' centers, and the neighbors.
     normal, pasted : dict of str to Gaussians
         By feature: of the normals, and of the same with something pasted in.
-    names : collection of str
-        The scores to give, out of `SCORES`.
     """
 
     centers: torch.Tensor
 
-    def __init__(
-        self,
-        centers: torch.Tensor,
-        normal: dict[str, Gaussians],
-        pasted: dict[str, Gaussians],
-        names: Collection[str],
-    ) -> None:
+    def __init__(self, names: Collection[str], count: int = 0) -> None:
         super().__init__()
         self.names = tuple(names)
-        self.register_buffer("centers", centers)
-        self.normal, self.pasted = nn.ModuleDict(normal), nn.ModuleDict(pasted)
+        self.register_buffer("centers", torch.zeros(count, WIDTHS[4]).double())
+        self.normal, self.pasted = nn.ModuleDict(), nn.ModuleDict()
+        for feature, relative, _ in (SCORES[name] for name in names if name not in NO_GAUSSIAN):
+            places = CELLS**2 if feature.startswith("cells") else 1
+            for kind in (self.normal, self.pasted) if relative else (self.normal,):
+                kind[feature] = Gaussians(places, WIDTHS[int(feature[-1])])
 
     @classmethod
     def fit(cls, normal: Features, pasted: Features | None, names: Collection[str]) -> Scorer:
         """Fit to the features of normals, and of the same normals with something pasted in."""
-        needed = needed_gaussians(names)
-        near = {feature: Gaussians.fit(normal[feature]) for feature in needed}
-        far = {}
-        if pasted is not None:
-            far = {f: Gaussians.fit(pasted[f]) for f, relative in needed.items() if relative}
-        return cls(normal["pool4"].double(), near, far, names)
+        scorer = cls(names)
+        scorer.centers = normal["pool4"].double()
+        for modules, features in ((scorer.normal, normal), (scorer.pasted, pasted or {})):
+            for feature, gaussians in modules.items():
+                gaussians.fit(features[feature])
+        return scorer
 
     def forward(self, features: Features, name: str) -> torch.Tensor:
         """Score features by name: (N,)."""
@@ -146,7 +136,7 @@ class Scorer(nn.Module):
         if name == "kde":
             return self._kernel_density(values)
         if name == "nearest":
-            likeness = nn.functional.normalize(values.to(self.centers.dtype)) @ self.centers.T
+            likeness = nn.functional.normalize(values.double()) @ self.centers.T
             most = min(NEIGHBORS, len(self.centers))
             return 1 - likeness.topk(most).values.mean(1)
         if name == "logit":
@@ -158,7 +148,7 @@ class Scorer(nn.Module):
         """Return the negative log-density of a sum of Gaussians of one width, as scikit-learn."""
         count, width = self.centers.shape
         squares = torch.cdist(
-            values.to(self.centers.dtype),
+            values.double(),
             self.centers,
             compute_mode="donot_use_mm_for_euclid_dist",
         ).square()
@@ -169,33 +159,3 @@ class Scorer(nn.Module):
     def score(self, features: Features) -> Scores:
         """Score features by all names: (N,) float64 arrays."""
         return {name: self(features, name).double().numpy() for name in self.names}
-
-    @classmethod
-    def from_tensors(cls, tensors: dict[str, torch.Tensor], names: Collection[str]) -> Scorer:
-        """Read the state of a scorer.
-
-        Raises
-        ------
-        ValueError, KeyError
-            If an array is missing or has another shape.
-        """
-        centers = tensors["centers"]
-        if centers.ndim != 2 or centers.shape[1] != WIDTHS[4] or not len(centers):
-            raise ValueError(f"centers must be (N, {WIDTHS[4]}), got {tuple(centers.shape)}")
-        kinds: dict[str, dict[str, Gaussians]] = {"normal": {}, "pasted": {}}
-        for feature, relative in needed_gaussians(names).items():
-            width = WIDTHS[int(feature[-1])]
-            places = CELLS**2 if feature.startswith("cells") else 1
-            for kind in ("normal", "pasted") if relative else ("normal",):
-                mean = tensors[f"{kind}.{feature}.mean"]
-                precision = tensors[f"{kind}.{feature}.precision"]
-                for what, wanted in (
-                    (mean, (places, width)),
-                    (precision, (places, width, width)),
-                ):
-                    if what.shape != wanted:
-                        raise ValueError(
-                            f"a Gaussian of {feature} must be {wanted}, got {tuple(what.shape)}"
-                        )
-                kinds[kind][feature] = Gaussians(mean, precision)
-        return cls(centers, **kinds, names=names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from examples.pretrain_gde.augment import Augmenter, second_view
 from examples.pretrain_gde.data import Dataset, Images
@@ -26,10 +28,11 @@ from examples.pretrain_gde.forms import LARGE
 from examples.pretrain_gde.metrics import best_threshold, measure_adjusted, placements
 from examples.pretrain_gde.model import Features, Network, embed, make_network
 from examples.pretrain_gde.settings import Settings, derive_seed
-from examples.pretrain_gde.storage import Tensors, load_tensors, save_tensors
+from examples.pretrain_gde.storage import load_tensors, save_tensors
 
 NETWORKS = ("trained", "untrained")
 BOTH = "both"
+VIEWS = {"published": 1, "all": 2}  # of each normal that scores are fitted to
 FOLDS = 5
 MOST_FITTED = 4096  # normals, where pasted ones are needed too: a bound for the memory of features
 CALLED = 0.95  # share of the normals below the threshold, where no abnormal image tells more
@@ -109,20 +112,20 @@ class Reference:
         self.settings, self.dataset = settings, dataset
         self.augmenter = Augmenter(settings)
         images, masks = dataset.normals("train")
-        self.normal, self.pasted, self.views = images, None, 1
+        self.normal, self.pasted = images, None
         if settings.scores == "all":
             generator = torch.Generator().manual_seed(derive_seed(settings.seed, 2))
             if len(images) > MOST_FITTED:
                 kept = torch.randperm(len(images), generator=generator)[:MOST_FITTED].numpy()
                 images, masks = images[kept], None if masks is None else masks[kept]
-            first, lungs = _tensors(images, masks)
+            first, lungs = as_tensors(images, masks)
             second, moved = second_view(first, lungs, generator)
             both = torch.cat([first, second])
             inside = None if lungs is None or moved is None else torch.cat([lungs, moved])
-            self.normal, self.views = both[:, 0].numpy(), 2
+            self.normal = both[:, 0].numpy()
             self.pasted = self.augmenter.abnormal(both, inside, generator)[:, 0].numpy()
         generator = torch.Generator().manual_seed(derive_seed(settings.seed, 3))
-        held_out = _tensors(*dataset.normals("valid"))
+        held_out = as_tensors(*dataset.normals("valid"))
         self.valid_pasted = self.augmenter.abnormal(*held_out, generator)[:, 0].numpy()
 
     def embed(self, network: Network, names: Collection[str]) -> tuple[Features, Features | None]:
@@ -192,7 +195,7 @@ class Fitted(NamedTuple):
     pasted: Scores
 
 
-def _tensors(images: Images, masks: Images | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+def as_tensors(images: Images, masks: Images | None) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return images and masks as the augmentation takes them."""
     lungs = None if masks is None else torch.from_numpy(np.array(masks))[:, None].bool()
     return torch.from_numpy(np.array(images))[:, None], lungs
@@ -282,11 +285,8 @@ class Detector:
 
     def save(self, path: Path) -> None:
         """Write everything into one file."""
-        tensors: Tensors = {"normal_scores": torch.from_numpy(self.normal_scores)}
-        for name, network in self.networks.items():
-            tensors |= {f"{name}.network.{key}": v for key, v in network.state_dict().items()}
-            scorer = self.scorers[name].state_dict()
-            tensors |= {f"{name}.scorer.{key}": v for key, v in scorer.items()}
+        tensors = _modules(self.networks, self.scorers).state_dict()
+        tensors["normal_scores"] = torch.from_numpy(self.normal_scores)
         info = {
             "settings": self.settings.as_dict(),
             "choice": asdict(self.choice),
@@ -305,38 +305,38 @@ class Detector:
             If the file is missing, damaged or of another kind.
         """
         tensors, info = load_tensors(path, DETECTOR_FORM)
-        networks, scorers = {}, {}
         try:
             settings, choice = Settings(**info["settings"]), Choice(**info["choice"])
-            standards = {
-                name: {score: (pair[0], pair[1]) for score, pair in scores.items()}
-                for name, scores in info["standards"].items()
-            }
-            for name in NETWORKS if settings.epochs else ("untrained",):
-                network = make_network(settings)
-                network.load_state_dict(_below(tensors, f"{name}.network."))
-                networks[name] = network.eval().to(device)
-                names = score_names(settings, name)
-                scorers[name] = Scorer.from_tensors(_below(tensors, f"{name}.scorer."), names)
-                if standards or choice.network == BOTH:
-                    standards[name] = {score: standards[name][score] for score in names}
-            if any(choice.score not in scorers[name].names for name in choice.networks):
-                raise ValueError(f"it has no {choice.score}")
-            normal = tensors["normal_scores"].numpy()
+            normal = tensors.pop("normal_scores").numpy()
             if normal.ndim != 1 or not normal.size or (np.diff(normal) < 0).any():
                 raise ValueError("normal_scores must be sorted, one at least")
+            networks, scorers = {}, {}
+            for name in NETWORKS if settings.epochs else ("untrained",):
+                networks[name] = make_network(settings)
+                count = len(normal) * VIEWS[settings.scores]
+                scorers[name] = Scorer(score_names(settings, name), count)
+            _modules(networks, scorers).load_state_dict(tensors)
+            standards = info["standards"]
+            for name in networks if standards or choice.network == BOTH else ():
+                standards[name] = {score: standards[name][score] for score in scorers[name].names}
+            if any(choice.score not in scorers[name].names for name in choice.networks):
+                raise ValueError(f"it has no {choice.score}")
         except (KeyError, TypeError, ValueError, RuntimeError, PipelineError) as error:
-            reason = " ".join(str(error).split())
+            reason = textwrap.shorten(str(error), 300)
             raise PipelineError(f"{path} holds no detector: {reason}") from error
+        for network in networks.values():
+            network.eval().to(device)
         return cls(settings, networks, scorers, standards, choice, normal, info["threshold"])
 
 
-def _below(tensors: Tensors, prefix: str) -> Tensors:
-    return {
-        name.removeprefix(prefix): value
-        for name, value in tensors.items()
-        if name.startswith(prefix)
-    }
+def _modules(networks: dict[str, Network], scorers: dict[str, Scorer]) -> nn.ModuleDict:
+    """Put together what a file keeps, to give each tensor a name."""
+    return nn.ModuleDict(
+        {
+            name: nn.ModuleDict({"network": network, "scorer": scorers[name]})
+            for name, network in networks.items()
+        }
+    )
 
 
 def combine(
@@ -422,7 +422,7 @@ def fit_detector(
         {name: fit.scorer for name, fit in fitted.items()},
         standards,
         choice,
-        cross_scores(fitted, reference.views, standards, choice),
+        cross_scores(fitted, VIEWS[settings.scores], standards, choice),
         threshold,
     )
     return detector, selection
@@ -444,17 +444,16 @@ def cross_scores(
     What was fitted to an image scores it too low: hardly any other image would score lower. All
     `views` of an image are left out together.
     """
-    scores: AllScores = {network: {} for network in choice.networks}
+    scores: AllScores = {}
     for network in choice.networks:
         normal, pasted = fitted[network].features
         count = len(normal["pool4"]) // views
         parts = []
         for fold in np.array_split(np.arange(count), min(FOLDS, count)):
-            left = np.concatenate([fold + view * count for view in range(views)])
-            rest = torch.from_numpy(np.setdiff1d(np.arange(views * count), left))
+            rest = torch.from_numpy(~np.isin(np.arange(views * count) % count, fold))
             scorer = Scorer.fit(_take(normal, rest), pasted and _take(pasted, rest), [choice.score])
             parts.append(scorer.score(_take(normal, torch.from_numpy(fold)))[choice.score])
-        scores[network][choice.score] = np.concatenate(parts)
+        scores[network] = {choice.score: np.concatenate(parts)}
     return np.sort(combine(scores, standards)[choice.network][choice.score])
 
 

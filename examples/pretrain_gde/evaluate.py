@@ -276,23 +276,30 @@ def result_of(metrics: dict[str, Any], which: str = "selected") -> dict[str, Any
 
 
 def worth(metrics: dict[str, Any]) -> str:
-    """Say in a sentence or two what the test AUC is worth; empty if there is nothing to say."""
+    """Say what is left of the test AUC beyond the strongest shortcut; empty if there is none."""
     found = strongest(metrics["shortcuts"] or {})
     if found is None:
         return ""
     name, alone = found
-    chosen, untrained = result_of(metrics), result_of(metrics, "without_training")
-    beyond, without = (one["adjusted"][name]["auc"] for one in (chosen, untrained))
-    left = "no abnormal image has normals like it"
-    if beyond is not None:
-        left = f"adjusted for it, the chosen score has {beyond:.3f}, untrained {without:.3f}"
-    text = f"The strongest shortcut, {WORDS.get(name, name)}, has {alone:.3f} alone; {left}."
-    if alone >= chosen["auc"] - NEAR:
-        text += (
-            " One number does nearly as well: this data may be told apart by something other than "
-            "disease."
-        )
-    return text
+    left, untrained = (
+        result_of(metrics, which)["adjusted"][name]["auc"]
+        for which in ("selected", "without_training")
+    )
+    told = "no normal is like the abnormal images"
+    if left is not None:
+        told = f"adjusted for it, the chosen score has {left:.3f}, untrained {untrained:.3f}"
+    return f"The strongest shortcut, {WORDS.get(name, name)}, has {alone:.3f} alone; {told}."
+
+
+def caution(metrics: dict[str, Any]) -> str:
+    """Say in a sentence if a shortcut comes near the chosen score; empty if none does."""
+    found = strongest(metrics["shortcuts"] or {})
+    if found is None or found[1] < result_of(metrics)["auc"] - NEAR:
+        return ""
+    return (
+        f"One number, {WORDS.get(found[0], found[0])}, does nearly as well: this data may be told "
+        "apart by something other than disease."
+    )
 
 
 def load_metrics(folder: Path) -> dict[str, Any]:

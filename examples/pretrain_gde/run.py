@@ -14,6 +14,7 @@ from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.evaluate import (
     METRICS,
     SPLIT,
+    caution,
     changed_parts,
     finish,
     load_metrics,
@@ -277,7 +278,8 @@ def describe_result(metrics: dict[str, Any]) -> str:
     epoch = f" of epoch {chosen['epoch']}" if chosen.get("epoch") else ""
     return (
         f"{told}; {chosen['network']} {chosen['score']}{epoch} chosen by {chosen['by']} on "
-        f"validation; {metrics['seconds'] / 60:.1f} min of training\n{worth(metrics)}"
+        f"validation; {metrics['seconds'] / 60:.1f} min of training\n"
+        f"{worth(metrics)} {caution(metrics)}"
     ).strip()
 
 
