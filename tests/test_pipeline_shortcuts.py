@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
+import re
 import sys
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from sklearn.metrics import roc_auc_score  # noqa: E402
 
 from examples.pretrain_gde import cli  # noqa: E402
 from examples.pretrain_gde.errors import PipelineError  # noqa: E402
-from examples.pretrain_gde.evaluate import load_metrics, result_of, worth  # noqa: E402
+from examples.pretrain_gde.evaluate import caution, load_metrics, result_of, worth  # noqa: E402
 from examples.pretrain_gde.metrics import measure, measure_adjusted  # noqa: E402
 from examples.pretrain_gde.shortcuts import (  # noqa: E402
     WORDS,
@@ -33,7 +33,7 @@ from examples.pretrain_gde.shortcuts import (  # noqa: E402
 )
 
 RNG = np.random.default_rng
-COUNTS = {"train": (12, 0), "valid": (6, 6), "test": (12, 12)}
+COUNTS = {"train": (80, 0), "valid": (20, 20), "test": (60, 60)}
 
 
 # The plain AUC and its interval.
@@ -119,15 +119,39 @@ def test_small_groups_and_unknown_ones_are_named_and_left_out():
 # Adjusted for a number.
 
 
-def test_a_location_and_scale_model_worked_out_by_hand():
-    # Normals: score = 10 x, plus and minus 1 at x = 0, plus and minus 3 at x = 2; spread 1 + x.
-    x = np.array([0, 0, 0, 2, 2, 2, 1, 1, 2, 2.5, np.nan])
-    scores = np.array([1.0, -1, 0, 23, 17, 20, 11, 10 - 1.9, 21, 99, 99])
-    truth = np.arange(11) >= 6
-    found = measure_adjusted(scores, truth, x)
-    # Standardized by 2/3 (1 + x): normals 1.5, -1.5, 0 twice; abnormal 0.75, -1.425 and 0.5.
-    assert found["auc"] == pytest.approx((4 + 2 + 4) / 6 / 3)
-    assert (found["counted"], found["left_out"]) == (3, 2)  # beyond the normals' range, unknown
+def test_images_are_placed_among_normals_of_the_same_number():
+    # At x = 0, 1, 2, 3: normals 10 x^2, twice, and 1 to 3 below and above.
+    x = np.repeat(np.arange(4.0), 8)
+    scores = 10 * x**2 + np.tile([-3, -2, -1, 0, 0, 1, 2, 3], 4)
+    ill, at = np.array([4, 14, 44, 94.0]), np.arange(4.0)
+    truth = np.arange(38) >= 32
+    covariate = np.concatenate([x, at, [3.1, np.nan]])
+
+    def adjusted(values):
+        return measure_adjusted(np.concatenate([scores, values, [999, 999]]), truth, covariate)
+
+    found = adjusted(ill)
+    assert (found["counted"], found["left_out"]) == (4, 2)  # one is beyond, one unknown
+    assert measure(np.concatenate([scores, ill]), truth[:36])["auc"] < 0.7
+    # Above all eight at its place, in the middle, alike with the seventh, below all.
+    for below, share in ((0, 1), (4, 0.5), (2, 6.5 / 8), (8, 0)):
+        assert adjusted(ill - below)["auc"] == pytest.approx(share, abs=0.08)
+
+
+def test_only_the_order_of_scores_counts():
+    rng = RNG(0)
+    x, truth = rng.normal(size=90), np.arange(90) >= 40
+    scores = x + rng.normal(size=90)
+    assert measure_adjusted(np.exp(9 * scores), truth, x) == measure_adjusted(scores, truth, x)
+
+
+def test_a_distance_that_rises_to_both_sides_is_taken_out():
+    rng = RNG(2)
+    truth = np.arange(4000) % 2 == 1
+    sharpness = rng.normal(size=4000) + truth
+    scores = sharpness**2 + rng.normal(size=4000)
+    assert measure(scores, truth)["auc"] > 0.6
+    assert measure_adjusted(scores, truth, sharpness)["auc"] == pytest.approx(0.5, abs=0.03)
 
 
 def test_a_planted_number_is_taken_out():
@@ -145,14 +169,14 @@ def test_a_planted_number_is_taken_out():
 
 @pytest.mark.parametrize("scores", [lambda x: 3 * x, lambda x: np.full(len(x), 0.1)])
 def test_nothing_is_left_of_a_number_itself_or_of_a_constant(scores):
-    x = RNG(2).random(50)
-    found = measure_adjusted(scores(x), np.arange(50) >= 20, x)
-    assert found["auc"] == 0.5
+    x = RNG(2).random(200)
+    found = measure_adjusted(scores(x), np.arange(200) >= 80, x)
+    assert found["auc"] == pytest.approx(0.5, abs=0.06)
 
 
 def test_too_few_normals_make_no_model():
-    found = measure_adjusted(np.arange(6.0), np.arange(6) >= 4, np.arange(6.0))
-    assert (found["auc"], found["counted"], found["left_out"]) == (None, 0, 2)
+    found = measure_adjusted(np.arange(40.0), np.arange(40) >= 19, np.arange(40.0) % 5)
+    assert (found["auc"], found["counted"], found["left_out"]) == (None, 0, 21)
 
 
 # The numbers, and how well they do alone.
@@ -235,3 +259,107 @@ def test_tables_that_cannot_be_meant_are_refused(rows, message, tmp_path):
     images = {"train": ["normal/a.png", "normal/c.png"], "test": ["other/c.png"]}
     with pytest.raises(PipelineError, match=message):
         read_groups(_table(tmp_path / "t.csv", rows), images)
+
+
+# Runs.
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """Make two data sets whose abnormal images are darker; in one they have a blob besides."""
+    rng = RNG(0)
+    across = np.arange(64) - 32
+    blob = 60 * np.exp(-(across**2 + (across[:, None] - 8) ** 2) / 50)
+    folders = {}
+    for kind in ("shortcut", "signal"):
+        folders[kind] = folder = tmp_path_factory.mktemp(kind)
+        for part, counts in COUNTS.items():
+            for ill in np.repeat([False, True], counts):
+                image = rng.normal(100, 8, (64, 64)) + rng.normal(-14 if ill else 0, 14)
+                image += blob * (ill and kind == "signal")
+                where = folder / part / ("abnormal" if ill else "normal")
+                where.mkdir(parents=True, exist_ok=True)
+                path = where / f"{part}{len(list(folder.rglob('*.png')))}.png"
+                Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(path)
+    return folders
+
+
+def _train(data, out, *options):
+    """Score by an untrained network, as that is quick."""
+    given = ["train", "--data", data, "--out", out, "--preset", "quick", "--variant", "cutpaste"]
+    given += ["--size", 32, "--epochs", 0, "--device", "cpu", "--threads", 1, "--quiet", *options]
+    assert cli.main([str(option) for option in given]) == 0
+    return out / "cutpaste" / "seed0"
+
+
+def test_a_planted_shortcut_is_found_out(planted, tmp_path, capsys):
+    folder = _train(planted["shortcut"], tmp_path)
+    metrics = load_metrics(folder)
+    name, alone = strongest(metrics["shortcuts"])
+    assert "brightness" in name
+    assert metrics["shortcuts"][name]["way"] == "lower"
+    assert alone > 0.7
+    found = result_of(metrics)
+    assert abs(found["auc"] - 0.5) > 0.15
+    low, high = found["adjusted"][name]["auc_interval"]
+    assert low < 0.5 < high
+    told = f"One number, {WORDS[name]}, does nearly as well: this data may be told apart by"
+    assert told in caution(metrics)
+    printed = capsys.readouterr().out
+    assert worth(metrics) in printed
+    assert told in printed
+    page = (folder / "report.html").read_text()
+    assert told in page
+    assert worth(metrics) in page
+
+
+def test_a_signal_beside_the_same_shortcut_keeps_its_auc(planted, tmp_path):
+    metrics = load_metrics(_train(planted["signal"], tmp_path))
+    found = result_of(metrics)
+    assert found["auc"] > 0.8
+    for name in ("brightness", "seen_brightness"):
+        assert metrics["shortcuts"][name]["raw"]["auc"] > 0.6
+        assert found["adjusted"][name]["auc"] > found["auc"] - 0.03
+
+
+def test_groups_and_the_choice_by_adjusted_aucs(planted, tmp_path, capsys):
+    files = sorted(planted["shortcut"].rglob("*.png"))
+    rows = [("file", "site", "age"), *((p.name, "ab"[i % 2], 20 + i) for i, p in enumerate(files))]
+    table = _table(tmp_path / "groups.csv", rows)
+    options = ("--groups", table, "--adjust", "brightness")
+    folder = _train(planted["shortcut"], tmp_path / "out", *options)
+    metrics = load_metrics(folder)
+    assert {"site", "age"} < metrics["shortcuts"].keys()
+    found = result_of(metrics)["adjusted"]
+    assert set(found["site"]["groups"]) == {"a", "b"}
+    assert found["site"]["counted"] == found["age"]["counted"] + found["age"]["left_out"] == 60
+    rows = list(csv.DictReader((folder / "scores.csv").read_text().splitlines()))
+    truth = np.array([row["abnormal"] == "1" for row in rows])
+    covariate = np.array([float(row["image_brightness"]) for row in rows])
+    assert {row["image_site"] for row in rows} == {"a", "b"}
+    for name, result in metrics["test"]["untrained"].items():
+        scores = np.array([float(row[f"untrained_{name}"]) for row in rows])
+        assert result["adjusted"]["brightness"] == measure_adjusted(scores, truth, covariate)
+    page = (folder / "report.html").read_text()
+    assert re.search(r"adjusted\s+for\s+brightness\s+was\s+the\s+greatest", page)
+    plain = load_metrics(_train(planted["shortcut"], tmp_path / "plain"))
+    for name, auc in metrics["validation"]["labels"]["untrained"].items():
+        assert auc != plain["validation"]["labels"]["untrained"][name]
+    # Evaluated again, the table is that of the run.
+    assert cli.main(["evaluate", str(folder), "--device", "cpu", "--quiet"]) == 0
+    assert load_metrics(folder)["test"] == metrics["test"]
+    capsys.readouterr()
+    given = ["train", "--data", planted["shortcut"], "--out", tmp_path / "bad", "--quiet"]
+    for options, told in (
+        (["--adjust", "site"], "adjust must be one of brightness, contrast,"),
+        (["--groups", tmp_path / "none.csv"], "cannot read"),
+    ):
+        assert cli.main([str(option) for option in [*given, *options]]) == 1
+        assert told in capsys.readouterr().err
+
+
+def test_adjusting_needs_abnormal_validation_images(planted, tmp_path, capsys):
+    given = ["train", "--data", planted["shortcut"] / "train" / "normal", "--out", tmp_path]
+    given += ["--quiet", "--adjust", "bytes"]
+    assert cli.main([str(option) for option in given]) == 1
+    assert "adjust needs abnormal images to validate on" in capsys.readouterr().err

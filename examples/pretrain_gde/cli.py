@@ -250,7 +250,8 @@ def _print_table(title: str, results: dict[str, Any], key: str) -> None:
     """Print one figure of each network's scores, a line for each score."""
     print(f"{title:28}" + "".join(f"{network:>12}" for network in results))
     for name, words in NAMES.items():
-        cells = [f"{found[name][key]:.3f}" if name in found else "" for found in results.values()]
+        figures = [found.get(name, {}).get(key) for found in results.values()]
+        cells = ["" if figure is None else f"{figure:.3f}" for figure in figures]
         if any(cells):
             print(f"{words:28}" + "".join(f"{cell:>12}" for cell in cells))
 
@@ -286,10 +287,10 @@ def transfer_command(options: argparse.Namespace, runtime: Runtime) -> None:
     if found := strongest(result["shortcuts"]):
         print(f"\nstrongest shortcut: {WORDS.get(found[0], found[0])}, {found[1]:.3f} alone")
         adjusted = {
-            network: {name: each[found[0]] for name, each in named.items() if each[found[0]]}
-            for network, named in result["adjusted"].items()
+            network: {name: each["adjusted"][found[0]] for name, each in named.items()}
+            for network, named in result["pooled"].items()
         }
-        _print_table("AUC adjusted for it", adjusted, "mean")
+        _print_table("AUC adjusted for it", adjusted, "auc")
 
 
 def benchmark_command(options: argparse.Namespace, runtime: Runtime) -> None:

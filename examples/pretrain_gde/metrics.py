@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit, logit
+from scipy.special import expit, logit, ndtri
+from scipy.stats import rankdata
 from sklearn.metrics import roc_curve
 
 PARTS = 40  # of the normals, left out in turn
-LEAST = 5  # normals to place an abnormal image among, where a covariate is adjusted for
+LEAST = 5  # normals of a group to place abnormal images among
+LEAST_FITTED = 20  # normals to fit a model to
 Values = npt.NDArray[Any]
 
 
@@ -75,8 +77,10 @@ def measure_adjusted(scores: Values, abnormal: Values, covariate: Values) -> dic
     """Measure the AUC among images that are alike in a covariate (Janes and Pepe, 2009).
 
     Each abnormal image is placed among normals of the same covariate: those of its group, or, for a
-    number, all of them after a location and scale model of the scores, linear in the covariate and
-    fitted to the normals. The interval is as for `measure`; with a model the normals' part of the
+    number, all of them after a location and scale model that is fitted to the normals: a cubic in
+    the covariate, as scores that are distances rise to both sides, and a spread linear in it. Of
+    the scores it takes the ranks alone, as an AUC does, in the shape of a normal distribution:
+    their tails may be long. The interval is as for `measure`; with a model the normals' part of the
     variance is got by leaving parts of them out.
 
     Parameters
@@ -91,7 +95,8 @@ def measure_adjusted(scores: Values, abnormal: Values, covariate: Values) -> dic
     dict
         ``auc`` and ``auc_interval``, None where nothing can be compared; ``counted``, abnormal
         images that were placed, and ``left_out``, those without normals like them: of unknown
-        covariate, outside the normals' range, or in groups of fewer than `LEAST` normals;
+        covariate, outside the normals' range, or in groups of fewer than `LEAST` normals (for a
+        number, `LEAST_FITTED`);
         ``groups``: of each group with abnormal images its ``normal`` and ``abnormal`` counts and
         its ``auc``, None where it was left out.
     """
@@ -121,33 +126,35 @@ def _by_group(
 def _by_number(
     scores: Values, abnormal: Values, covariate: Values
 ) -> tuple[Values, float, dict[str, Any]]:
-    normal = np.flatnonzero(~abnormal & np.isfinite(covariate))
-    if normal.size < LEAST:
+    normals = covariate[~abnormal & np.isfinite(covariate)]
+    if normals.size < LEAST_FITTED:
         return np.zeros(0), 0.0, {}
-    low, high = covariate[normal].min(), covariate[normal].max()
-    ill = np.flatnonzero(abnormal & (covariate >= low) & (covariate <= high))
-    centered = (covariate - covariate[normal].mean()) / (covariate[normal].std() or 1.0)
+    kept = (covariate >= normals.min()) & (covariate <= normals.max())
+    x = (covariate[kept] - normals.mean()) / (normals.std() or 1.0)
+    y = ndtri((rankdata(scores[kept]) - 0.5) / kept.sum())
+    ill, normal = np.flatnonzero(abnormal[kept]), np.flatnonzero(~abnormal[kept])
 
-    def place(normal: Values) -> Values:
-        those = _standardized(scores, centered, normal)
-        return placements(those[normal], those[ill])
+    def place(among: Values) -> Values:
+        offset = y - _fitted(x, y, among, 3)
+        offset[np.abs(offset) < 1e-9] = 0  # rounding
+        sizes = np.abs(offset)
+        spread = np.maximum(_fitted(x, sizes, among, 1), sizes[among].mean() / 4)
+        those = offset / np.maximum(spread, 1e-9)
+        return placements(those[among], those[ill])
 
-    parts = np.array_split(normal, min(normal.size, PARTS))
-    without = [place(np.setdiff1d(normal, part)).mean() for part in parts] if ill.size else [0.0]
+    if not ill.size:
+        return np.zeros(0), 0.0, {}
+    without = [
+        place(np.setdiff1d(normal, part)).mean()
+        for part in np.array_split(normal, min(normal.size, PARTS))
+    ]
     return place(normal), float(np.var(without) * (len(without) - 1)), {}
 
 
-def _standardized(scores: Values, covariate: Values, normal: Values) -> Values:
-    """Return scores less what normals of the same covariate have, by these normals' spread."""
-    design = np.stack([np.ones(len(scores)), covariate], 1)
-
-    def fitted(values: Values) -> Values:
-        return design @ np.linalg.lstsq(design[normal], values, rcond=None)[0]
-
-    offset = scores - fitted(scores[normal])
-    offset[np.abs(offset) < 1e-9 * np.abs(scores).max()] = 0  # rounding: a number itself, adjusted
-    sizes = np.abs(offset[normal])
-    return offset / np.maximum(fitted(sizes), 0.1 * sizes.mean() or 1.0)
+def _fitted(x: Values, y: Values, among: Values, degree: int) -> Values:
+    """Return a polynomial at all places that is fitted to some of the points."""
+    powers = np.vander(x, degree + 1)
+    return powers @ np.linalg.lstsq(powers[among], y[among], rcond=None)[0]
 
 
 def best_threshold(scores: npt.ArrayLike, abnormal: npt.ArrayLike) -> float:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
 from examples.pretrain_gde.data import Dataset, Images, Seen, attempt, tell_of_lungs
-from examples.pretrain_gde.detector import Detector, fit_detector
+from examples.pretrain_gde.detector import AllScores, Detector, fit_detector
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.evaluate import measure_all
-from examples.pretrain_gde.metrics import summary
+from examples.pretrain_gde.metrics import placements, summary
 from examples.pretrain_gde.readers import Entry, Split, set_aside
-from examples.pretrain_gde.shortcuts import WORDS, Covariates, judge, read_groups
+from examples.pretrain_gde.shortcuts import WORDS, judge, read_groups
 from examples.pretrain_gde.view import NATIVE_SIZE, View
 
 LEAST = 20  # normals to fit to
@@ -40,9 +39,10 @@ def transfer(
     -------
     dict
         ``chosen``: network and score of the detector; ``auc``: by network and score, the mean and
-        ``sd`` over folds, and ``values``; ``adjusted``, the same by covariate, too, where each fold
-        has images alike; ``shortcuts``, as of `judge`, all images being one part: which way is
-        abnormal is found on the same ones.
+        ``sd`` over folds, and ``values``; ``pooled``, as of `measure_all`, of the scores of all
+        normals, each by its fold, and of the abnormal images, their mean over the folds;
+        ``shortcuts``, as of `judge`, where all images are every part: which way is abnormal is
+        found on the same ones.
 
     Raises
     ------
@@ -72,9 +72,11 @@ def transfer(
     if groups is not None:
         covariates |= read_groups(groups, {"test": [path.as_posix() for path in given]})["test"]
     parts = dict.fromkeys(("train", "valid", "test"), covariates)
-    shortcuts = judge({**parts, "train": _rows(covariates, ~truth)}, truth, truth)
+    parts["train"] = {name: values[~truth] for name, values in covariates.items()}
+    shortcuts = judge(parts, truth, truth)
     order = np.random.default_rng(settings.seed).permutation(len(normal))
-    results = []
+    aucs: dict[str, dict[str, list[float]]] = {}
+    pooled: AllScores = {}
     for number, fold in enumerate(
         tqdm(np.array_split(order, folds), "folds", disable=not progress)
     ):
@@ -88,32 +90,24 @@ def transfer(
             (),
         )
         fitted, _ = fit_detector(detector.networks, settings, dataset)
-        tested = np.concatenate([fold, np.flatnonzero(truth)])
-        told = _rows({name: covariates[name] for name in shortcuts}, tested)
-        results.append(measure_all(fitted.score_all(images[tested]), truth[tested], told))
-
-    def over_folds(figure: Callable[[list[dict[str, Any]]], Any]) -> dict[str, Any]:
-        return {
-            network: {name: figure([r[network][name] for r in results]) for name in named}
-            for network, named in results[0].items()
-        }
-
+        for network, named in fitted.score_all(images).items():
+            for name, values in named.items():
+                auc = float(placements(values[fold], values[truth]).mean())
+                aucs.setdefault(network, {}).setdefault(name, []).append(auc)
+                every = pooled.setdefault(network, {}).setdefault(name, np.zeros(len(given)))
+                every[fold] = values[fold]
+                every[truth] += values[truth] / folds
     return {
         "folds": folds,
         "images": {"normal": len(normal), "abnormal": len(abnormal)},
         "chosen": {"network": detector.choice.network, "score": detector.choice.score},
-        "auc": over_folds(lambda each: summary([one["auc"] for one in each])),
-        "adjusted": over_folds(
-            lambda each: {
-                name: summary([one["adjusted"][name]["auc"] for one in each]) for name in shortcuts
-            }
-        ),
+        "auc": {
+            network: {name: summary(values) for name, values in named.items()}
+            for network, named in aucs.items()
+        },
+        "pooled": measure_all(pooled, truth, {name: covariates[name] for name in shortcuts}),
         "shortcuts": shortcuts,
     }
-
-
-def _rows(covariates: Covariates, rows: npt.NDArray[Any]) -> Covariates:
-    return {name: values[rows] for name, values in covariates.items()}
 
 
 def _read(path: Path, view: View) -> Seen:
