@@ -22,6 +22,7 @@ from examples.pretrain_gde.disk import (  # noqa: E402  # needs no torch
     remove_abandoned,
     replacing,
 )
+from examples.pretrain_gde.errors import PipelineError  # noqa: E402
 
 needs_locks = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
 
@@ -125,11 +126,11 @@ def test_the_first_write_into_a_folder_removes_what_is_left(writer, tmp_path):
 
 @needs_locks
 def test_a_folder_is_locked_until_its_process_ends(writer, tmp_path):
-    with pytest.raises(BlockingIOError, match="another process is at work here"):
+    with pytest.raises(PipelineError, match="another process is at work here"):
         locking(tmp_path).__enter__()
     writer.send_signal(signal.SIGKILL)
     writer.wait()
-    with locking(tmp_path), pytest.raises(BlockingIOError), locking(tmp_path):
+    with locking(tmp_path), pytest.raises(PipelineError), locking(tmp_path):
         pass
     with locking(tmp_path):
         pass
@@ -140,7 +141,7 @@ def test_links_in_the_place_of_the_lock_lead_nowhere(tmp_path):
     folder, outside = tmp_path / "run", tmp_path / "outside"
     folder.mkdir()
     (folder / ".lock").symlink_to(outside)
-    with pytest.raises(OSError, match="symbolic link"), locking(folder):
+    with pytest.raises(PipelineError, match="symbolic link"), locking(folder):
         pass
     assert not outside.exists()
     (folder / "file").symlink_to(outside)
@@ -160,6 +161,6 @@ def test_pipes_and_devices_are_refused_at_once(tmp_path):
         pass
     remove_abandoned(tmp_path)  # does not wait
     for path in (tmp_path / "pipe", tmp_path):
-        with pytest.raises(OSError, match="not a regular file"), replacing(path):
+        with pytest.raises(PipelineError, match="not a regular file"), replacing(path):
             pass
     assert names(tmp_path) == [".pipe.0123456789abcdef.part~", "pipe"]

@@ -399,7 +399,7 @@ def test_other_folders_are_refused(tmp_path):
 def test_rsna_with_two_classes_for_one_patient(rsna):
     table = rsna / "stage_2_detailed_class_info.csv"
     table.write_text(table.read_text() + "00000000-0000,Lung Opacity\n")
-    with pytest.raises(PipelineError, match="gives patient 00000000-0000 two classes"):
+    with pytest.raises(PipelineError, match="line 42: patient 00000000-0000 is given two classes"):
         read_split(rsna, held_out=(2, 2))
 
 

@@ -13,14 +13,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from examples.pretrain_gde.errors import PipelineError
+
 if sys.platform != "win32":
     import fcntl
 
 PART = ".part~"  # what the names of unfinished files end with
 LOCK = ".lock"
 # Neither wait for a pipe's other end, nor follow a link that somebody put in a file's place.
-CAUTIOUS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
-BINARY = getattr(os, "O_BINARY", 0)
+CAUTIOUS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 
 @contextlib.contextmanager
@@ -43,6 +44,15 @@ def reading(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Say what cannot be done, where an OSError comes up."""
+    try:
+        yield
+    except OSError as error:
+        raise PipelineError(f"cannot {what}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a file that takes the name `path` only when it is complete and on the disk.
 
@@ -51,25 +61,27 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     Raises
     ------
-    OSError
-        If it cannot be written.
+    PipelineError
+        If it cannot be written, for want of space for instance.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not path.is_file():  # a folder; or a device, gone for all if it were moved
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    _remove_abandoned_once(path.parent)
-    descriptor, part = _open_part(path)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            if sys.platform == "win32":
-                file.close()  # an open file cannot be moved there; elsewhere the lock is still held
-            os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    # The start of the name alone, as the whole may be as long as names can be.
+    part = path.parent / f".{path.name[:40]}.{secrets.token_hex(8)}{PART}"
+    with refusing(f"write {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():  # a folder; or a device, gone if it were moved
+            raise OSError(errno.EINVAL, "not a regular file")
+        _remove_abandoned_once(path.parent)
+        try:
+            with os.fdopen(_open_locked(part, os.O_EXCL, wait=True), "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                if sys.platform == "win32":
+                    file.close()  # an open file cannot be moved there; elsewhere it is still locked
+                os.replace(part, path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
 
 
 def is_among(path: Path, files: Iterable[Path]) -> bool:
@@ -83,45 +95,42 @@ def is_among(path: Path, files: Iterable[Path]) -> bool:
 
 def remove_abandoned(folder: Path) -> None:
     """Remove the unfinished files of processes that have died."""
-    for part in folder.glob(f".*.{'[0-9a-f]' * 16}{PART}"):  # as `_open_part` names them
+    for part in folder.glob(f".*.{'[0-9a-f]' * 16}{PART}"):  # as `replacing` names them
         with contextlib.suppress(OSError):  # another is faster, or no locks here: it stays
             if sys.platform == "win32":
                 part.unlink()  # fails while it is open
                 continue
-            descriptor = os.open(part, os.O_WRONLY | CAUTIOUS)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with os.fdopen(os.open(part, os.O_WRONLY | CAUTIOUS), "wb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 part.unlink()
-            finally:
-                os.close(descriptor)
 
 
 _remove_abandoned_once = functools.cache(remove_abandoned)  # per process: a folder may hold many
 
 
-def _open_part(path: Path) -> tuple[int, Path]:
-    """Create an unfinished file, locked until it is closed or its process dies."""
+def _open_locked(path: Path, flags: int = 0, *, wait: bool) -> int:
+    """Open a file to write, locked until it is closed or its process dies, where there are locks.
+
+    Raises
+    ------
+    BlockingIOError
+        If another process holds the lock, and it is not to be waited for.
+    """
     while True:
-        # The start of the name alone, as the whole may be as long as names can be.
-        part = path.parent / f".{path.name[:40]}.{secrets.token_hex(8)}{PART}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | BINARY
-        descriptor = os.open(part, flags, 0o666)
-        if _lock(descriptor):
-            return descriptor, part
+        descriptor = os.open(path, flags | os.O_WRONLY | os.O_CREAT | CAUTIOUS, 0o666)
+        if sys.platform == "win32":
+            return descriptor
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            if os.fstat(descriptor).st_nlink:
+                os.close(descriptor)
+                raise
+        except OSError:  # the file system knows no locks
+            return descriptor
+        if os.fstat(descriptor).st_nlink:  # else it was removed between opening and locking
+            return descriptor
         os.close(descriptor)
-
-
-def _lock(descriptor: int) -> bool:
-    """Lock an open file; tell whether it is ours and still there."""
-    if sys.platform == "win32":
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # the file system knows no locks
-        return True
-    return os.fstat(descriptor).st_nlink > 0  # else it was removed between opening and locking
 
 
 @contextlib.contextmanager
@@ -132,21 +141,18 @@ def locking(folder: Path) -> Iterator[None]:
 
     Raises
     ------
-    OSError
-        If another holds the lock, or the folder cannot be written to.
+    PipelineError
+        If another is at work there, or nothing can be written there.
     """
     if sys.platform == "win32":
         yield
         return
     path = folder / LOCK
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | CAUTIOUS, 0o666)
-        if _lock(descriptor):
-            break
-        held = os.fstat(descriptor).st_nlink > 0
-        os.close(descriptor)
-        if held:
-            raise BlockingIOError(errno.EWOULDBLOCK, "another process is at work here", str(folder))
+    with refusing(f"work in {folder}"):
+        try:
+            descriptor = _open_locked(path, wait=False)
+        except BlockingIOError as error:
+            raise OSError(error.errno, "another process is at work here") from error
     try:
         remove_abandoned(folder)
         yield

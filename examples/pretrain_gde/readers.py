@@ -7,10 +7,12 @@ are named. Normal images alone are enough: what is to be set aside of them is dr
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -66,8 +68,8 @@ class Entry:
 
     @property
     def owner(self) -> str:
-        """Tell whom it shows; an image of nobody known stands alone."""
-        return self.patient or self.path
+        """Tell whom it shows, if need be by its name; an image of nobody known stands alone."""
+        return self.patient or _named_patient(Path(self.path)) or self.path
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,7 @@ class Split:
     @classmethod
     def from_dict(cls, value: Any) -> Split:
         """Read what `as_dict` gave, in the form of `SPLIT_FORM`."""
-        parts = {
-            part: tuple(Entry(e["path"], e["abnormal"], e.get("patient")) for e in value[part])
-            for part in PARTS
-        }
+        parts = {part: tuple(Entry(**entry) for entry in value[part]) for part in PARTS}
         return cls(value["layout"], **parts)
 
 
@@ -208,12 +207,8 @@ def shared_patients(split: Split) -> dict[str, Any]:
         ``patients``, how many there are, and ``images``, how many of theirs each part holds.
     """
     patients = {part: [_named_patient(Path(entry.path)) for entry in split[part]] for part in PARTS}
-    seen: dict[str, set[str]] = {}
-    for part, names in patients.items():
-        for name in names:
-            if name is not None:
-                seen.setdefault(name, set()).add(part)
-    shared = {name for name, parts in seen.items() if len(parts) > 1}
+    seen = Counter(name for names in patients.values() for name in {*names} - {None})
+    shared = {name for name, parts in seen.items() if parts > 1}
     images = {part: sum(name in shared for name in names) for part, names in patients.items()}
     return {"patients": len(shared), "images": images}
 
@@ -259,14 +254,12 @@ def read_plain(folder: Path, rng: np.random.Generator, held_out: tuple[int, int]
     parts = {}
     for part in PARTS:
         kinds = ("normal",) if part == "train" else ("normal", "abnormal")
-        entries: list[Entry] = []
-        for kind in kinds:
-            where = folder / part / kind
-            if part == "train" or where.is_dir():
-                entries += [
-                    Entry(_below(folder, path), kind == "abnormal") for path in _images(where)
-                ]
-        parts[part] = tuple(entries)
+        parts[part] = tuple(
+            entry
+            for kind in kinds
+            if part == "train" or (folder / part / kind).is_dir()
+            for entry in _entries(folder, folder / part / kind, kind == "abnormal")
+        )
     if not (folder / "valid").is_dir():
         parts["valid"], parts["train"] = set_aside(parts["train"], rng)
     return Split("plain", **parts)
@@ -274,8 +267,7 @@ def read_plain(folder: Path, rng: np.random.Generator, held_out: tuple[int, int]
 
 def read_normals(folder: Path, rng: np.random.Generator, held_out: tuple[int, int]) -> Split:
     """Read a folder of normal images, split by `set_aside`; nothing is tested."""
-    entries = [Entry(_below(folder, path), False) for path in _images(folder)]
-    valid, train = set_aside(entries, rng)
+    valid, train = set_aside(_entries(folder, folder), rng)
     return Split("normals", train, valid, ())
 
 
@@ -286,18 +278,11 @@ def set_aside(
 
     Whole patients at a time where file names give them, as those of Kermany et al. do.
     """
-    patients: dict[str, list[int]] = {}
-    for index, entry in enumerate(entries):
-        patients.setdefault(_named_patient(Path(entry.path)) or entry.path, []).append(index)
-    groups = list(patients.values())
     count = min(round(SHARE_HELD_OUT * len(entries)), MOST_HELD_OUT)
-    drawn: set[int] = set()
-    for which in rng.permutation(len(groups)):
-        if len(drawn) + len(groups[which]) <= count:
-            drawn.update(groups[which])
+    drawn = set(_draw(entries, count, rng))
     return (
-        tuple(entry for index, entry in enumerate(entries) if index in drawn),
-        tuple(entry for index, entry in enumerate(entries) if index not in drawn),
+        tuple(entry for entry in entries if entry in drawn),
+        tuple(entry for entry in entries if entry not in drawn),
     )
 
 
@@ -309,19 +294,15 @@ def read_zhanglab(folder: Path, rng: np.random.Generator, held_out: tuple[int, i
     """
     root = folder / "chest_xray" if (folder / "chest_xray").is_dir() else folder
 
-    def entries(part: str, kind: str) -> list[Entry]:
-        return [
-            Entry(_below(folder, path), kind == "PNEUMONIA", _zhanglab_patient(path.stem))
-            for path in _images(root / part / kind)
-        ]
+    def entries(part: str) -> list[Entry]:
+        found = _entries(folder, root / part / "NORMAL")
+        found += _entries(folder, root / part / "PNEUMONIA", True)
+        return [replace(e, patient=_zhanglab_patient(Path(e.path).stem)) for e in found]
 
-    test = entries("test", "NORMAL") + entries("test", "PNEUMONIA")
+    test = entries("test")
     tested = {entry.patient for entry in test}
-    normal = [entry for entry in entries("train", "NORMAL") if entry.patient not in tested]
-    ill = [entry for entry in entries("train", "PNEUMONIA") if entry.patient not in tested]
-    valid_normal, train = draw_by_patient(normal, held_out[0], rng)
-    valid_ill, _ = draw_by_patient(ill, held_out[0], rng)
-    return Split("zhanglab", tuple(train), tuple(valid_normal + valid_ill), tuple(test))
+    others = [entry for entry in entries("train") if entry.patient not in tested]
+    return replace(split_by_patient("zhanglab", others, held_out, rng), test=tuple(test))
 
 
 def _zhanglab_patient(stem: str) -> str:
@@ -349,24 +330,18 @@ def read_chexpert(folder: Path, rng: np.random.Generator, held_out: tuple[int, i
         # Paths in the CSV begin with the data set's own folder, whatever it is called here.
         named = Path(row["Path"])
         patient = next((part for part in named.parts if re.fullmatch(r"patient\d+", part)), None)
-        if patient is None:
-            raise PipelineError(
-                f"{table}, line {line}: Path must name a patient, got {row['Path']!r}"
-            )
-        if row["Frontal/Lateral"] not in ("Frontal", "Lateral"):
-            raise PipelineError(
-                f"{table}, line {line}: Frontal/Lateral must be one of them, "
-                f"got {row['Frontal/Lateral']!r}"
-            )
-        if row["Frontal/Lateral"] != "Frontal":
-            continue
-        path = _below(folder, root.joinpath(*named.parts[1:]))
-        try:
+        with _in_line(table, line):
+            if patient is None:
+                raise ValueError(f"Path must name a patient, got {row['Path']!r}")
+            view = row["Frontal/Lateral"]
+            if view not in ("Frontal", "Lateral"):
+                raise ValueError(f"Frontal/Lateral must be one of them, got {view!r}")
+            if view == "Lateral":
+                continue
             normal = _is_one(row["No Finding"])
             ill = any([_is_one(row[finding]) for finding in CHEXPERT_FINDINGS])
-        except ValueError as error:
-            raise PipelineError(f"{table}, line {line}: {error}") from error
         if normal or ill:
+            path = _below(folder, root.joinpath(*named.parts[1:]))
             entries.append(Entry(path, not normal, patient))
     return split_by_patient("chexpert", entries, held_out, rng)
 
@@ -405,18 +380,15 @@ def read_rsna(folder: Path, rng: np.random.Generator, held_out: tuple[int, int])
     """
     table = folder / "stage_2_detailed_class_info.csv"
     classes: dict[str, str] = {}
-    for line, row in read_csv(
-        table, ("patientId", "class")
-    ):  # a row per box: patients come repeatedly
-        if not row["patientId"]:
-            raise PipelineError(f"{table}, line {line}: patientId must not be empty")
-        if row["class"] not in RSNA_CLASSES:
-            raise PipelineError(
-                f"{table}, line {line}: class must be one of {', '.join(RSNA_CLASSES)}, "
-                f"got {row['class']!r}"
-            )
-        if classes.setdefault(row["patientId"], row["class"]) != row["class"]:
-            raise PipelineError(f"{table} gives patient {row['patientId']} two classes")
+    for line, row in read_csv(table, ("patientId", "class")):  # a row per box
+        patient, kind = row["patientId"], row["class"]
+        with _in_line(table, line):
+            if not patient:
+                raise ValueError("patientId must not be empty")
+            if kind not in RSNA_CLASSES:
+                raise ValueError(f"class must be one of {', '.join(RSNA_CLASSES)}, got {kind!r}")
+            if classes.setdefault(patient, kind) != kind:
+                raise ValueError(f"patient {patient} is given two classes")
     entries = [
         Entry(f"stage_2_train_images/{patient}.dcm", kind != "Normal", patient)
         for patient, kind in classes.items()
@@ -443,7 +415,12 @@ def split_by_patient(
         parts[part] = []
         for abnormal in (False, True):
             pool = [entry for entry in remaining if entry.abnormal == abnormal]
-            drawn, _ = draw_by_patient(pool, size, rng)
+            drawn = _draw(sorted(pool, key=lambda entry: entry.path), size, rng)
+            if len(drawn) < size:
+                raise PipelineError(
+                    f"cannot set {size} images aside: of {len(pool)}, whole patients at a time, "
+                    f"{len(drawn)} were drawn"
+                )
             parts[part] += drawn
             gone = {entry.owner for entry in drawn}
             remaining = [entry for entry in remaining if entry.owner not in gone]
@@ -451,34 +428,36 @@ def split_by_patient(
     return Split(layout, train, tuple(parts["valid"]), tuple(parts["test"]))
 
 
-def draw_by_patient(
-    entries: Sequence[Entry], size: int, rng: np.random.Generator
-) -> tuple[list[Entry], list[Entry]]:
-    """Draw `size` images, whole patients at a time; return them and the other images."""
+def _draw(entries: Iterable[Entry], size: int, rng: np.random.Generator) -> list[Entry]:
+    """Draw `size` images, or nearly so many, whole patients at a time."""
     patients: dict[str, list[Entry]] = {}
-    for entry in sorted(entries, key=lambda entry: entry.path):
+    for entry in entries:
         patients.setdefault(entry.owner, []).append(entry)
-    names = list(patients)
+    groups = list(patients.values())
     drawn: list[Entry] = []
-    for index in rng.permutation(len(names)):
-        if len(drawn) + len(patients[names[index]]) <= size:
-            drawn += patients.pop(names[index])
-    if len(drawn) < size:
-        raise PipelineError(
-            f"cannot set {size} images aside: of {len(entries)}, whole patients at a time, "
-            f"{len(drawn)} were drawn"
-        )
-    return drawn, [entry for rest in patients.values() for entry in rest]
+    for index in rng.permutation(len(groups)):
+        if len(drawn) + len(groups[index]) <= size:
+            drawn += groups[index]
+    return drawn
+
+
+@contextlib.contextmanager
+def _in_line(table: Path, line: int) -> Iterator[None]:
+    """Say of a ValueError in which line of a table it comes up."""
+    try:
+        yield
+    except ValueError as error:
+        raise PipelineError(f"{table}, line {line}: {error}") from error
 
 
 def _names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
 
-def _images(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise PipelineError(f"{folder} is missing")
-    return list_images(folder)[0]
+def _entries(folder: Path, inside: Path, abnormal: bool = False) -> list[Entry]:
+    if not inside.is_dir():
+        raise PipelineError(f"{inside} is missing")
+    return [Entry(_below(folder, path), abnormal) for path in list_images(inside)[0]]
 
 
 def _below(folder: Path, path: Path) -> str:

@@ -20,26 +20,12 @@ import torch
 from safetensors import SafetensorError
 
 from examples.pretrain_gde import disk
+from examples.pretrain_gde.disk import refusing, replacing
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.forms import check_form
 
 Tensors = dict[str, torch.Tensor]
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file as `disk.replacing` does.
-
-    Raises
-    ------
-    PipelineError
-        If it cannot be written, for want of space for instance; what was there stays untouched.
-    """
-    try:
-        with disk.replacing(path) as file:
-            yield file
-    except OSError as error:
-        raise PipelineError(f"cannot write {path}: {error.strerror or error}") from error
+locked = disk.locking
 
 
 def write_text(path: Path, text: str) -> None:
@@ -78,31 +64,12 @@ def reading(path: Path) -> Iterator[BinaryIO]:
         If it cannot be read, or what is read raises ValueError: its form is not as expected.
     """
     try:
-        with disk.reading(path) as file:
+        with refusing(f"read {path}"), disk.reading(path) as file:
             yield file
-    except OSError as error:
-        raise PipelineError(f"cannot read {path}: {error.strerror or error}") from error
     except RecursionError as error:
         raise PipelineError(f"cannot read {path}: it is nested too deeply") from error
     except (ValueError, csv.Error) as error:
         raise PipelineError(f"cannot read {path}: {error}") from error
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a run's folder, as `disk.locking` does.
-
-    Raises
-    ------
-    PipelineError
-        If another is at work there, or nothing can be written there.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(disk.locking(folder))
-        except OSError as error:
-            raise PipelineError(f"cannot work in {folder}: {error.strerror}") from error
-        yield
 
 
 def read_json(path: Path, form: Any) -> Any:

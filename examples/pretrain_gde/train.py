@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import time
@@ -118,12 +119,11 @@ class Trainer:
         )
         self.augment = Augmenter(settings)
         self.files = fingerprint(dataset, ("train", "valid"))
-        if resume and (folder / CHECKPOINT).exists():
-            tensors, info = load_tensors(folder / CHECKPOINT, CHECKPOINT_FORM)
+        path = folder / CHECKPOINT
+        if resume and path.exists():
             try:
-                self._restore(tensors, info)
+                self._restore(path)
             except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-                path = folder / CHECKPOINT
                 raise PipelineError(f"{path} holds no checkpoint of this network") from error
 
     def run(self) -> Progress:
@@ -138,22 +138,24 @@ class Trainer:
         )
         begin = saved = time.perf_counter()
         try:
-            with bar, Logs(self.folder, self.runtime, done) as logs:
+            with bar, self._logs(done) as logs:
                 for epoch in range(done, settings.epochs):
                     record = self._epoch(epoch, bar)
-                    number = epoch + 1
-                    if number % settings.validate_every == 0 or number == settings.epochs:
-                        record["valid"] = self._validate()
-                        self._keep_if_best(number, record["valid"])
+                    last = epoch + 1 == settings.epochs
+                    if last or (epoch + 1) % settings.validate_every == 0:
+                        record["valid"] = self._validate(epoch + 1)
                     now = time.perf_counter()
                     record["wall_seconds"], begin = now - begin, now
                     self.progress.epochs.append(record)
                     self._remember()
-                    if now - saved >= SAVE_EVERY or number == settings.epochs:
+                    if last or now - saved >= SAVE_EVERY:
                         self._save()
                         saved = now
-                    logs.write(number, record)
-                    bar.set_postfix(loss=f"{record['loss']:.3f}", **self._shown())
+                    if logs is not None:
+                        _log(logs, record)
+                    best = self.progress.best
+                    shown = {"valid": f"{best['auc']:.3f}"} if best else {}
+                    bar.set_postfix(loss=f"{record['loss']:.3f}", **shown)
         except KeyboardInterrupt:
             self._save()
             raise
@@ -165,9 +167,13 @@ class Trainer:
         """Return what the scores are fitted to; made when it is first needed."""
         return Reference(self.settings, self.dataset)
 
-    def _shown(self) -> dict[str, str]:
-        best = self.progress.best
-        return {"valid": f"{best['auc']:.3f}"} if best else {}
+    def _logs(self, done: int) -> contextlib.AbstractContextManager[Any]:
+        """Open TensorBoard's event files, if they are wanted."""
+        if not (self.runtime.tensorboard and self.runtime.leads):
+            return contextlib.nullcontext()
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(self.folder / "tensorboard", purge_step=done + 1)
 
     def _epoch(self, epoch: int, bar: tqdm[Any]) -> dict[str, Any]:
         settings, device = self.settings, self.runtime.device
@@ -228,32 +234,28 @@ class Trainer:
             self.wrapped = model
         return self.wrapped
 
-    def _validate(self) -> dict[str, float]:
-        """Compute the validation AUC of each score of the network."""
-        aucs = self.reference.validate(self.network) if self.runtime.leads else {}
+    def _validate(self, epoch: int) -> dict[str, float]:
+        """Compute the validation AUC of each score; keep the weights if one is the best so far."""
+        aucs = {}
+        if self.runtime.leads:
+            aucs = self.reference.validate(self.network)
+            score = max(aucs, key=lambda name: aucs[name])
+            if self.progress.best is None or aucs[score] > self.progress.best["auc"]:
+                self.progress.best = {"epoch": epoch, "score": score, "auc": aucs[score]}
+                weights = self.network.state_dict()
+                save_tensors(self.folder / WEIGHTS.format(epoch), weights, {"epoch": epoch})
         self.runtime.wait()
         return aucs
-
-    def _keep_if_best(self, epoch: int, aucs: dict[str, float]) -> None:
-        for score, auc in aucs.items():
-            best = self.progress.best
-            if best is None or auc > best["auc"]:
-                self.progress.best = {"epoch": epoch, "score": score, "auc": auc}
-        if self.runtime.leads and self.progress.best and self.progress.best["epoch"] == epoch:
-            weights = self.network.state_dict()
-            save_tensors(self.folder / WEIGHTS.format(epoch), weights, {"epoch": epoch})
 
     def _remember(self) -> None:
         """Copy the state, where it is, for a checkpoint of this epoch within the next one."""
         if not self.runtime.leads:
             return
-        tensors: Tensors = {}
-        for name, value in self.network.state_dict().items():
-            tensors[f"network.{name}"] = value.clone()
+        tensors = _named(self.network).state_dict()
         for name, parameter in self.network.named_parameters():
             buffer = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
             if buffer is not None:
-                tensors[f"momentum.{name}"] = buffer.clone()
+                tensors[f"momentum.{name}"] = buffer
         info = {
             "settings": self.settings.as_dict(),
             "files": self.files,
@@ -261,7 +263,7 @@ class Trainer:
             "epochs": list(self.progress.epochs),
             "best": self.progress.best,
         }
-        self.unsaved = tensors, info
+        self.unsaved = {name: value.clone() for name, value in tensors.items()}, info
 
     def _save(self) -> None:
         """Write what is remembered, if it is not written yet; then its best weights are enough."""
@@ -275,8 +277,8 @@ class Trainer:
             if old.name != kept:
                 old.unlink()
 
-    def _restore(self, tensors: Tensors, info: dict[str, Any]) -> None:
-        path = self.folder / CHECKPOINT
+    def _restore(self, path: Path) -> None:
+        tensors, info = load_tensors(path, CHECKPOINT_FORM)
         now, then = self.settings.as_dict(), Settings(**info["settings"]).as_dict()
         other = [name for name in now if then[name] != now[name]]
         if other:
@@ -289,19 +291,18 @@ class Trainer:
         done = [record["epoch"] for record in info["epochs"]]
         if done != list(range(1, len(done) + 1)) or len(done) > self.settings.epochs:
             raise ValueError(f"its epochs are {done}")
-        prefix = "network."
-        self.network.load_state_dict(
-            {
-                name.removeprefix(prefix): value
-                for name, value in tensors.items()
-                if name.startswith(prefix)
-            }
-        )
         for name, parameter in self.network.named_parameters():
-            if f"momentum.{name}" in tensors:
-                buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
+            momentum = tensors.pop(f"momentum.{name}", None)
+            if momentum is not None:
+                buffer = torch.empty_like(parameter).copy_(momentum)
                 self.optimizer.state[parameter]["momentum_buffer"] = buffer.detach()
+        _named(self.network).load_state_dict(tensors)
         self.progress = Progress(info["epochs"], info["best"])
+
+
+def _named(network: nn.Module) -> nn.Module:
+    """Wrap the network, to give its tensors the names that they have in a checkpoint."""
+    return nn.ModuleDict({"network": network})
 
 
 class Batches:
@@ -338,13 +339,10 @@ class Batches:
 
     def _indices(self, begin: int, count: int) -> torch.Tensor:
         """Cut `count` positions out of the endless row of permutations."""
-        parts, total = [], len(self.images)
-        while count:
-            turn, offset = divmod(begin, total)
-            taken = min(count, total - offset)
-            parts.append(self._order(turn)[offset : offset + taken])
-            begin, count = begin + taken, count - taken
-        return torch.cat(parts)
+        total = len(self.images)
+        first, last = begin // total, (begin + count - 1) // total
+        row = torch.cat([self._order(turn) for turn in range(first, last + 1)])
+        return row[begin - first * total :][:count]
 
     def _order(self, turn: int) -> torch.Tensor:
         """Return a permutation of all images, where they lie; it goes there once for many steps."""
@@ -384,32 +382,13 @@ class Clock:
         return self.spent
 
 
-class Logs:
-    """TensorBoard's event files, when they are wanted."""
-
-    def __init__(self, folder: Path, runtime: Runtime, done: int) -> None:
-        self.writer = None
-        if runtime.tensorboard and runtime.leads:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.writer = SummaryWriter(folder / "tensorboard", purge_step=done + 1)
-
-    def __enter__(self) -> Logs:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.writer is not None:
-            self.writer.close()
-
-    def write(self, epoch: int, record: dict[str, Any]) -> None:
-        """Write one epoch."""
-        if self.writer is None:
-            return
-        for name in ("loss", "learning_rate", "augmentation_share"):
-            self.writer.add_scalar(f"train/{name}", record[name], epoch)
-        for score, auc in record.get("valid", {}).items():
-            self.writer.add_scalar(f"valid/auc_{score}", auc, epoch)
-        self.writer.flush()
+def _log(writer: Any, record: dict[str, Any]) -> None:
+    """Write one epoch into TensorBoard's event files."""
+    for name in ("loss", "learning_rate", "augmentation_share"):
+        writer.add_scalar(f"train/{name}", record[name], record["epoch"])
+    for score, auc in record.get("valid", {}).items():
+        writer.add_scalar(f"valid/auc_{score}", auc, record["epoch"])
+    writer.flush()
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
