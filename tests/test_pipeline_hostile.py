@@ -376,28 +376,6 @@ def test_weights_of_another_network_are_refused(copy, capsys):
     assert f"{path.name} holds no weights of this network" in only_line(capsys)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda text: "path,abnormal\n", "has no column trained_kde"),
-        (lambda text: text.partition("\n")[0], "not of the images of the test part"),
-        (lambda text: text.replace(",1,", ",0,", 1), "not of the images of the test part"),
-        (lambda text: text[:-1].rpartition(",")[0] + ",nan\n", "a score is not finite"),
-        (lambda text: text[:-1].rpartition(",")[0] + ",one\n", "could not convert"),
-        (lambda text: text[:-1].rpartition(",")[0], "could not convert"),
-        (lambda text: text + "a\0b,1,1,1,1,1\n", "not of the images|NUL"),
-        (lambda text: f'"{"a" * 200_000}",1\n' + text, "field larger|no column"),
-    ],
-)
-def test_scores_that_are_not_of_the_run_are_refused(change, message, copy, capsys):
-    path = run_of(copy) / "scores.csv"
-    path.write_text(change(path.read_text()))
-    assert train(copy, "--resume") == 1
-    line = only_line(capsys)
-    assert any(part in line for part in message.split("|"))
-    assert "scores.csv" in line
-
-
 def test_all_that_reaches_the_report_is_escaped(copy):
     """Texts that no form can refuse: names of files, versions and the environment."""
     test = copy / "data" / "test" / "normal"

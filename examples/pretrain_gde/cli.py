@@ -222,8 +222,8 @@ def evaluate_run(folder: Path, options: argparse.Namespace, runtime: Runtime) ->
             "--changed-images scores these all the same, and the report says so"
         )
     detector = Detector.load(folder / DETECTOR, runtime.device)
-    metrics = evaluate(detector, dataset, folder, metrics)
-    write_report(folder, dataset, options.published or saved.get("published"))
+    metrics, scores = evaluate(detector, dataset, folder, metrics)
+    write_report(folder, dataset, options.published or saved.get("published"), scores)
     return metrics
 
 

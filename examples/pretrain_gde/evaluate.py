@@ -33,7 +33,6 @@ from examples.pretrain_gde.shortcuts import NEAR, WORDS, Covariates, judge, stro
 from examples.pretrain_gde.storage import (
     csv_cell,
     load_tensors,
-    read_csv,
     read_json,
     write_json,
     write_text,
@@ -99,8 +98,8 @@ METRICS_FORM = {
 
 def finish(
     settings: Settings, dataset: Dataset, progress: Progress, folder: Path, runtime: Runtime
-) -> dict[str, Any]:
-    """Make the detector from the best weights, score the test part and write `METRICS`."""
+) -> tuple[dict[str, Any], AllScores]:
+    """Make the detector from the best weights, and go on as `evaluate`."""
     networks: dict[str, Network] = {}
     if settings.epochs:
         networks["trained"] = _load_best(settings, progress, folder)
@@ -160,8 +159,8 @@ def changed_parts(made_with: dict[str, Any], dataset: Dataset) -> list[str]:
 
 def evaluate(
     detector: Detector, dataset: Dataset, folder: Path, metrics: dict[str, Any]
-) -> dict[str, Any]:
-    """Score the test part, if there is one; write the scores and the completed metrics.
+) -> tuple[dict[str, Any], AllScores]:
+    """Score the test part, if there is one; write and return the completed metrics and the scores.
 
     `metrics` is what is known from training: what `METRICS` holds, less the measured parts. Its
     record of the data is kept; where others are scored now, theirs comes beside it.
@@ -181,6 +180,7 @@ def evaluate(
         "test": None,
         "shortcuts": None,
     }
+    scores: AllScores = {}
     if dataset.has_labels("test"):
         scores = detector.score_all(dataset.images["test"])
         labels = dataset.labels("test")
@@ -190,7 +190,7 @@ def evaluate(
         metrics["test"] = measure_all(scores, labels, told)
         write_scores(folder / SCORE_TABLE, dataset, scores)
     write_json(folder / METRICS, metrics)
-    return metrics
+    return metrics, scores
 
 
 def measure_all(
@@ -230,42 +230,6 @@ def write_scores(path: Path, dataset: Dataset, scores: AllScores) -> None:
         values = [csv_cell(c) if isinstance(c, str) else repr(float(c)) for c in cells]
         writer.writerow([csv_cell(entry.path), int(entry.abnormal), *values])
     write_text(path, text.getvalue())
-
-
-def read_scores(path: Path, truth: npt.NDArray[np.bool_], names: dict[str, Any]) -> AllScores:
-    """Read the columns of what `write_scores` wrote, for the images of this truth.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    truth : (N,) bool array
-        Which images are abnormal.
-    names : dict of str to iterable of str
-        The scores of each network.
-
-    Raises
-    ------
-    PipelineError
-        If the file cannot be read or belongs to other images.
-    """
-    columns = {network: {s: f"{network}_{s}" for s in named} for network, named in names.items()}
-    wanted = [column for named in columns.values() for column in named.values()]
-    rows = [row for _, row in read_csv(path, ("abnormal", *wanted))]
-    try:
-        if [row["abnormal"] for row in rows] != [str(int(label)) for label in truth]:
-            raise ValueError("it is not of the images of the test part")
-        scores = {
-            network: {
-                s: np.array([float(row[column]) for row in rows]) for s, column in named.items()
-            }
-            for network, named in columns.items()
-        }
-        if not all(np.isfinite(v).all() for named in scores.values() for v in named.values()):
-            raise ValueError("a score is not finite")
-    except ValueError as error:
-        raise PipelineError(f"cannot read {path}: {error}") from error
-    return scores
 
 
 def result_of(metrics: dict[str, Any], which: str = "selected") -> dict[str, Any]:

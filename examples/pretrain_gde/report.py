@@ -27,10 +27,8 @@ from examples.pretrain_gde.density import NAMES
 from examples.pretrain_gde.detector import CALLED, AllScores, Detector, as_tensors
 from examples.pretrain_gde.evaluate import (
     DETECTOR,
-    SCORE_TABLE,
     caution,
     load_metrics,
-    read_scores,
     worth,
 )
 from examples.pretrain_gde.heatmap import has_map, heat_maps, lacks_captum, overlay
@@ -56,7 +54,12 @@ PAGE = Environment(
 Picture = tuple[str, str]  # where it comes from, and what it shows
 
 
-def write_report(folder: Path, dataset: Dataset, published: str | None = None) -> None:
+def write_report(
+    folder: Path,
+    dataset: Dataset,
+    published: str | None = None,
+    scores: AllScores | None = None,
+) -> None:
     """Write `REPORT` beside the results of a finished run.
 
     Parameters
@@ -67,6 +70,8 @@ def write_report(folder: Path, dataset: Dataset, published: str | None = None) -
         What it was trained and tested on.
     published : str, optional
         Data set whose published AUC is marked; by default that of the layout, if it has one.
+    scores : dict of str to Scores, optional
+        Of the test part, where they are at hand.
     """
     metrics = load_metrics(folder)
     detector = Detector.load(folder / DETECTOR)
@@ -76,7 +81,7 @@ def write_report(folder: Path, dataset: Dataset, published: str | None = None) -
     truth = dataset.labels(part)
     plots = []
     if tested:
-        scores = read_scores(folder / SCORE_TABLE, truth, metrics["test"])
+        scores = scores or detector.score_all(dataset.images[part])
         chosen = scores[detector.choice.network][detector.choice.score]
         known = PUBLISHED_AUC.get(published or dataset.split.layout)
         plots.append(_plot(_draw_roc, truth, scores, metrics, known))

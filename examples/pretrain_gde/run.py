@@ -99,7 +99,7 @@ def run(
             check_folder(settings, source, folder, runtime, resume=resume)
         finished = resume and (folder / METRICS).exists()
         dataset = load(settings, source, folder, runtime, resume=resume)
-        metrics = {}
+        metrics, scores = {}, None
         if finished:
             metrics = load_metrics(folder)
             if changed_parts(metrics["data"], dataset):
@@ -109,9 +109,9 @@ def run(
         else:
             progress = train(settings, dataset, folder, runtime, resume=resume)
             if runtime.leads:
-                metrics = finish(settings, dataset, progress, folder, runtime)
+                metrics, scores = finish(settings, dataset, progress, folder, runtime)
         if runtime.leads and not (finished and (folder / REPORT).exists()):
-            write_report(folder, dataset, source.published)
+            write_report(folder, dataset, source.published, scores)
         runtime.wait()
         return metrics
 
