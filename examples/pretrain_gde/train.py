@@ -321,7 +321,9 @@ class Batches:
             )
         self.settings, self.runtime = settings, runtime
         size = images.nbytes + (0 if masks is None else masks.nbytes)
-        home = runtime.device if fits(runtime.device, size) else torch.device("cpu")
+        home = runtime.device
+        if home.type == "cuda" and size > RESIDENT_SHARE * torch.cuda.mem_get_info(home)[0]:
+            home = torch.device("cpu")
         self.images = torch.from_numpy(images)[:, None].to(home)
         self.masks = None if masks is None else torch.from_numpy(masks)[:, None].to(home)
         self.generator = torch.Generator(runtime.device)
@@ -396,13 +398,6 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type != "cuda" or tensor.device == device:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
-
-
-def fits(device: torch.device, size: int) -> bool:
-    """Tell whether so many bytes of data may stay on the device."""
-    if device.type != "cuda":
-        return True
-    return size <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
 
 
 def fingerprint(dataset: Dataset, parts: Sequence[str]) -> dict[str, int]:
