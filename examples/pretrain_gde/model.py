@@ -116,7 +116,7 @@ def seeded_network(settings: Settings) -> Network:
     """Make the network whose initial weights a seed stands for; torch's own seed is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        return make_network(settings, imagenet=settings.imagenet)
+        return Network(settings, imagenet=settings.imagenet)
 
 
 @torch.no_grad()

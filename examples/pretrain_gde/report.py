@@ -167,7 +167,7 @@ def _draw_losses(axes: Axes, epochs: list[dict[str, Any]]) -> None:
     axes.plot([r["epoch"] for r in epochs], [r["loss"] for r in epochs], color=BLUE, marker=".")
     axes.set(title="Training loss", xlabel="epoch", ylabel="loss")
     axes.set_ylim(bottom=0)
-    _whole_ticks(axes)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _draw_validation(axes: Axes, epochs: list[dict[str, Any]]) -> None:
@@ -183,10 +183,6 @@ def _draw_validation(axes: Axes, epochs: list[dict[str, Any]]) -> None:
         )
     axes.set(title="Validation", xlabel="epoch", ylabel="AUC")
     axes.legend(loc="lower right", fontsize=8)
-    _whole_ticks(axes)
-
-
-def _whole_ticks(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
