@@ -47,7 +47,7 @@ from examples.pretrain_gde.detector import (  # noqa: E402
 from examples.pretrain_gde.errors import PipelineError  # noqa: E402
 from examples.pretrain_gde.heatmap import heat_maps, lacks_captum  # noqa: E402
 from examples.pretrain_gde.metrics import best_threshold, measure  # noqa: E402
-from examples.pretrain_gde.model import Network, make_backbone, make_network, prepare  # noqa: E402
+from examples.pretrain_gde.model import Network, make_network, prepare  # noqa: E402
 from examples.pretrain_gde.phantoms import write_phantoms  # noqa: E402
 from examples.pretrain_gde.readers import Entry, read_split  # noqa: E402
 from examples.pretrain_gde.runtime import Runtime  # noqa: E402
@@ -955,7 +955,7 @@ def test_the_interval_covers_and_the_threshold_separates():
 
 
 def test_the_network_is_as_published():
-    network = Network(2, 1)
+    network = Network(Settings())
     shapes = [tuple(layer.weight.shape) for layer in network.head if hasattr(layer, "weight")]
     assert shapes == [(512, 512), (512,), (128, 512), (128,), (2, 128)]
     images = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, 1, 32, 32)
@@ -964,8 +964,9 @@ def test_the_network_is_as_published():
     assert scaled.amin().item() == -1
     assert scaled.amax().item() == 1
     assert prepare(images, channels_last=False).is_contiguous()
-    assert make_backbone()(scaled).shape == (2, 512)
-    assert len([layer for layer in Network(3, 8).head if isinstance(layer, torch.nn.Linear)]) == 10
+    assert network.backbone(scaled).shape == (2, 512)
+    deep = Network(Settings(variant="3way", head_layers=8)).head
+    assert len([layer for layer in deep if isinstance(layer, torch.nn.Linear)]) == 10
 
 
 @pytest.mark.parametrize(

@@ -147,11 +147,8 @@ class Scorer(nn.Module):
     def _kernel_density(self, values: torch.Tensor) -> torch.Tensor:
         """Return the negative log-density of a sum of Gaussians of one width, as scikit-learn."""
         count, width = self.centers.shape
-        squares = torch.cdist(
-            values.double(),
-            self.centers,
-            compute_mode="donot_use_mm_for_euclid_dist",
-        ).square()
+        exact = "donot_use_mm_for_euclid_dist"
+        squares = torch.cdist(values.double(), self.centers, compute_mode=exact).square()
         total = torch.logsumexp(-squares / (2 * BANDWIDTH**2), 1)
         return math.log(count) + width / 2 * math.log(2 * math.pi * BANDWIDTH**2) - total
 

@@ -26,7 +26,7 @@ from examples.pretrain_gde.density import (
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.forms import LARGE
 from examples.pretrain_gde.metrics import best_threshold, measure_adjusted, placements
-from examples.pretrain_gde.model import Features, Network, embed, make_network
+from examples.pretrain_gde.model import Features, Network, embed
 from examples.pretrain_gde.settings import Settings, derive_seed
 from examples.pretrain_gde.storage import load_tensors, save_tensors
 
@@ -312,7 +312,7 @@ class Detector:
                 raise ValueError("normal_scores must be sorted, one at least")
             networks, scorers = {}, {}
             for name in NETWORKS if settings.epochs else ("untrained",):
-                networks[name] = make_network(settings)
+                networks[name] = Network(settings)
                 count = len(normal) * VIEWS[settings.scores]
                 scorers[name] = Scorer(score_names(settings, name), count)
             _modules(networks, scorers).load_state_dict(tensors)

@@ -26,7 +26,8 @@ def check_form(value: Any, form: Any, name: str) -> None:
         _check_object(value, form, name)
     elif isinstance(form, list):
         if not isinstance(value, list) or len(form) not in (1, len(value)):
-            raise ValueError(f"{name} must be a list{_of(form)}, got {_shown(value)}")
+            of = f" of {len(form)}" if len(form) > 1 else ""
+            raise ValueError(f"{name} must be a list{of}, got {_shown(value)}")
         for index, item in enumerate(value):
             check_form(item, form[index % len(form)], f"{name}[{index}]")
     elif form in (str, bool):
@@ -48,30 +49,24 @@ def check_form(value: Any, form: Any, name: str) -> None:
 def _check_object(value: Any, form: dict[Any, Any], name: str) -> None:
     if not isinstance(value, dict):
         raise ValueError(f"{name} must be an object, got {_shown(value)}")
-    known = {key if key is str else key.rstrip("?") for key in form}
-    for unknown in value.keys() - known if known and str not in known else ():
+    if str in form:
+        for key, item in value.items():
+            check_form(item, form[str], f"{name}.{key}")
+        return
+    known = {key.removesuffix("?"): key for key in form}
+    for unknown in value.keys() - known.keys() if known else ():
         raise ValueError(f"{name} must not hold {_shown(unknown)}")
-    for key, inner in form.items():
-        if key is str:
-            for each, item in value.items():
-                check_form(item, inner, f"{name}.{each}")
-        elif value.get(key.rstrip("?")) is not None:
-            check_form(value[key.rstrip("?")], inner, f"{name}.{key.rstrip('?')}")
-        elif not key.endswith("?"):
+    for bare, key in known.items():
+        if value.get(bare) is not None:
+            check_form(value[bare], form[key], f"{name}.{bare}")
+        elif bare == key:
             raise ValueError(f"{name} lacks {key}")
-
-
-def _of(form: list[Any]) -> str:
-    return f" of {len(form)}" if len(form) > 1 else ""
 
 
 def _shown(value: Any) -> str:
     """Show a value in one short line; one that holds others may be too deep to be shown."""
     if isinstance(value, (dict, list)):
         return "an object" if isinstance(value, dict) else f"a list of {len(value)}"
-    text = f"an integer of {value.bit_length()} bits" if _huge(value) else repr(value)
+    huge = isinstance(value, int) and abs(value) >= 10**30  # thousands of digits raise in `repr`
+    text = f"an integer of {value.bit_length()} bits" if huge else repr(value)
     return text if len(text) <= 60 else f"{text[:60]}..."
-
-
-def _huge(value: Any) -> bool:
-    return isinstance(value, int) and abs(value) >= 10**30  # thousands of digits raise in `repr`

@@ -35,27 +35,32 @@ class Network(nn.Module):
 
     Parameters
     ----------
-    classes : int
-        Number of classes to tell apart.
-    head_layers : int
-        Hidden layers of 512 before the last of 128.
-    imagenet : bool
+    settings : Settings
+        Of the run: they decide the heads.
+    imagenet : bool, optional
         Whether the backbone starts from ImageNet weights (downloaded by torchvision).
-    maps : bool
-        Whether there are heads that say where something was pasted.
+
+    Raises
+    ------
+    PipelineError
+        If these weights cannot be had.
     """
 
-    def __init__(
-        self, classes: int, head_layers: int, imagenet: bool = False, maps: bool = False
-    ) -> None:
+    def __init__(self, settings: Settings, *, imagenet: bool = False) -> None:
         super().__init__()
-        self.channels_last = True  # the memory layout that inputs are given
-        self.backbone = make_backbone(imagenet)
+        self.channels_last = settings.channels_last  # the memory layout that inputs are given
+        weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1 if imagenet else None
+        try:
+            self.backbone = torchvision.models.resnet18(weights=weights)
+        except OSError as error:  # no network, and not in torch's cache
+            raise PipelineError(f"ImageNet weights cannot be had: {error}") from error
+        self.backbone.fc = nn.Identity()
         layers: list[nn.Module] = []
-        for width in (*[WIDTHS[4]] * head_layers, 128):
+        for width in (*[WIDTHS[4]] * settings.head_layers, 128):
             layers += [nn.Linear(WIDTHS[4], width), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
-        self.head = nn.Sequential(*layers, nn.Linear(128, classes))
-        self.map_heads = nn.ModuleList(nn.Conv2d(WIDTHS[s], 1, 1) for s in MAPPED if maps)
+        self.head = nn.Sequential(*layers, nn.Linear(128, settings.classes))
+        mapped = MAPPED if settings.map_weight > 0 else ()
+        self.map_heads = nn.ModuleList(nn.Conv2d(WIDTHS[stage], 1, 1) for stage in mapped)
         for head in self.map_heads:
             nn.init.zeros_(cast(nn.Conv2d, head).bias)
 
@@ -97,17 +102,6 @@ class Network(nn.Module):
         return found
 
 
-def make_backbone(imagenet: bool = False) -> nn.Module:
-    """Make a ResNet-18 that gives its 512 pooled features."""
-    weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1 if imagenet else None
-    try:
-        backbone = torchvision.models.resnet18(weights=weights)
-    except OSError as error:  # no network, and not in torch's cache
-        raise PipelineError(f"ImageNet weights cannot be had: {error}") from error
-    backbone.fc = nn.Identity()
-    return backbone
-
-
 def prepare(images: torch.Tensor, *, channels_last: bool = True) -> torch.Tensor:
     """Scale (B, 1, H, W) uint8 to [-1, 1] and repeat gray to (B, 3, H, W)."""
     scaled = images.float() / 127.5 - 1
@@ -115,19 +109,14 @@ def prepare(images: torch.Tensor, *, channels_last: bool = True) -> torch.Tensor
     return scaled.expand(-1, 3, -1, -1).contiguous(memory_format=layout)
 
 
-def make_network(settings: Settings, *, imagenet: bool = False) -> Network:
-    """Make a network of the form that settings ask for."""
-    maps = settings.map_weight > 0
-    network = Network(settings.classes, settings.head_layers, imagenet, maps)
-    network.channels_last = settings.channels_last
-    return network
+make_network = Network
 
 
 def seeded_network(settings: Settings) -> Network:
     """Make the network whose initial weights a seed stands for; torch's own seed is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        return make_network(settings, imagenet=settings.imagenet)
+        return Network(settings, imagenet=settings.imagenet)
 
 
 @torch.no_grad()

@@ -83,8 +83,7 @@ class Split:
 
     def __getitem__(self, part: str) -> tuple[Entry, ...]:
         """Return the entries of a part, by name."""
-        entries: tuple[Entry, ...] = getattr(self, part)
-        return entries
+        return getattr(self, part)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the split as JSON can hold it."""
@@ -126,17 +125,18 @@ def read_split(
     name = find_layout(folder) if layout == "auto" else layout
     if name not in READERS:
         raise PipelineError(f"layout must be auto or one of {', '.join(READERS)}, got {layout!r}")
-    if name in ("plain", "normals") and held_out is not None:
-        raise PipelineError(
-            f"held-out numbers cannot be given for {name}: its folders are the split"
-        )
-    if held_out is not None and min(held_out) < 0:
-        raise PipelineError(f"held-out numbers must be at least 0, got {held_out}")
-    if name == "zhanglab" and held_out is not None and held_out[1] != 0:
-        raise PipelineError(
-            "the held-out number of the test part must be 0 for zhanglab, whose test part is the "
-            f"official one, got {held_out[1]}"
-        )
+    if held_out is not None:
+        if name not in HELD_OUT:
+            raise PipelineError(
+                f"held-out numbers cannot be given for {name}: its folders are the split"
+            )
+        if min(held_out) < 0:
+            raise PipelineError(f"held-out numbers must be at least 0, got {held_out}")
+        if name == "zhanglab" and held_out[1] != 0:
+            raise PipelineError(
+                "the held-out number of the test part must be 0 for zhanglab, whose test part is "
+                f"the official one, got {held_out[1]}"
+            )
     rng = np.random.default_rng(seed)
     split = READERS[name](folder, rng, held_out or HELD_OUT.get(name, (0, 0)))
     check_split(split, folder)

@@ -110,7 +110,6 @@ def write_report(
         highest=_ranked(detector, dataset, part, chosen, highest=True),
         lowest=_ranked(detector, dataset, part, chosen, highest=False),
         maps=_explain_maps(detector),
-        settings=_settings(metrics),
     )
     write_text(folder / REPORT, page)
 
@@ -127,25 +126,6 @@ def _explain_maps(detector: Detector) -> str:
     else:
         what = "Grad-CAM of its score, scaled to its own maximum"
     return f"Below each image, as the network sees it: {what}. {share}"
-
-
-def _settings(metrics: dict[str, Any]) -> list[tuple[str, Any]]:
-    environment = dict(metrics["environment"])
-    versions = environment.pop("versions")
-    data = metrics["evaluated"] or metrics["data"]
-    shares = [record["augmentation_share"] for record in metrics["epochs"]]
-    rows = [
-        *metrics["settings"].items(),
-        ("data", f"{data['layout']} layout"),
-        *((f"{part} images", count) for part, count in data["images"].items()),
-        ("files skipped", len(data["skipped"])),
-        ("minutes of training", f"{metrics['seconds'] / 60:.1f}"),
-        ("minutes with validation", f"{metrics['wall_seconds'] / 60:.1f}"),
-        *([("share of it for augmentation", f"{100 * np.mean(shares):.1f} %")] if shares else []),
-        *environment.items(),
-        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
-    ]
-    return [(name.replace("_", " "), value) for name, value in rows]
 
 
 def _draw_roc(
@@ -221,7 +201,7 @@ def _draw_losses(axes: Axes, epochs: list[dict[str, Any]]) -> None:
     axes.plot([r["epoch"] for r in epochs], [r["loss"] for r in epochs], color=BLUE, marker=".")
     axes.set(title="Training loss", xlabel="epoch", ylabel="loss")
     axes.set_ylim(bottom=0)
-    _whole_ticks(axes)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _draw_validation(axes: Axes, epochs: list[dict[str, Any]]) -> None:
@@ -237,10 +217,6 @@ def _draw_validation(axes: Axes, epochs: list[dict[str, Any]]) -> None:
         )
     axes.set(title="Validation", xlabel="epoch", ylabel="AUC")
     axes.legend(loc="lower right", fontsize=8)
-    _whole_ticks(axes)
-
-
-def _whole_ticks(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 

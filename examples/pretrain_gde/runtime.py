@@ -88,6 +88,8 @@ def start(
             check_form(threads, (1, 1024), "threads")
         except ValueError as error:
             raise PipelineError(str(error)) from error
+        torch.set_num_threads(threads)
+        threadpool_limits(threads)  # of NumPy's and SciPy's linear algebra
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -101,9 +103,6 @@ def start(
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise PipelineError(f"device {device!r} cannot be used: {reason}") from error
-    if threads is not None:
-        torch.set_num_threads(threads)
-        threadpool_limits(threads)  # of NumPy's and SciPy's linear algebra
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
         torch.backends.cudnn.benchmark = True
@@ -136,12 +135,9 @@ def describe(runtime: Runtime) -> dict[str, Any]:
     for name in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             versions[name] = version(name)
+    gpu = runtime.device.type == "cuda"
     return {
-        "device": (
-            torch.cuda.get_device_name(runtime.device)
-            if runtime.device.type == "cuda"
-            else _processor()
-        ),
+        "device": torch.cuda.get_device_name(runtime.device) if gpu else _processor(),
         "processes": runtime.world,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),

@@ -110,8 +110,7 @@ class Trainer:
             settings.momentum,
             weight_decay=settings.weight_decay,
         )
-        self.wrapped: nn.Module | None = None
-        self.frozen = False
+        self.wrapped: dict[bool, nn.Module] = {}  # by whether the backbone is frozen
         self.progress = Progress()
         self.unsaved: tuple[Tensors, dict[str, Any]] | None = None
         self.source = Batches(
@@ -223,16 +222,15 @@ class Trainer:
 
     def model(self, *, frozen: bool) -> nn.Module:
         """Return the network as it is trained; wrapped anew only when the backbone thaws."""
-        if self.wrapped is None or self.frozen != frozen:
-            self.frozen = frozen
+        if frozen not in self.wrapped:
             self.network.backbone.requires_grad_(not frozen)
             model: nn.Module = self.network
             if self.runtime.world > 1:
                 model = DistributedDataParallel(model)
             if self.runtime.compiled:
                 model = cast(nn.Module, torch.compile(model))
-            self.wrapped = model
-        return self.wrapped
+            self.wrapped = {frozen: model}
+        return self.wrapped[frozen]
 
     def _validate(self, epoch: int) -> dict[str, float]:
         """Compute the validation AUC of each score; keep the weights if one is the best so far."""
@@ -321,7 +319,9 @@ class Batches:
             )
         self.settings, self.runtime = settings, runtime
         size = images.nbytes + (0 if masks is None else masks.nbytes)
-        home = runtime.device if fits(runtime.device, size) else torch.device("cpu")
+        home = runtime.device
+        if home.type == "cuda" and size > RESIDENT_SHARE * torch.cuda.mem_get_info(home)[0]:
+            home = torch.device("cpu")
         self.images = torch.from_numpy(images)[:, None].to(home)
         self.masks = None if masks is None else torch.from_numpy(masks)[:, None].to(home)
         self.generator = torch.Generator(runtime.device)
@@ -358,28 +358,26 @@ class Clock:
 
     def __init__(self, device: torch.device) -> None:
         self.gpu = device.type == "cuda"
-        self.spent = 0.0
-        self.events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self.spans: list[tuple[Any, Any]] = []
 
     def __enter__(self) -> None:
-        if self.gpu:
-            pair = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
-            self.events.append(pair)
-            pair[0].record()
-        else:
-            self.begin = time.perf_counter()
+        self.begin = self._now()
 
     def __exit__(self, *error: object) -> None:
-        if self.gpu:
-            self.events[-1][1].record()
-        else:
-            self.spent += time.perf_counter() - self.begin
+        self.spans.append((self.begin, self._now()))
+
+    def _now(self) -> Any:
+        if not self.gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
     def seconds(self) -> float:
         """Return the sum, when the device has been waited for."""
         if self.gpu:
-            return sum(begin.elapsed_time(end) for begin, end in self.events) / 1000
-        return self.spent
+            return sum(begin.elapsed_time(end) for begin, end in self.spans) / 1000
+        return sum(end - begin for begin, end in self.spans)
 
 
 def _log(writer: Any, record: dict[str, Any]) -> None:
@@ -396,13 +394,6 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type != "cuda" or tensor.device == device:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
-
-
-def fits(device: torch.device, size: int) -> bool:
-    """Tell whether so many bytes of data may stay on the device."""
-    if device.type != "cuda":
-        return True
-    return size <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
 
 
 def fingerprint(dataset: Dataset, parts: Sequence[str]) -> dict[str, int]:
