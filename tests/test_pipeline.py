@@ -47,7 +47,7 @@ from examples.pretrain_gde.detector import (  # noqa: E402
 from examples.pretrain_gde.errors import PipelineError  # noqa: E402
 from examples.pretrain_gde.heatmap import heat_maps, lacks_captum  # noqa: E402
 from examples.pretrain_gde.metrics import best_threshold, measure  # noqa: E402
-from examples.pretrain_gde.model import Network, make_network, prepare  # noqa: E402
+from examples.pretrain_gde.model import Network, prepare  # noqa: E402
 from examples.pretrain_gde.phantoms import write_phantoms  # noqa: E402
 from examples.pretrain_gde.readers import Entry, read_split  # noqa: E402
 from examples.pretrain_gde.runtime import Runtime  # noqa: E402
@@ -441,7 +441,7 @@ def test_imagenet_weights_that_cannot_be_had(phantoms, cache, tmp_path, monkeypa
 
 
 def test_a_frozen_backbone_stays_while_the_head_learns(phantoms, cache, monkeypatch, tmp_path):
-    monkeypatch.setattr(train, "seeded_network", make_network)
+    monkeypatch.setattr(train, "seeded_network", Network)
     settings = Settings(
         size=32, batch=4, epochs=2, updates=1, validate_every=2, imagenet=True, freeze_epochs=1
     )
@@ -577,7 +577,7 @@ def test_captum_is_needed_by_grad_cam_alone(trained, phantoms, tmp_path, monkeyp
     assert main(*predict) == 0
     detector = Detector.load(trained / "detector.safetensors")
     settings = dataclasses.replace(detector.settings, map_weight=1.0)
-    network = make_network(settings)
+    network = Network(settings)
     assert not lacks_captum(dataclasses.replace(detector, networks={"trained": network}))
 
 
@@ -1344,7 +1344,7 @@ def test_all_views_of_an_image_are_left_out_together(phantoms, cache):
     reference = Reference(settings, dataset)
     assert len(reference.normal) == len(reference.pasted) == 2 * 12
     np.testing.assert_array_equal(reference.normal[:12], dataset.images["train"])
-    network = make_network(settings)
+    network = Network(settings)
     detector, selection = fit_detector({"untrained": network}, settings, dataset)
     name = selection.choice.score
     normal, pasted = reference.embed(network, [name])

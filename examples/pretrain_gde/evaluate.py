@@ -25,7 +25,7 @@ from examples.pretrain_gde.detector import (
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.forms import COUNT, LARGE
 from examples.pretrain_gde.metrics import measure, measure_adjusted
-from examples.pretrain_gde.model import Network, make_network, seeded_network
+from examples.pretrain_gde.model import Network, seeded_network
 from examples.pretrain_gde.readers import PARTS, SHARED_FORM, shared_patients
 from examples.pretrain_gde.runtime import Runtime, describe
 from examples.pretrain_gde.settings import LIMITS, Settings
@@ -132,7 +132,7 @@ def _load_best(settings: Settings, progress: Progress, folder: Path) -> Network:
         raise PipelineError("nothing was validated, so that no weights can be chosen")
     path = folder / WEIGHTS.format(progress.best["epoch"])
     weights, _ = load_tensors(path, {})
-    network = make_network(settings)
+    network = Network(settings)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

@@ -109,9 +109,6 @@ def prepare(images: torch.Tensor, *, channels_last: bool = True) -> torch.Tensor
     return scaled.expand(-1, 3, -1, -1).contiguous(memory_format=layout)
 
 
-make_network = Network
-
-
 def seeded_network(settings: Settings) -> Network:
     """Make the network whose initial weights a seed stands for; torch's own seed is left alone."""
     with torch.random.fork_rng(devices=[]):
