@@ -214,7 +214,7 @@ def speed() -> Found:
 
 def rates(data: Path, cache: Path) -> Found:
     """Time the training step of the published protocol, plain and compiled."""
-    from examples.pretrain_gde.benchmark import benchmark
+    from benchmarks.training import benchmark
     from examples.pretrain_gde.run import Source
     from examples.pretrain_gde.runtime import start
     from examples.pretrain_gde.settings import PRESETS, Settings, default_precision

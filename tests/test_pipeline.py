@@ -629,10 +629,17 @@ def test_compare_makes_one_table(phantoms, cache, tmp_path, capsys):
 def test_benchmark_prints_the_share_of_the_augmentation(
     phantoms, cache, tmp_path, monkeypatch, capsys
 ):
+    training = pytest.importorskip("benchmarks.training")
     monkeypatch.setattr(train, "Reference", None)  # nothing is scored, so nothing to fit to is made
     file = tmp_path / "rate.json"
-    options = ("--cache", cache, "--out", tmp_path, *TINY, "--steps", "2", "--output", file)
-    assert main("benchmark", "--data", phantoms, *options) == 0
+    options = ["--data", phantoms, "--cache", cache, "--out", tmp_path, "--output", file, *TINY]
+
+    def timed(steps):
+        given = ["training", *map(str, options), "--steps", steps]
+        monkeypatch.setattr(sys, "argv", given)
+        return training.main()
+
+    assert timed("2") == 0
     told = r"[\d.]+ % of a step for augmentation; the first 5 steps took [\d.]+ s"
     assert re.search(told, capsys.readouterr().out)
     result = json.loads(file.read_text())
@@ -640,7 +647,8 @@ def test_benchmark_prints_the_share_of_the_augmentation(
     assert result["warm_up"] > 0
     assert result["images_per_second"] == pytest.approx(8 / result["median"])
     assert 0 < result["augmentation_share"] < 1
-    assert main("benchmark", "--data", phantoms, *options, "--steps", "0") == 1
+    assert timed("0") == 1
+    assert "error: steps must lie in 1..1000000, got 0" in capsys.readouterr().err
 
 
 def test_the_demonstration_runs_without_arguments(tmp_path, monkeypatch, capsys):

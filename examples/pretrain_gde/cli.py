@@ -9,10 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from examples.pretrain_gde.augment import segments_quickly
-from examples.pretrain_gde.benchmark import WARM_UP, benchmark
 from examples.pretrain_gde.compare import compare
 from examples.pretrain_gde.data import load_dataset, tell_of_lungs
 from examples.pretrain_gde.density import NAMES
@@ -39,7 +36,7 @@ from examples.pretrain_gde.run import (
     run_seeds,
     summarize,
 )
-from examples.pretrain_gde.runtime import Runtime, describe, start
+from examples.pretrain_gde.runtime import Runtime, start
 from examples.pretrain_gde.settings import (
     MASKS,
     PRECISIONS,
@@ -293,25 +290,6 @@ def transfer_command(options: argparse.Namespace, runtime: Runtime) -> None:
         _print_table("AUC adjusted for it", adjusted, "auc")
 
 
-def benchmark_command(options: argparse.Namespace, runtime: Runtime) -> None:
-    """Measure the rate of training and the share of the augmentation."""
-    settings = make_settings(options, runtime, options.variant)
-    result = benchmark(settings, make_source(options), options.steps, runtime)
-    if runtime.leads:
-        if options.output is not None:
-            write_json(options.output, result)
-        print(
-            f"{settings.variant}, {settings.size} px, {settings.batch} originals an update, "
-            f"{settings.precision}, {describe(runtime)['device']}, "
-            f"{torch.get_num_threads()} threads, {runtime.world} processes:\n"
-            f"{1000 * result['median']:.1f} ms a step (median of blocks of steps, which took "
-            f"{1000 * result['low']:.1f}-{1000 * result['high']:.1f}), "
-            f"{result['images_per_second']:.0f} images/s, "
-            f"{100 * result['augmentation_share']:.1f} % of a step for augmentation; "
-            f"the first {WARM_UP} steps took {result['warm_up']:.1f} s"
-        )
-
-
 def make_settings(options: argparse.Namespace, runtime: Runtime, variant: str | None) -> Settings:
     """Put single options over the preset."""
     chosen: dict[str, Any] = dict(PRESETS[options.preset])
@@ -407,13 +385,6 @@ def make_parser() -> argparse.ArgumentParser:
     elsewhere.add_argument("--folds", type=int, default=5, help="of the normals (5)")
     elsewhere.add_argument("--output", type=Path, help="JSON file to write")
     elsewhere.set_defaults(command=transfer_command)
-
-    speed = commands.add_parser("benchmark", help="time the training step and the augmentation")
-    _add_run_options(speed)
-    speed.add_argument("--variant", choices=VARIANTS, help="(that of the preset)")
-    speed.add_argument("--steps", type=int, default=50, help="steps to time (50)")
-    speed.add_argument("--output", type=Path, help="JSON file to write")
-    speed.set_defaults(command=benchmark_command)
     return parser
 
 

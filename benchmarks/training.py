@@ -1,9 +1,15 @@
-"""How fast training is, and how much of it is augmentation."""
+"""How fast training is, and how much of it is augmentation.
+
+``python -m benchmarks.training --data DIR [--steps N] [--output FILE]``, and the options of the
+pipeline's ``train``.
+"""
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -11,9 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.harness import write_json
+from examples.pretrain_gde.cli import make_parser, make_settings, make_source
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.run import Source, load
-from examples.pretrain_gde.runtime import Runtime
+from examples.pretrain_gde.runtime import Runtime, describe, start
 from examples.pretrain_gde.settings import Settings
 from examples.pretrain_gde.train import Clock, Trainer
 
@@ -75,3 +83,43 @@ def benchmark(settings: Settings, source: Source, steps: int, runtime: Runtime) 
         "augmentation_share": clock.seconds() / sum(spent),
         "warm_up": warm_up,
     }
+
+
+def main() -> int:
+    """Time what the command line asks for."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
+    parser.add_argument("--steps", type=int, default=50, help="steps to time (50)")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    own, others = parser.parse_known_args()
+    options = make_parser().parse_args(["train", *others])
+    try:
+        with start(
+            options.device, options.threads, compiled=options.compile, progress=not options.quiet
+        ) as runtime:
+            settings = make_settings(options, runtime, options.variant)
+            result = benchmark(settings, make_source(options), own.steps, runtime)
+            if runtime.leads:
+                print(_told(settings, runtime, result))
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if runtime.leads and own.output is not None:
+        write_json(own.output, result)
+    return 0
+
+
+def _told(settings: Settings, runtime: Runtime, result: dict[str, float]) -> str:
+    return (
+        f"{settings.variant}, {settings.size} px, {settings.batch} originals an update, "
+        f"{settings.precision}, {describe(runtime)['device']}, "
+        f"{torch.get_num_threads()} threads, {runtime.world} processes:\n"
+        f"{1000 * result['median']:.1f} ms a step (median of blocks of steps, which took "
+        f"{1000 * result['low']:.1f}-{1000 * result['high']:.1f}), "
+        f"{result['images_per_second']:.0f} images/s, "
+        f"{100 * result['augmentation_share']:.1f} % of a step for augmentation; "
+        f"the first {WARM_UP} steps took {result['warm_up']:.1f} s"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
