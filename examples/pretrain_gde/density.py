@@ -52,6 +52,11 @@ def needed_features(names: Collection[str]) -> set[str]:
     return {SCORES[name][0] for name in names}
 
 
+def count_places(feature: str) -> int:
+    """Count the places that a feature is computed in."""
+    return CELLS**2 if feature.startswith("cells") else 1
+
+
 def needed_gaussians(names: Collection[str]) -> dict[str, bool]:
     """Tell of which features some scores need Gaussians, and whether of the pasted, too."""
     needed: dict[str, bool] = {}
@@ -95,11 +100,11 @@ class Gaussians(nn.Module):
         return cls(torch.from_numpy(np.stack(means)), torch.from_numpy(np.stack(precisions)))
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the Mahalanobis distance at each place, averaged: (N,)."""
+        """Return the Mahalanobis distance at each place: (N, K)."""
         cells = values.reshape(len(values), -1, values.shape[-1]).to(self.mean.dtype)
         offset = (cells - self.mean).transpose(0, 1)
         squares = ((offset @ self.precision) * offset).sum(-1)
-        return squares.sqrt().mean(0)
+        return squares.sqrt().T
 
 
 class Scorer(nn.Module):
@@ -141,16 +146,20 @@ class Scorer(nn.Module):
 
     def forward(self, features: Features, name: str) -> torch.Tensor:
         """Score features by name: (N,)."""
+        return self.by_place(features, name).mean(1)
+
+    def by_place(self, features: Features, name: str) -> torch.Tensor:
+        """Score each place, whose mean is the score: (N, K); K is 1 where it has no places."""
         feature, relative, _ = SCORES[name]
         values = features[feature]
         if name == "kde":
-            return self._kernel_density(values)
+            return self._kernel_density(values)[:, None]
         if name == "nearest":
             likeness = nn.functional.normalize(values.to(self.centers.dtype)) @ self.centers.T
             most = min(NEIGHBORS, len(self.centers))
-            return 1 - likeness.topk(most).values.mean(1)
+            return 1 - likeness.topk(most).values.mean(1, keepdim=True)
         if name == "logit":
-            return values
+            return values[:, None]
         distance: torch.Tensor = self.normal[feature](values)
         return distance - self.pasted[feature](values) if relative else distance
 
@@ -185,7 +194,7 @@ class Scorer(nn.Module):
         kinds: dict[str, dict[str, Gaussians]] = {"normal": {}, "pasted": {}}
         for feature, relative in needed_gaussians(names).items():
             width = WIDTHS[int(feature[-1])]
-            places = CELLS**2 if feature.startswith("cells") else 1
+            places = count_places(feature)
             for kind in ("normal", "pasted") if relative else ("normal",):
                 mean = tensors[f"{kind}.{feature}.mean"]
                 precision = tensors[f"{kind}.{feature}.precision"]

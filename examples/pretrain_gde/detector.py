@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from examples.pretrain_gde.density import (
     SCORES,
     Scorer,
     Scores,
+    count_places,
     needed_features,
 )
 from examples.pretrain_gde.errors import PipelineError
@@ -228,6 +229,8 @@ class Detector:
     threshold : float
         At or above is abnormal: the greatest Youden index on the validation part, or without
         abnormal images there, the value that `CALLED` of its normals stay below.
+    usual_shares : (K,) float array
+        Mean of the validation normals' `shares`.
     """
 
     settings: Settings
@@ -237,6 +240,7 @@ class Detector:
     choice: Choice
     normal_scores: npt.NDArray[np.float64]
     threshold: float
+    usual_shares: npt.NDArray[np.float64]
 
     def score_all(self, images: Images) -> AllScores:
         """Score (N, S, S) uint8 images with every network by every score.
@@ -260,12 +264,22 @@ class Detector:
         PipelineError
             As for `score_all`.
         """
+        return self._chosen(images, Scorer.forward)
+
+    def shares(self, images: Images) -> npt.NDArray[np.float64]:
+        """Split the chosen score of (N, S, S) uint8 images by place: (N, K), which sum to it."""
+        values = self._chosen(images, Scorer.by_place)
+        return values / values.shape[1]
+
+    def _chosen(
+        self, images: Images, how: Callable[[Scorer, Features, str], torch.Tensor]
+    ) -> npt.NDArray[np.float64]:
         name = self.choice.score
         scores = {}
         for network in self.choice.networks:
             features = embed(self.networks[network], images, needed_features([name]))
             with torch.no_grad():
-                values = self.scorers[network](features, name)
+                values = how(self.scorers[network], features, name)
             scores[network] = {name: values.double().numpy()}
         return check_scores(combine(scores, self.standards))[self.choice.network][name]
 
@@ -276,7 +290,10 @@ class Detector:
 
     def save(self, path: Path) -> None:
         """Write everything into one file."""
-        tensors: Tensors = {"normal_scores": torch.from_numpy(self.normal_scores)}
+        tensors: Tensors = {
+            "normal_scores": torch.from_numpy(self.normal_scores),
+            "usual_shares": torch.from_numpy(self.usual_shares),
+        }
         for name, network in self.networks.items():
             tensors |= {f"{name}.network.{key}": v for key, v in network.state_dict().items()}
             scorer = self.scorers[name].state_dict()
@@ -319,10 +336,14 @@ class Detector:
             normal = tensors["normal_scores"].numpy()
             if normal.ndim != 1 or not normal.size or (np.diff(normal) < 0).any():
                 raise ValueError("normal_scores must be sorted, one at least")
+            usual = tensors["usual_shares"].numpy()
+            if usual.shape != (count_places(SCORES[choice.score][0]),):
+                raise ValueError("usual_shares must be one for each place")
         except (KeyError, TypeError, ValueError, RuntimeError, PipelineError) as error:
             reason = " ".join(str(error).split())
             raise PipelineError(f"{path} holds no detector: {reason}") from error
-        return cls(settings, networks, scorers, standards, choice, normal, info["threshold"])
+        threshold = info["threshold"]
+        return cls(settings, networks, scorers, standards, choice, normal, threshold, usual)
 
 
 def _below(tensors: Tensors, prefix: str) -> Tensors:
@@ -418,8 +439,10 @@ def fit_detector(
         choice,
         cross_scores(fitted, reference.views, standards, choice),
         threshold,
+        np.empty(0),
     )
-    return detector, selection
+    usual = detector.shares(dataset.images["valid"][normal]).mean(0)
+    return replace(detector, usual_shares=usual), selection
 
 
 def standard(values: npt.NDArray[np.float64]) -> tuple[float, float]:
