@@ -26,7 +26,7 @@ from examples.pretrain_gde.data import Dataset, Images
 from examples.pretrain_gde.density import NAMES
 from examples.pretrain_gde.detector import CALLED, AllScores, Detector
 from examples.pretrain_gde.evaluate import DETECTOR, SCORE_TABLE, load_metrics, read_scores
-from examples.pretrain_gde.heatmap import has_map, heat_maps, lacks_captum, overlay
+from examples.pretrain_gde.heatmap import FULL, NO_MAP, has_map, has_places, heat_maps, overlay
 from examples.pretrain_gde.readers import PUBLISHED_AUC
 from examples.pretrain_gde.settings import Settings
 from examples.pretrain_gde.storage import write_text
@@ -179,17 +179,19 @@ def _reason(metrics: dict[str, Any]) -> str:
 
 
 def _explain_maps(detector: Detector) -> str:
-    share = "The share is that of the training normals that score lower."
-    if lacks_captum(detector):
-        return f"Heat maps are left out, as captum is missing (pip install captum). {share}"
-    if has_map(detector):
+    percent = "The percentage is that of the training normals that score lower."
+    if not has_map(detector):
+        return f"{NO_MAP[0].upper()}{NO_MAP[1:]}. {percent}"
+    what = "Grad-CAM of its score, scaled to its own maximum"
+    if has_places(detector):
         what = (
-            "how sure the network is that something was pasted there, by the head that was trained "
-            "to say so, from 0 (dark) to one half"
+            f"where its score comes from. It is the sum of {len(detector.usual_shares)} places' "
+            "shares. A place is the redder, the more its share lies above the mean of the "
+            "validation normals, and fully red in every image alike where it lies above by "
+            f"{FULL:g} standard deviation of the training normals' scores; what lies below is not "
+            "shown. All together make what the score lies above or below that of these normals"
         )
-    else:
-        what = "Grad-CAM of its score, scaled to its own maximum"
-    return f"Below each image, as the network sees it: {what}. {share}"
+    return f"Below each image, as the network sees it: {what}. {percent}"
 
 
 def _results_table(metrics: dict[str, Any]) -> str:
@@ -373,7 +375,7 @@ def _ranked(
         told = f"{kind}, {scores[index]:.7g}, above {100 * share:.0f} %"
         captions.append(f"{told}\n{Path(entry.path).name}")
     yield _row(zip(images, captions, strict=True))
-    if not lacks_captum(detector):
+    if has_map(detector):
         maps = heat_maps(detector, images)
         yield _row((overlay(image, heat), "") for image, heat in zip(images, maps, strict=True))
 
