@@ -12,7 +12,7 @@ folders=("$@")
 print(f"for Python {platform.python_version()}, torch {torch.__version__}, Triton {triton.__version__}")'
 rm -rf .gpu
 mkdir .gpu
-"$python" -m pip download -q --no-deps --only-binary=:all: -d .gpu captum kornia kornia_rs pydicom
+"$python" -m pip download -q --no-deps --only-binary=:all: -d .gpu kornia kornia_rs pydicom
 tar -C "$shared" --transform 's,^,shared/,' -cf .gpu/shared.tar "${folders[@]}"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

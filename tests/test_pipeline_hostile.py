@@ -302,6 +302,8 @@ NET, GAUSSIAN = "trained.network.backbone", "trained.scorer.normal.pool4"
         (swap("normal_scores", (0,)), "normal_scores must be sorted, one at least"),
         (swap("normal_scores", ()), "normal_scores must be sorted, one at least"),
         (lambda tensors, info: tensors.pop("normal_scores"), "no detector: 'normal_scores'"),
+        (swap("usual_shares", (0, 0)), "usual_shares must be one for each place"),
+        (lambda tensors, info: tensors.pop("usual_shares"), "no detector: 'usual_shares'"),
         (
             lambda tensors, info: tensors.pop(f"{GAUSSIAN}.mean"),
             f'Missing key(s) in state_dict: "{GAUSSIAN}.mean"',
@@ -790,7 +792,6 @@ def test_other_failures_are_not_hidden(made, tmp_path, monkeypatch):
 
 
 def test_names_that_are_too_long_are_skipped_and_counted(made, tmp_path, capsys):
-    pytest.importorskip("captum")
     good = min((made / "data" / "test" / "normal").iterdir())
     long = tmp_path / ("a" * 251 + ".png")
     shutil.copy(good, long)

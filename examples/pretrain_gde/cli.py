@@ -23,7 +23,7 @@ from examples.pretrain_gde.evaluate import (
     evaluate,
     load_metrics,
 )
-from examples.pretrain_gde.heatmap import NO_CAPTUM, lacks_captum
+from examples.pretrain_gde.heatmap import NO_MAP, has_map
 from examples.pretrain_gde.phantoms import write_phantoms
 from examples.pretrain_gde.predict import find_images, predict, write_predictions
 from examples.pretrain_gde.readers import PUBLISHED_AUC, READERS, SPLIT_FORM, Split
@@ -227,8 +227,8 @@ def evaluate_run(folder: Path, options: argparse.Namespace, runtime: Runtime) ->
 def predict_command(options: argparse.Namespace, runtime: Runtime) -> int:
     """Score new images; 3 if some could not be read, 1 if none could."""
     detector = Detector.load(options.run / DETECTOR, runtime.device)
-    if options.heat_maps is not None and lacks_captum(detector):  # before anything is written
-        raise PipelineError(NO_CAPTUM)
+    if options.heat_maps is not None and not has_map(detector):  # before anything is written
+        raise PipelineError(NO_MAP)
     paths = find_images(options.images)
     _check_output(options.output, [*paths, options.run / DETECTOR])
     rows = predict(

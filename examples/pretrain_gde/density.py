@@ -52,6 +52,11 @@ def needed_features(names: Collection[str]) -> set[str]:
     return {SCORES[name][0] for name in names}
 
 
+def count_places(feature: str) -> int:
+    """Count the places that a feature is computed in."""
+    return CELLS**2 if feature.startswith("cells") else 1
+
+
 class Gaussians(nn.Module):
     """A Gaussian for each place: (K, D) means and (K, D, D) inverse covariances, as doubles."""
 
@@ -82,11 +87,11 @@ class Gaussians(nn.Module):
             self.precision[place] = torch.from_numpy(cho_solve(factor, np.eye(cells.shape[2])))
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the Mahalanobis distance at each place, averaged: (N,)."""
+        """Return the Mahalanobis distance at each place: (N, K)."""
         cells = values.reshape(len(values), -1, values.shape[-1]).double()
         offset = (cells - self.mean).transpose(0, 1)
         squares = ((offset @ self.precision) * offset).sum(-1)
-        return squares.sqrt().mean(0)
+        return squares.sqrt().T
 
 
 class Scorer(nn.Module):
@@ -115,7 +120,7 @@ class Scorer(nn.Module):
         self.register_buffer("centers", torch.zeros(count, WIDTHS[4]).double())
         self.normal, self.pasted = nn.ModuleDict(), nn.ModuleDict()
         for feature, relative, _ in (SCORES[name] for name in names if name not in NO_GAUSSIAN):
-            places = CELLS**2 if feature.startswith("cells") else 1
+            places = count_places(feature)
             for kind in (self.normal, self.pasted) if relative else (self.normal,):
                 kind[feature] = Gaussians(places, WIDTHS[int(feature[-1])])
 
@@ -131,16 +136,20 @@ class Scorer(nn.Module):
 
     def forward(self, features: Features, name: str) -> torch.Tensor:
         """Score features by name: (N,)."""
+        return self.by_place(features, name).mean(1)
+
+    def by_place(self, features: Features, name: str) -> torch.Tensor:
+        """Score each place, whose mean is the score: (N, K); K is 1 where it has no places."""
         feature, relative, _ = SCORES[name]
         values = features[feature]
         if name == "kde":
-            return self._kernel_density(values)
+            return self._kernel_density(values)[:, None]
         if name == "nearest":
             likeness = nn.functional.normalize(values.double()) @ self.centers.T
             most = min(NEIGHBORS, len(self.centers))
-            return 1 - likeness.topk(most).values.mean(1)
+            return 1 - likeness.topk(most).values.mean(1, keepdim=True)
         if name == "logit":
-            return values
+            return values[:, None]
         distance: torch.Tensor = self.normal[feature](values)
         return distance - self.pasted[feature](values) if relative else distance
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from examples.pretrain_gde.density import (
     SCORES,
     Scorer,
     Scores,
+    count_places,
     needed_features,
 )
 from examples.pretrain_gde.errors import PipelineError
@@ -237,6 +238,8 @@ class Detector:
     threshold : float
         At or above is abnormal: the greatest Youden index on the validation part, or without
         abnormal images there, the value that `CALLED` of its normals stay below.
+    usual_shares : (K,) float array
+        Mean of the validation normals' `shares`.
     """
 
     settings: Settings
@@ -246,6 +249,7 @@ class Detector:
     choice: Choice
     normal_scores: npt.NDArray[np.float64]
     threshold: float
+    usual_shares: npt.NDArray[np.float64]
 
     def score_all(self, images: Images) -> AllScores:
         """Score (N, S, S) uint8 images with every network by every score.
@@ -269,12 +273,22 @@ class Detector:
         PipelineError
             As for `score_all`.
         """
+        return self._chosen(images, Scorer.forward)
+
+    def shares(self, images: Images) -> npt.NDArray[np.float64]:
+        """Split the chosen score of (N, S, S) uint8 images by place: (N, K), which sum to it."""
+        values = self._chosen(images, Scorer.by_place)
+        return values / values.shape[1]
+
+    def _chosen(
+        self, images: Images, how: Callable[[Scorer, Features, str], torch.Tensor]
+    ) -> npt.NDArray[np.float64]:
         name = self.choice.score
         scores = {}
         for network in self.choice.networks:
             features = embed(self.networks[network], images, needed_features([name]))
             with torch.no_grad():
-                values = self.scorers[network](features, name)
+                values = how(self.scorers[network], features, name)
             scores[network] = {name: values.double().numpy()}
         return check_scores(combine(scores, self.standards))[self.choice.network][name]
 
@@ -287,6 +301,7 @@ class Detector:
         """Write everything into one file."""
         tensors = _modules(self.networks, self.scorers).state_dict()
         tensors["normal_scores"] = torch.from_numpy(self.normal_scores)
+        tensors["usual_shares"] = torch.from_numpy(self.usual_shares)
         info = {
             "settings": self.settings.as_dict(),
             "choice": asdict(self.choice),
@@ -310,6 +325,9 @@ class Detector:
             normal = tensors.pop("normal_scores").numpy()
             if normal.ndim != 1 or not normal.size or (np.diff(normal) < 0).any():
                 raise ValueError("normal_scores must be sorted, one at least")
+            usual = tensors.pop("usual_shares").numpy()
+            if usual.shape != (count_places(SCORES[choice.score][0]),):
+                raise ValueError("usual_shares must be one for each place")
             networks, scorers = {}, {}
             for name in NETWORKS if settings.epochs else ("untrained",):
                 networks[name] = Network(settings)
@@ -326,7 +344,8 @@ class Detector:
             raise PipelineError(f"{path} holds no detector: {reason}") from error
         for network in networks.values():
             network.eval().to(device)
-        return cls(settings, networks, scorers, standards, choice, normal, info["threshold"])
+        threshold = info["threshold"]
+        return cls(settings, networks, scorers, standards, choice, normal, threshold, usual)
 
 
 def _modules(networks: dict[str, Network], scorers: dict[str, Scorer]) -> nn.ModuleDict:
@@ -424,8 +443,10 @@ def fit_detector(
         choice,
         cross_scores(fitted, VIEWS[settings.scores], standards, choice),
         threshold,
+        np.empty(0),
     )
-    return detector, selection
+    usual = detector.shares(dataset.images["valid"][normal]).mean(0)
+    return replace(detector, usual_shares=usual), selection
 
 
 def standard(values: npt.NDArray[np.float64]) -> tuple[float, float]:

@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
-from typing import Any
-
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
+from examples.pretrain_gde.data import Images
 from examples.pretrain_gde.density import SCORES, Scorer
-from examples.pretrain_gde.detector import Detector
+from examples.pretrain_gde.detector import Detector, standard
 from examples.pretrain_gde.errors import PipelineError
-from examples.pretrain_gde.model import MAPPED, STRIDES, Network, prepare
+from examples.pretrain_gde.model import CELLS, STRIDES, Network, prepare
 
-Explain = Callable[[Network, torch.Tensor], torch.Tensor]
-SURE = 0.5  # of a map head, where a heat map is brightest
-MIN_MAP = 8  # pixels: coarser maps point at nothing
-NO_CAPTUM = "heat maps of this detector are made by captum, which is missing: pip install captum"
+FULL = 1.0  # standard deviations of the score that a place adds in full color
+RED, OPACITY = np.array([255, 48, 0]), 0.6  # of full color; what lies below is not shown: blue
+# would read as an all-clear, which a score that knows only what was pasted cannot give
+MIN_MAP = 8  # pixels: coarser maps of Grad-CAM point at nothing
+NO_MAP = "there are no heat maps: the score has no places, and the network was not trained"
 
 
-def heat_maps(
-    detector: Detector, images: npt.NDArray[np.uint8], batch: int = 16
-) -> npt.NDArray[np.float32]:
+def has_map(detector: Detector) -> bool:
+    """Tell whether the chosen score has places, or a trained network for Grad-CAM."""
+    return has_places(detector) or "trained" in detector.choice.networks
+
+
+def has_places(detector: Detector) -> bool:
+    """Tell whether the chosen score is a sum over places."""
+    return len(detector.usual_shares) > 1
+
+
+def heat_maps(detector: Detector, images: Images, batch: int = 16) -> npt.NDArray[np.float32]:
     """Compute where the score of each image comes from.
 
-    What the finest head says that was trained to tell where something was pasted, if there is one:
-    how sure it is, from 0 to `SURE`.
-    Else Grad-CAM (Selvaraju et al., ICCV 2017) of the chosen score, at the deepest stage that it
-    depends on whose map is at least `MIN_MAP` pixels wide. Of two networks, the trained one's.
+    Of a score by place, how far each place's share lies above its mean over the validation normals:
+    1 is `FULL` standard deviations of the training normals' scores. All places add up to how far
+    the score lies above the mean of the validation normals.
+    Of any other score, Grad-CAM (Selvaraju et al., ICCV 2017) in the trained network, at the
+    deepest stage that it depends on whose map is at least `MIN_MAP` pixels wide, scaled to its
+    maximum in each image.
 
     Parameters
     ----------
@@ -40,93 +47,54 @@ def heat_maps(
     images : (N, S, S) uint8 array
         What the detector sees of images.
     batch : int, optional
-        Images at a time.
+        Images at a time, for Grad-CAM.
 
     Returns
     -------
     maps : (N, S, S) float32 array
-        0..1. Grad-CAM is scaled to its maximum within each image, and all 0 where nothing raises
-        the score.
+        1 is full color; negative where a place lies below its mean.
 
     Raises
     ------
     PipelineError
-        If captum is missing, and needed.
+        If neither can be had.
     """
-    if lacks_captum(detector):
-        raise PipelineError(NO_CAPTUM)
-    name = detector.choice.networks[0]
-    network = detector.networks[name].eval()
-    device = next(network.parameters()).device
-    explain = (
-        _map_head
-        if has_map(detector)
-        else _grad_cam(
-            network, detector.scorers[name], detector.choice.score, detector.settings.size
-        )
-    )
-    maps = []
-    for part in torch.from_numpy(images)[:, None].split(batch):
-        found = explain(network, prepare(part.to(device)))
-        full = nn.functional.interpolate(found, part.shape[-2:], mode="bilinear")
-        maps.append(full.detach().cpu()[:, 0])
-    stack = torch.cat(maps)
-    if has_map(detector):
-        return (stack / SURE).clamp(max=1).numpy()
-    peak = stack.amax((1, 2), keepdim=True)
-    return (stack / peak.clamp(min=torch.finfo(torch.float32).tiny)).numpy()
+    if not has_map(detector):
+        raise PipelineError(NO_MAP)
+    if has_places(detector):
+        unit = FULL * standard(detector.normal_scores)[1]
+        shares = (detector.shares(images) - detector.usual_shares) / unit
+        found = torch.from_numpy(shares).float().reshape(-1, 1, CELLS, CELLS)
+    else:
+        network, score = detector.networks["trained"].eval(), detector.choice.score
+        device = next(network.parameters()).device
+        parts = torch.from_numpy(images)[:, None].split(batch)
+        cams = [
+            grad_cam(network, detector.scorers["trained"], score, prepare(part.to(device)))
+            for part in parts
+        ]
+        found = torch.cat(cams).cpu()
+        found /= found.amax((1, 2, 3), keepdim=True).clamp(min=torch.finfo(found.dtype).tiny)
+    return nn.functional.interpolate(found, images.shape[1:], mode="bicubic")[:, 0].numpy()
 
 
-def has_map(detector: Detector) -> bool:
-    """Tell whether heat maps come from a head that was trained to say where."""
-    network = detector.networks[detector.choice.networks[0]]
-    return detector.choice.networks[0] == "trained" and len(network.map_heads) > 0
-
-
-def lacks_captum(detector: Detector) -> bool:
-    """Tell whether heat maps need captum, as Grad-CAM does, and it is missing."""
-    if has_map(detector):
-        return False
-    try:
-        importlib.import_module("captum.attr")
-    except ImportError:
-        return True
-    return False
-
-
-@torch.no_grad()
-def _map_head(network: Network, inputs: torch.Tensor) -> torch.Tensor:
-    return torch.sigmoid(network.map_heads[0](network.stages(inputs)[MAPPED[0]]))
-
-
-class _Explained(nn.Module):
-    """One score of a network's images, for Grad-CAM; the scorer stays where it is, on the CPU."""
-
-    def __init__(self, network: Network, scorer: Scorer, name: str) -> None:
-        super().__init__()
-        self.network, self.scorer, self.name = network, scorer, name
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        feature = SCORES[self.name][0]
-        home = self.scorer.centers.device
-        return self.scorer({feature: self.network.features(inputs)[feature].to(home)}, self.name)
-
-
-def _grad_cam(network: Network, scorer: Scorer, name: str, size: int) -> Explain:
-    from captum.attr import LayerGradCam  # here, so that all else runs without it
-
+def grad_cam(network: Network, scorer: Scorer, name: str, inputs: torch.Tensor) -> torch.Tensor:
+    """Return where a stage's output, weighted by its mean slope, raises a score: (B, 1, h, w)."""
     feature = SCORES[name][0]
     deepest = 4 if feature == "logit" else int(feature[-1])
-    fine = [s for s, stride in STRIDES.items() if s <= deepest and size // stride >= MIN_MAP]
-    layer = getattr(network.backbone, f"layer{fine[-1] if fine else 1}")
-    cam = LayerGradCam(_Explained(network, scorer, name), layer)
-    return lambda network, inputs: cam.attribute(inputs, relu_attributions=True)
+    fine = [s for s in range(2, deepest + 1) if inputs.shape[-1] // STRIDES[s] >= MIN_MAP]
+    layer = getattr(network.backbone, f"layer{max(fine, default=1)}")
+    kept: list[torch.Tensor] = []
+    with layer.register_forward_hook(lambda *given: kept.append(given[2])):
+        values = network.features(inputs)[feature]
+    # The scorer stays where it is, on the CPU.
+    score = scorer({feature: values.to(scorer.centers.device)}, name).sum()
+    (slope,) = torch.autograd.grad(score, kept)
+    weighted = slope.mean((2, 3), keepdim=True) * kept[0].detach()
+    return weighted.sum(1, keepdim=True).relu()
 
 
-def overlay(image: npt.NDArray[np.uint8], heat: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """Draw a heat map over a gray image: (H, W, 3) uint8."""
-    color = matplotlib.colormaps["inferno"](heat)[..., :3]
-    gray = image[..., None] / 255
-    weight = 0.65 * heat[..., None]
-    blend: npt.NDArray[Any] = gray * (1 - weight) + color * weight
-    return (blend.clip(0, 1) * 255).round().astype(np.uint8)
+def overlay(image: Images, heat: npt.NDArray[np.float32]) -> Images:
+    """Draw what of a heat map is above 0 over a gray image, in red: (H, W, 3) uint8."""
+    weight = OPACITY * heat.clip(0, 1)[..., None]
+    return (image[..., None] * (1 - weight) + RED * weight).round().astype(np.uint8)

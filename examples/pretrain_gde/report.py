@@ -25,13 +25,8 @@ from examples.pretrain_gde.augment import Augmenter
 from examples.pretrain_gde.data import Dataset, Images
 from examples.pretrain_gde.density import NAMES
 from examples.pretrain_gde.detector import CALLED, AllScores, Detector, as_tensors
-from examples.pretrain_gde.evaluate import (
-    DETECTOR,
-    caution,
-    load_metrics,
-    worth,
-)
-from examples.pretrain_gde.heatmap import has_map, heat_maps, lacks_captum, overlay
+from examples.pretrain_gde.evaluate import DETECTOR, caution, load_metrics, worth
+from examples.pretrain_gde.heatmap import FULL, NO_MAP, has_map, has_places, heat_maps, overlay
 from examples.pretrain_gde.readers import PUBLISHED_AUC
 from examples.pretrain_gde.settings import Settings
 from examples.pretrain_gde.shortcuts import WORDS, strongest
@@ -109,23 +104,11 @@ def write_report(
         pasted=_gallery(settings, dataset),
         highest=_ranked(detector, dataset, part, chosen, highest=True),
         lowest=_ranked(detector, dataset, part, chosen, highest=False),
-        maps=_explain_maps(detector),
+        places=len(detector.usual_shares) if has_places(detector) else 0,
+        full=FULL,
+        no_map="" if has_map(detector) else NO_MAP,
     )
     write_text(folder / REPORT, page)
-
-
-def _explain_maps(detector: Detector) -> str:
-    share = "The share is that of the training normals that score lower."
-    if lacks_captum(detector):
-        return f"Heat maps are left out, as captum is missing (pip install captum). {share}"
-    if has_map(detector):
-        what = (
-            "how sure the network is that something was pasted there, by the head that was trained "
-            "to say so, from 0 (dark) to one half"
-        )
-    else:
-        what = "Grad-CAM of its score, scaled to its own maximum"
-    return f"Below each image, as the network sees it: {what}. {share}"
 
 
 def _draw_roc(
@@ -269,7 +252,7 @@ def _ranked(
         told = f"{kind}, {scores[index]:.7g}, above {100 * share:.0f} %"
         captions.append(f"{told}\n{Path(entry.path).name}")
     yield _row(zip(images, captions, strict=True))
-    if not lacks_captum(detector):
+    if has_map(detector):
         maps = heat_maps(detector, images)
         yield _row((overlay(image, heat), "") for image, heat in zip(images, maps, strict=True))
 
