@@ -236,7 +236,9 @@ def test_a_table_gives_numbers_and_groups(tmp_path):
     images = {"train": [f"train/{i}.png" for i in range(12)], "test": ["test/t.png", "test/0.png"]}
     rows = [(f"train/{i}.png", 20 + i, "PA" if i % 2 else "AP", i % 2) for i in range(12)]
     rows += [("t.png", "", "AP", "")]
-    found = read_groups(_table(tmp_path / "t.csv", [("file", "age", "view", "sex"), *rows]), images)
+    found = read_groups(
+        _table(tmp_path / "t.csv", [("file", "age", "view", "sex"), *rows]), (), images
+    )
     np.testing.assert_array_equal(found["train"]["age"], 20.0 + np.arange(12))
     np.testing.assert_array_equal(found["train"]["sex"][:2], ["0", "1"])
     np.testing.assert_array_equal(found["test"]["view"], ["AP", ""])
@@ -258,7 +260,10 @@ def test_a_table_gives_numbers_and_groups(tmp_path):
 def test_tables_that_cannot_be_meant_are_refused(rows, message, tmp_path):
     images = {"train": ["normal/a.png", "normal/c.png"], "test": ["other/c.png"]}
     with pytest.raises(PipelineError, match=message):
-        read_groups(_table(tmp_path / "t.csv", rows), images)
+        read_groups(_table(tmp_path / "t.csv", rows), (), images)
+    table = _table(tmp_path / "t.csv", [("file", "age"), ("a.png", 1)])
+    with pytest.raises(PipelineError, match="has no column sex"):
+        read_groups(table, ["sex"], images)
 
 
 # Runs.
@@ -324,12 +329,16 @@ def test_a_signal_beside_the_same_shortcut_keeps_its_auc(planted, tmp_path):
 
 def test_groups_and_the_choice_by_adjusted_aucs(planted, tmp_path, capsys):
     files = sorted(planted["shortcut"].rglob("*.png"))
-    rows = [("file", "site", "age"), *((p.name, "ab"[i % 2], 20 + i) for i, p in enumerate(files))]
+    rows = [
+        ("file", "site", "age", "no"),
+        *((p.name, "ab"[i % 2], 20 + i, i) for i, p in enumerate(files)),
+    ]
     table = _table(tmp_path / "groups.csv", rows)
-    options = ("--groups", table, "--adjust", "brightness")
+    options = ("--groups", table, "site", "age", "--adjust", "brightness")
     folder = _train(planted["shortcut"], tmp_path / "out", *options)
     metrics = load_metrics(folder)
     assert {"site", "age"} < metrics["shortcuts"].keys()
+    assert "no" not in metrics["shortcuts"]
     found = result_of(metrics)["adjusted"]
     assert set(found["site"]["groups"]) == {"a", "b"}
     assert found["site"]["counted"] == found["age"]["counted"] + found["age"]["left_out"] == 60

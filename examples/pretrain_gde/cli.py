@@ -206,7 +206,7 @@ def evaluate_run(folder: Path, options: argparse.Namespace, runtime: Runtime) ->
         split,
         settings,
         cache,
-        groups=options.groups or (Path(saved["groups"]) if saved.get("groups") else None),
+        groups=options.groups or saved.get("groups", ()),
         readable=readable,
         skip_bad=options.skip_bad,
         progress=runtime.progress,
@@ -320,7 +320,7 @@ def make_source(options: argparse.Namespace) -> Source:
         tuple(options.held_out) if options.held_out else None,
         options.skip_bad,
         options.published,
-        options.groups,
+        (*(str(Path(file).resolve()) for file in options.groups[:1]), *options.groups[1:]),
     )
 
 
@@ -404,7 +404,11 @@ def _add_published(parser: argparse.ArgumentParser) -> None:
 
 def _add_groups(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--groups", type=Path, help="CSV of file and covariates (age, view, ...) to adjust AUCs for"
+        "--groups",
+        nargs="+",
+        default=(),
+        metavar=("FILE", "COLUMN"),
+        help="a CSV of file and covariates (age, view, ...) to adjust AUCs for; (all columns)",
     )
 
 

@@ -100,15 +100,15 @@ def load_dataset(
     settings: Settings,
     cache: Path,
     *,
-    groups: Path | None = None,
+    groups: Sequence[str] = (),
     readable: Sequence[Path] = (),
     skip_bad: bool = False,
     progress: bool = True,
 ) -> Dataset:
     """Load the images of a split, and the lung masks if the settings need them.
 
-    `groups` is a table of more covariates, see `read_groups`. What is not in `cache` is taken from
-    one of the folders of `readable`, or made and put there.
+    `groups` is a table of more covariates and the columns to read, see `read_groups`. What is not
+    in `cache` is taken from one of the folders of `readable`, or made and put there.
 
     Raises
     ------
@@ -141,9 +141,9 @@ def load_dataset(
         raise BadFilesError(folder, bad)
     remaining = Split(split.layout, **parts)
     check_split(remaining, folder)
-    if groups is not None:
+    if groups:
         paths = {part: [entry.path for entry in entries] for part, entries in parts.items()}
-        for part, columns in read_groups(groups, paths).items():
+        for part, columns in read_groups(Path(groups[0]), groups[1:], paths).items():
             covariates[part] |= columns
     if settings.adjust and settings.adjust not in covariates["valid"]:
         known = ", ".join(covariates["valid"])

@@ -41,7 +41,7 @@ SPLIT_FORM: dict[str, Any] = {
     "cache?": str,
     "held_out?": [COUNT, COUNT],
     "published?": tuple(PUBLISHED_AUC),
-    "groups?": str,
+    "groups?": [str],
     "shared_patients?": SHARED_FORM,
 }
 

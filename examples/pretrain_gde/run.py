@@ -56,8 +56,8 @@ class Source:
         Whether missing and damaged files are left out.
     published : str or None
         Data set whose published AUC the report marks, if not that of the layout.
-    groups : Path or None
-        A table of more covariates, as for `read_groups`.
+    groups : tuple of str
+        A table of more covariates, and the columns to read, as for `read_groups`.
     """
 
     folder: Path
@@ -66,7 +66,7 @@ class Source:
     held_out: tuple[int, int] | None = None
     skip_bad: bool = False
     published: str | None = None
-    groups: Path | None = None
+    groups: tuple[str, ...] = ()
 
 
 def run_folder(out: Path, variant: str, seed: int) -> Path:
@@ -241,7 +241,7 @@ def load(
                 "cache": str(source.cache.resolve()),
                 "held_out": source.held_out,
                 "published": source.published,
-                "groups": source.groups and str(source.groups.resolve()),
+                "groups": list(source.groups),
             }
             made_from["shared_patients"] = shared_patients(dataset.split)
             write_json(path, {**split.as_dict(), **made_from})

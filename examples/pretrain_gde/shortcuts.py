@@ -64,7 +64,9 @@ def _describe(image: Gray, sides: tuple[int, int]) -> tuple[float, ...]:
     return tuple(float(number) for number in numbers)
 
 
-def read_groups(path: Path, images: Mapping[str, Sequence[str]]) -> dict[str, Covariates]:
+def read_groups(
+    path: Path, columns: Sequence[str], images: Mapping[str, Sequence[str]]
+) -> dict[str, Covariates]:
     """Read what a table says of the images of each part: a covariate for each column.
 
     Parameters
@@ -73,6 +75,8 @@ def read_groups(path: Path, images: Mapping[str, Sequence[str]]) -> dict[str, Co
         A CSV file with a column ``file``, an image's path in the data folder or its name alone, and
         others: numbers where all cells are and more than `MOST_GROUPS` differ, else groups. What is
         not known is empty.
+    columns : sequence of str
+        Those to read; all others where none is named.
     images : dict of str to sequence of str
         The paths of each part; those that the table does not name are of unknown covariate.
 
@@ -83,10 +87,10 @@ def read_groups(path: Path, images: Mapping[str, Sequence[str]]) -> dict[str, Co
         other column.
     """
     rows: dict[str, dict[str, str]] = {}
-    for line, row in read_csv(path, ("file",)):
+    for line, row in read_csv(path, ("file", *columns)):
         if rows.setdefault(row.pop("file"), row) is not row:
             raise PipelineError(f"{path}, line {line}: this file is given twice")
-    columns = list(next(iter(rows.values()), {}))
+    columns = columns or list(next(iter(rows.values()), {}))
     if not columns or WORDS.keys() & columns:
         told = first(columns, 3) or "none"
         raise PipelineError(f"{path} must have rows, and columns of names of its own, got {told}")

@@ -27,7 +27,7 @@ def transfer(
     abnormal: Sequence[Path],
     folds: int,
     *,
-    groups: Path | None = None,
+    groups: Sequence[str] = (),
     progress: bool = True,
 ) -> dict[str, Any]:
     """Fit the scores to normals of another source, and test them there, by cross-validation.
@@ -69,8 +69,9 @@ def transfer(
             upright[path] = fine
     tell_of_lungs(upright)
     covariates = dict(zip(WORDS, np.array([each.numbers for each in seen]).T, strict=True))
-    if groups is not None:
-        covariates |= read_groups(groups, {"test": [path.as_posix() for path in given]})["test"]
+    if groups:
+        paths = {"test": [path.as_posix() for path in given]}
+        covariates |= read_groups(Path(groups[0]), groups[1:], paths)["test"]
     parts = dict.fromkeys(("train", "valid", "test"), covariates)
     parts["train"] = {name: values[~truth] for name, values in covariates.items()}
     shortcuts = judge(parts, truth, truth)
