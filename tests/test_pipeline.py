@@ -52,6 +52,7 @@ from examples.pretrain_gde.phantoms import write_phantoms  # noqa: E402
 from examples.pretrain_gde.readers import Entry, read_split  # noqa: E402
 from examples.pretrain_gde.runtime import Runtime  # noqa: E402
 from examples.pretrain_gde.settings import VARIANTS, Settings, derive_seed  # noqa: E402
+from examples.pretrain_gde.shortcuts import WORDS, strongest  # noqa: E402
 from examples.pretrain_gde.view import View  # noqa: E402
 
 COUNTS = {
@@ -1430,7 +1431,9 @@ def test_transfer_fits_to_the_other_normals(cropped, phantoms, tmp_path, capsys)
     assert "folds must be 2 or more and leave 20 normals, got 0" in capsys.readouterr().err
     assert main("transfer", cropped, *options, "--folds", "3") == 0
     told = "warning: no upright pair of lungs in 1 of 35 images"
-    assert capsys.readouterr().err == f"{told}: {folder / 'phantom0001.png'}\n"
+    printed = capsys.readouterr()
+    assert printed.err == f"{told}: {folder / 'phantom0001.png'}\n"
+    assert "AUC adjusted for it" in printed.out
     twice = ("--normal", folder, min(folder.iterdir()))
     assert main("transfer", cropped, *options, "--folds", "3", *twice) == 1
     assert "an image is given twice" in capsys.readouterr().err
@@ -1442,6 +1445,11 @@ def test_transfer_fits_to_the_other_normals(cropped, phantoms, tmp_path, capsys)
     values = result["auc"]["both"]["places2"]["values"]
     assert len(values) == 3
     assert result["auc"]["both"]["places2"]["mean"] == pytest.approx(np.mean(values))
+    pooled = result["pooled"]["both"]["places2"]
+    assert min(values) <= pooled["auc"] <= max(values)
+    assert pooled["adjusted"].keys() == result["shortcuts"].keys() > {"brightness", "bytes"}
+    found = strongest(result["shortcuts"])
+    assert f"strongest shortcut: {WORDS[found[0]]}, {found[1]:.3f} alone" in printed.out
     (folder / "bad.png").write_bytes(b"no image")
     assert main("transfer", cropped, *options, "--folds", "3") == 1
     assert "bad.png cannot be read" in capsys.readouterr().err

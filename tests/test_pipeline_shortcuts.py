@@ -372,3 +372,16 @@ def test_adjusting_needs_abnormal_validation_images(planted, tmp_path, capsys):
     given += ["--quiet", "--adjust", "bytes"]
     assert cli.main([str(option) for option in given]) == 1
     assert "adjust needs abnormal images to validate on" in capsys.readouterr().err
+
+
+def test_compare_has_the_shortcut_and_what_is_left_beyond_it(planted, tmp_path, capsys):
+    given = ["compare", "--data", planted["shortcut"], "--out", tmp_path, "--preset", "quick"]
+    given += ["--variants", "cutpaste", "--size", 32, "--epochs", 0, "--device", "cpu", "--quiet"]
+    assert cli.main([str(option) for option in given]) == 0
+    head, _, row = (tmp_path / "compare.md").read_text().splitlines()
+    cells = dict(zip(head.split(" | "), row.split(" | "), strict=True))
+    metrics = load_metrics(tmp_path / "cutpaste" / "seed0")
+    name, alone = strongest(metrics["shortcuts"])
+    assert cells["AUC, strongest shortcut"] == f"{alone:.3f}"
+    adjusted = result_of(metrics)["adjusted"][name]["auc"]
+    assert cells["chosen, adjusted for it"] == f"{adjusted:.3f}"
