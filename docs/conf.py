@@ -83,6 +83,8 @@ def lead_out(app: object, relative: Path, parent: str, content: list[str]) -> No
 
     def absolute(link: re.Match[str]) -> str:
         target = (included.parent / link[2]).resolve()
+        if target.suffix == ".png":  # a picture of this folder
+            return f"{link[1]}/{target.relative_to(HERE)}{link[3]}"
         return f"{link[1]}{REPOSITORY}/blob/main/{target.relative_to(root).as_posix()}{link[3]}"
 
     if HERE not in included.parents:
