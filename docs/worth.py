@@ -9,8 +9,15 @@ import numpy as np
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
+import anatpaste_aug as ap  # noqa: E402
 from anatpaste_aug.data import phantom_radiograph  # noqa: E402
+from examples.pretrain_gde.data import Dataset  # noqa: E402
+from examples.pretrain_gde.detector import fit_detector  # noqa: E402
+from examples.pretrain_gde.heatmap import heat_maps, overlay  # noqa: E402
 from examples.pretrain_gde.metrics import measure, measure_adjusted  # noqa: E402
+from examples.pretrain_gde.model import seeded_network  # noqa: E402
+from examples.pretrain_gde.readers import Entry, Split  # noqa: E402
+from examples.pretrain_gde.settings import PRESETS, Settings  # noqa: E402
 from examples.pretrain_gde.shortcuts import WORDS, describe  # noqa: E402
 
 BLUE, ORANGE = "#2b6cb0", "#c05621"
@@ -72,3 +79,38 @@ for axis, real, title in zip(axes, (0.0, 2.0), ("the exposure alone", "disease, 
     axis.set(xlabel="brightness", ylabel="score" if real == 0 else "")
 axes[0].legend(fontsize=8)
 save(figure, "adjusted")
+
+# A place's share: of an untrained network's score by place, fitted to phantoms.
+settings = Settings(**{**PRESETS["laptop"], "epochs": 0})
+parts = {"train": range(120), "valid": range(120, 160)}
+images, masks = {}, {}
+for part, seeds in parts.items():
+    films = [phantom_radiograph(256, np.random.default_rng(seed)) for seed in seeds]
+    images[part] = np.stack([settings.view.see(film)[0] for film in films])
+    seen = [settings.view.see_mask(film, settings.mask)[0] for film in films]
+    masks[part] = np.stack(seen).astype(np.uint8)
+entries = {part: tuple(Entry(str(seed), False) for seed in seeds) for part, seeds in parts.items()}
+dataset = Dataset(Split("normals", **entries, test=()), images, masks, ())
+detector, _ = fit_detector({"untrained": seeded_network(settings)}, settings, dataset)
+film = phantom_radiograph(256, np.random.default_rng(500))
+mask = ap.lung_mask_robust(film)
+params = ap.sample_opacity(mask, np.random.default_rng(4), kinds="consolidation", size=1.3)
+image = settings.view.see(ap.apply_opacity(film, params, mask))[0][None]
+shares = (detector.shares(image)[0] - detector.usual_shares).reshape(4, 4)
+above = detector.score(image)[0] - detector.usual_shares.sum()
+figure, axes = plt.subplots(1, 3, figsize=(8, 3.1), layout="constrained")
+for axis in axes:
+    axis.imshow(image[0], cmap="gray", vmin=0, vmax=255)
+    axis.axis("off")
+axes[0].set_title(f"score: {above:.2f} above that of normals", fontsize=9)
+side = image.shape[1] / 4
+for (row, column), share in np.ndenumerate(shares):
+    center = (side * (column + 0.5) - 0.5, side * (row + 0.5) - 0.5)
+    axes[1].annotate(f"{share:+.2f}", center, color="yellow", ha="center", va="center", fontsize=9)
+for edge in np.arange(1, 4) * side - 0.5:
+    axes[1].axvline(edge, color="yellow", linewidth=0.5)
+    axes[1].axhline(edge, color="yellow", linewidth=0.5)
+axes[1].set_title(f"16 places' shares of it: sum {shares.sum():.2f}", fontsize=9)
+axes[2].imshow(overlay(image[0], heat_maps(detector, image)[0]))
+axes[2].set_title("the map", fontsize=9)
+save(figure, "shares")
