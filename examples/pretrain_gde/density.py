@@ -65,8 +65,8 @@ class Gaussians(nn.Module):
 
     def __init__(self, places: int, width: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(places, width).double())
-        self.register_buffer("precision", torch.zeros(places, width, width).double())
+        self.register_buffer("mean", torch.empty(places, width, dtype=torch.double))
+        self.register_buffer("precision", torch.empty(places, width, width, dtype=torch.double))
 
     def fit(self, values: torch.Tensor) -> None:
         """Fit (N, D) or (N, K, D) features with Ledoit-Wolf covariances.
@@ -117,7 +117,7 @@ class Scorer(nn.Module):
     def __init__(self, names: Collection[str], count: int = 0) -> None:
         super().__init__()
         self.names = tuple(names)
-        self.register_buffer("centers", torch.zeros(count, WIDTHS[4]).double())
+        self.register_buffer("centers", torch.empty(count, WIDTHS[4], dtype=torch.double))
         self.normal, self.pasted = nn.ModuleDict(), nn.ModuleDict()
         for feature, relative, _ in (SCORES[name] for name in names if name not in NO_GAUSSIAN):
             places = count_places(feature)
