@@ -22,6 +22,7 @@ from examples.pretrain_gde.shortcuts import WORDS, describe  # noqa: E402
 
 BLUE, ORANGE = "#2b6cb0", "#c05621"
 COUNT = 300
+PAPER = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1.5}
 
 
 def save(figure, name):
@@ -106,7 +107,7 @@ axes[0].set_title(f"score: {above:.2f} above that of normals", fontsize=9)
 side = image.shape[1] / 4
 for (row, column), share in np.ndenumerate(shares):
     center = (side * (column + 0.5) - 0.5, side * (row + 0.5) - 0.5)
-    axes[1].annotate(f"{share:+.2f}", center, color="yellow", ha="center", va="center", fontsize=9)
+    axes[1].annotate(f"{share:+.2f}", center, ha="center", va="center", fontsize=9, bbox=PAPER)
 for edge in np.arange(1, 4) * side - 0.5:
     axes[1].axvline(edge, color="yellow", linewidth=0.5)
     axes[1].axhline(edge, color="yellow", linewidth=0.5)

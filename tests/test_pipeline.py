@@ -35,7 +35,7 @@ from sklearn.neighbors import KernelDensity  # noqa: E402
 from threadpoolctl import threadpool_limits  # noqa: E402
 
 from anatpaste_aug.crop import CROP_MARGIN, crop_window  # noqa: E402
-from examples.pretrain_gde import augment, cli, data, evaluate, run, storage, train  # noqa: E402
+from examples.pretrain_gde import augment, cli, data, disk, evaluate, run, storage, train  # noqa: E402
 from examples.pretrain_gde.augment import Augmenter, jitter, reframe, roughen, second_view  # noqa: E402
 from examples.pretrain_gde.density import PUBLISHED, SCORES, Scorer  # noqa: E402
 from examples.pretrain_gde.detector import (  # noqa: E402
@@ -784,7 +784,7 @@ def test_the_other_process_says_in_one_line_that_the_first_has_ended(phantoms, t
     folder = tmp_path / "anatpaste" / "seed0"
     folder.mkdir(parents=True)
     options = ["--data", phantoms, "--out", tmp_path, *TINY, "--threads", "1"]
-    with storage.locked(folder):
+    with disk.locking(folder):
         statuses, (first, other) = run_two(options)
     assert statuses == [1, 1]
     assert "another process is at work here" in first

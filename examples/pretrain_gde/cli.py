@@ -14,7 +14,7 @@ from examples.pretrain_gde.compare import compare
 from examples.pretrain_gde.data import load_dataset, tell_of_lungs
 from examples.pretrain_gde.density import NAMES
 from examples.pretrain_gde.detector import Detector
-from examples.pretrain_gde.disk import is_among
+from examples.pretrain_gde.disk import is_among, locking
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.evaluate import (
     DETECTOR,
@@ -47,7 +47,7 @@ from examples.pretrain_gde.settings import (
     default_precision,
 )
 from examples.pretrain_gde.shortcuts import WORDS, strongest
-from examples.pretrain_gde.storage import locked, printable, read_json, write_json
+from examples.pretrain_gde.storage import printable, read_json, write_json
 from examples.pretrain_gde.transfer import transfer
 from examples.pretrain_gde.view import TONES
 
@@ -179,7 +179,7 @@ def evaluate_command(options: argparse.Namespace, runtime: Runtime) -> None:
     for folder in options.runs:
         load_metrics(folder)  # before the first takes its time
     for folder in options.runs:
-        with locked(folder):
+        with locking(folder):
             metrics = evaluate_run(folder, options, runtime)
         print(f"{folder}: {describe_result(metrics)}")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.pretrain_gde.data import Dataset, load_dataset, tell_of_lungs
+from examples.pretrain_gde.disk import locking
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.evaluate import (
     METRICS,
@@ -27,7 +28,7 @@ from examples.pretrain_gde.report import REPORT, write_report
 from examples.pretrain_gde.runtime import Runtime
 from examples.pretrain_gde.settings import Settings
 from examples.pretrain_gde.shortcuts import strongest
-from examples.pretrain_gde.storage import locked, printable, read_json, write_json
+from examples.pretrain_gde.storage import printable, read_json, write_json
 from examples.pretrain_gde.train import CHECKPOINT, train
 
 # The choices whose test AUCs are summed up, by column.
@@ -94,7 +95,7 @@ def run(
     with contextlib.ExitStack() as stack:
         if runtime.leads:
             folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(folder))
+            stack.enter_context(locking(folder))
         if not overwrite:
             check_folder(settings, source, folder, runtime, resume=resume)
         finished = resume and (folder / METRICS).exists()

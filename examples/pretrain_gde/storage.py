@@ -24,7 +24,6 @@ from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.forms import check_form
 
 Tensors = dict[str, torch.Tensor]
-locked = disk.locking
 
 
 def write_text(path: Path, text: str) -> None:
