@@ -26,7 +26,7 @@ from examples.pretrain_gde.data import Dataset, Images
 from examples.pretrain_gde.density import NAMES
 from examples.pretrain_gde.detector import CALLED, AllScores, Detector
 from examples.pretrain_gde.evaluate import DETECTOR, SCORE_TABLE, load_metrics, read_scores
-from examples.pretrain_gde.heatmap import FULL, NO_MAP, has_map, has_places, heat_maps, overlay
+from examples.pretrain_gde.heatmap import NO_MAP, has_map, has_places, heat_maps, overlay
 from examples.pretrain_gde.readers import PUBLISHED_AUC
 from examples.pretrain_gde.settings import Settings
 from examples.pretrain_gde.storage import write_text
@@ -187,9 +187,9 @@ def _explain_maps(detector: Detector) -> str:
         what = (
             f"where its score comes from. It is the sum of {len(detector.usual_shares)} places' "
             "shares. A place is the redder, the more its share lies above the mean of the "
-            "validation normals, and fully red in every image alike where it lies above by "
-            f"{FULL:g} standard deviation of the training normals' scores; what lies below is not "
-            "shown. All together make what the score lies above or below that of these normals"
+            "validation normals, and half red, in every image alike, where by a standard deviation "
+            "of the training normals' scores; what lies below is not shown. All together make what "
+            "the score lies above or below that of these normals"
         )
     return f"Below each image, as the network sees it: {what}. {percent}"
 
