@@ -1321,7 +1321,9 @@ def test_normal_images_alone_are_enough(preset, normals, tmp_path, capsys):
     assert not (folder / "scores.csv").exists()
     assert "no abnormal images to validate on" in (folder / "report.html").read_text()
     image = min(normals.iterdir())
-    assert main("predict", folder, image, "--quiet", "--format", "jsonl") == 0
+    maps = ("--heat-maps", tmp_path / "maps")
+    assert main("predict", folder, image, "--quiet", "--format", "jsonl", *maps) == 0
+    assert len(all_files(tmp_path / "maps")) == 1
     row = json.loads(capsys.readouterr().out)
     assert row["network"] == metrics["selected"]["network"]
     assert main("evaluate", folder, "--quiet") == 0

@@ -13,9 +13,7 @@ from examples.pretrain_gde.detector import Detector, standard
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.model import CELLS, STRIDES, Network, prepare
 
-FULL = 1.0  # standard deviations of the score that a place adds in full color
-RED, OPACITY = np.array([255, 48, 0]), 0.6  # of full color; what lies below is not shown: blue
-# would read as an all-clear, which a score that knows only what was pasted cannot give
+RED, OPACITY = np.array([255, 48, 0]), 0.8
 MIN_MAP = 8  # pixels: coarser maps of Grad-CAM point at nothing
 NO_MAP = "there are no heat maps: the score has no places, and the network was not trained"
 
@@ -34,8 +32,8 @@ def heat_maps(detector: Detector, images: Images, batch: int = 16) -> npt.NDArra
     """Compute where the score of each image comes from.
 
     Of a score by place, how far each place's share lies above its mean over the validation normals:
-    1 is `FULL` standard deviations of the training normals' scores. All places add up to how far
-    the score lies above the mean of the validation normals.
+    1 is a standard deviation of the training normals' scores. All places add up to how far the
+    score lies above the mean of the validation normals.
     Of any other score, Grad-CAM (Selvaraju et al., ICCV 2017) in the trained network, at the
     deepest stage that it depends on whose map is at least `MIN_MAP` pixels wide, scaled to its
     maximum in each image.
@@ -52,7 +50,7 @@ def heat_maps(detector: Detector, images: Images, batch: int = 16) -> npt.NDArra
     Returns
     -------
     maps : (N, S, S) float32 array
-        1 is full color; negative where a place lies below its mean.
+        Negative where a place lies below its mean.
 
     Raises
     ------
@@ -62,9 +60,9 @@ def heat_maps(detector: Detector, images: Images, batch: int = 16) -> npt.NDArra
     if not has_map(detector):
         raise PipelineError(NO_MAP)
     if has_places(detector):
-        unit = FULL * standard(detector.normal_scores)[1]
-        shares = (detector.shares(images) - detector.usual_shares) / unit
-        found = torch.from_numpy(shares).float().reshape(-1, 1, CELLS, CELLS)
+        above = detector.shares(images) - detector.usual_shares
+        above /= standard(detector.normal_scores)[1]
+        found = torch.from_numpy(above).float().reshape(-1, 1, CELLS, CELLS)
     else:
         network, score = detector.networks["trained"].eval(), detector.choice.score
         device = next(network.parameters()).device
@@ -95,6 +93,11 @@ def grad_cam(network: Network, scorer: Scorer, name: str, inputs: torch.Tensor) 
 
 
 def overlay(image: Images, heat: npt.NDArray[np.float32]) -> Images:
-    """Draw what of a heat map is above 0 over a gray image, in red: (H, W, 3) uint8."""
-    weight = OPACITY * heat.clip(0, 1)[..., None]
+    """Draw what of a heat map is above 0 over a gray image: (H, W, 3) uint8, half red at 1.
+
+    What is below is not drawn: it would read as an all-clear, which a score that knows only what
+    was pasted cannot give.
+    """
+    red = heat.clip(0)[..., None]
+    weight = OPACITY * red / (1 + red)  # so that what is large is still told from the largest
     return (image[..., None] * (1 - weight) + RED * weight).round().astype(np.uint8)

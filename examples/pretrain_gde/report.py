@@ -26,7 +26,7 @@ from examples.pretrain_gde.data import Dataset, Images
 from examples.pretrain_gde.density import NAMES
 from examples.pretrain_gde.detector import CALLED, AllScores, Detector, as_tensors
 from examples.pretrain_gde.evaluate import DETECTOR, caution, load_metrics, worth
-from examples.pretrain_gde.heatmap import FULL, NO_MAP, has_map, has_places, heat_maps, overlay
+from examples.pretrain_gde.heatmap import NO_MAP, has_map, has_places, heat_maps, overlay
 from examples.pretrain_gde.readers import PUBLISHED_AUC
 from examples.pretrain_gde.settings import Settings
 from examples.pretrain_gde.shortcuts import WORDS, strongest
@@ -105,7 +105,6 @@ def write_report(
         highest=_ranked(detector, dataset, part, chosen, highest=True),
         lowest=_ranked(detector, dataset, part, chosen, highest=False),
         places=len(detector.usual_shares) if has_places(detector) else 0,
-        full=FULL,
         no_map="" if has_map(detector) else NO_MAP,
     )
     write_text(folder / REPORT, page)

@@ -1,0 +1,99 @@
+"""Whether heat maps point at opacities that were pasted into the test's normals of a run.
+
+python -m benchmarks.heat_maps RUN --data DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.metrics import roc_auc_score
+from torch.nn import functional
+
+from examples.pretrain_gde.augment import paste_opacities
+from examples.pretrain_gde.data import Images, load_dataset
+from examples.pretrain_gde.detector import BOTH, Detector
+from examples.pretrain_gde.evaluate import DETECTOR, SPLIT
+from examples.pretrain_gde.heatmap import grad_cam, has_places, heat_maps
+from examples.pretrain_gde.model import CELLS, MAPPED, prepare
+from examples.pretrain_gde.readers import SPLIT_FORM, Split
+from examples.pretrain_gde.storage import read_json
+
+INSIDE = 26  # least opacity, of 255, of what counts as pasted
+
+Maps = npt.NDArray[np.float32]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    options = parser.parse_args()
+    detector = Detector.load(options.run / DETECTOR)
+    split = Split.from_dict(read_json(options.run / SPLIT, SPLIT_FORM))
+    cache = options.run / "cache"
+    dataset = load_dataset(options.data, split, detector.settings, cache)
+    reddest = heat_maps(detector, np.array(dataset.images["test"])).max((1, 2))
+    for kind in (False, True):
+        half, tenth = np.quantile(reddest[dataset.labels("test") == kind], (0.5, 0.9))
+        print(f"abnormal {kind}: reddest pixel {half:.2f} (median), 90 % below {tenth:.2f}")
+    # Masks are made of the parts to train and validate on, so the test stands in for the latter.
+    swapped = replace(split, valid=split.test, test=split.valid)
+    images, masks = load_dataset(options.data, swapped, detector.settings, cache).normals("valid")
+    assert masks is not None
+    pasted, alpha = paste_opacities(
+        torch.from_numpy(images)[:, None],
+        torch.from_numpy(masks)[:, None].bool(),
+        torch.Generator().manual_seed(0),
+    )
+    found = (alpha >= INSIDE).any(3).any(2)[:, 0]
+    inside, lungs = (alpha[found, 0] >= INSIDE).numpy(), masks[found].astype(bool)
+    print(f"{inside.mean():.3f} of the area pasted, {inside[lungs].mean():.3f} of the lungs")
+    print("| map | pixel AUC | mean by image | in the lungs | red inside |\n" + "| --- " * 5 + "|")
+    usual, _ = dataset.normals("valid")
+    for name, maps in all_maps(detector, usual, pasted[found, 0].numpy(), inside):
+        pooled = roc_auc_score(inside.ravel(), maps.ravel())
+        pairs = zip(inside, maps, strict=True)
+        each = np.mean([roc_auc_score(truth.ravel(), one.ravel()) for truth, one in pairs])
+        within = roc_auc_score(inside[lungs], maps[lungs])
+        red = 100 * maps[inside].clip(0).sum() / maps.clip(0).sum()
+        print(f"| {name} | {pooled:.3f} | {each:.3f} | {within:.3f} | {red:.1f} % |")
+
+
+def all_maps(
+    detector: Detector, usual: Images, images: Images, inside: npt.NDArray[np.bool_]
+) -> Iterator[tuple[str, Maps]]:
+    """Make maps in every way, of the chosen score if it has places, else of places2."""
+    score = detector.choice.score if has_places(detector) else "places2"
+    inputs = prepare(torch.from_numpy(images)[:, None])
+    for network in (*detector.networks, BOTH):
+        one = replace(detector, choice=replace(detector.choice, network=network, score=score))
+        one = replace(one, usual_shares=one.shares(usual).mean(0))
+        yield f"{score}, {network}", heat_maps(one, images)
+        bare = replace(one, usual_shares=np.zeros_like(one.usual_shares))
+        yield f"{score}, {network}, shares as they are", heat_maps(bare, images)
+    for network, scorer in detector.scorers.items():
+        cam = grad_cam(detector.networks[network], scorer, score, inputs)
+        yield f"{score}, {network}, Grad-CAM", enlarged(cam / cam.amax((1, 2, 3), True), images)
+    if "trained" in detector.networks and detector.settings.map_weight:
+        trained = detector.networks["trained"]
+        with torch.no_grad():
+            logits = trained.map_heads[0](trained.stages(inputs)[MAPPED[0]])
+        yield "the map head", enlarged(torch.sigmoid(logits), images)
+    yield "how often a pixel was pasted", np.broadcast_to(inside.mean(0), images.shape)
+    truth = functional.adaptive_avg_pool2d(torch.from_numpy(inside)[:, None].float(), CELLS)
+    yield "the truth, by place", enlarged(truth, images)
+
+
+def enlarged(maps: torch.Tensor, images: Images) -> Maps:
+    return functional.interpolate(maps, images.shape[1:], mode="bicubic")[:, 0].numpy()
+
+
+if __name__ == "__main__":
+    main()
