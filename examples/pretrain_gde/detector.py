@@ -326,8 +326,6 @@ class Detector:
             if normal.ndim != 1 or not normal.size or (np.diff(normal) < 0).any():
                 raise ValueError("normal_scores must be sorted, one at least")
             usual = tensors.pop("usual_shares").numpy()
-            if usual.shape != (count_places(SCORES[choice.score][0]),):
-                raise ValueError("usual_shares must be one for each place")
             networks, scorers = {}, {}
             for name in NETWORKS if settings.epochs else ("untrained",):
                 networks[name] = Network(settings)
@@ -339,6 +337,8 @@ class Detector:
                 standards[name] = {score: standards[name][score] for score in scorers[name].names}
             if any(choice.score not in scorers[name].names for name in choice.networks):
                 raise ValueError(f"it has no {choice.score}")
+            if usual.shape != (count_places(SCORES[choice.score][0]),):
+                raise ValueError("usual_shares must be one for each place")
         except (KeyError, TypeError, ValueError, RuntimeError, PipelineError) as error:
             reason = textwrap.shorten(str(error), 300)
             raise PipelineError(f"{path} holds no detector: {reason}") from error
