@@ -241,7 +241,7 @@ def result_of(metrics: dict[str, Any], which: str = "selected") -> dict[str, Any
 
 def worth(metrics: dict[str, Any]) -> str:
     """Say what is left of the test AUC beyond the strongest shortcut; empty if there is none."""
-    found = strongest(metrics["shortcuts"] or {})
+    found = strongest(metrics["shortcuts"])
     if found is None:
         return ""
     name, alone = found
@@ -257,7 +257,7 @@ def worth(metrics: dict[str, Any]) -> str:
 
 def caution(metrics: dict[str, Any]) -> str:
     """Say in a sentence if a shortcut comes near the chosen score; empty if none does."""
-    found = strongest(metrics["shortcuts"] or {})
+    found = strongest(metrics["shortcuts"])
     if found is None or found[1] < result_of(metrics)["auc"] - NEAR:
         return ""
     return (
@@ -282,6 +282,12 @@ def load_metrics(folder: Path) -> dict[str, Any]:
                     choice["network"], ()
                 ):
                     raise PipelineError(f"{which} names a score that was not measured")
+        for found in (metrics["test"] or {}).values():
+            for one in (result["adjusted"] for result in found.values()):
+                pairs = [(each["auc"], each["auc_interval"]) for each in one.values()]
+                halves = any(pair.count(None) == 1 for pair in pairs)
+                if halves or one.keys() != (metrics["shortcuts"] or {}).keys():
+                    raise PipelineError("its adjusted AUCs are not of its shortcuts")
     except (KeyError, TypeError, PipelineError) as error:
         raise PipelineError(f"{folder / METRICS} is not one of the pipeline's: {error}") from error
     return metrics

@@ -87,15 +87,15 @@ def write_report(
         plots.append(_plot(_draw_losses, metrics["epochs"]))
         if sum("valid" in record for record in metrics["epochs"]) > 1:
             plots.append(_plot(_draw_validation, metrics["epochs"]))
-    shortcut = strongest(metrics["shortcuts"] or {})
-    if shortcut and dataset.covariates["test"][shortcut[0]].dtype.kind == "f":
-        values = dataset.covariates["test"][shortcut[0]]
-        plots.append(_plot(_draw_shortcut, truth, values, chosen, shortcut[0]))
+    shortcut, _ = strongest(metrics["shortcuts"]) or (None, 0.0)
+    values = dataset.covariates["test"].get(shortcut)
+    if values is not None and values.dtype.kind == "f":
+        plots.append(_plot(_draw_shortcut, truth, values, chosen, shortcut))
     page = PAGE.render(
         metrics=metrics,
         names=NAMES,
         shortcuts=WORDS,
-        strongest=shortcut and shortcut[0],
+        strongest=shortcut,
         worth=worth(metrics),
         caution=caution(metrics),
         called=CALLED,

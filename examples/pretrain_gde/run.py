@@ -287,7 +287,7 @@ def describe_result(metrics: dict[str, Any]) -> str:
 def summarize(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the mean and standard deviation of the test AUCs and APs over seeds."""
     columns: dict[str, list[Any]] = {}
-    shortcuts = [strongest(metrics["shortcuts"] or {}) for metrics in results]
+    shortcuts = [strongest(metrics["shortcuts"]) for metrics in results]
     if all(metrics["test"] for metrics in results):
         for name, which in CHOICES.items():
             columns[name] = [result_of(metrics, which)["auc"] for metrics in results]

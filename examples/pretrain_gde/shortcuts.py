@@ -184,11 +184,11 @@ def _distance(values: npt.NDArray[Any], normal: npt.NDArray[Any]) -> npt.NDArray
     return np.array([-np.mean(normal == group) for group in values])
 
 
-def strongest(shortcuts: Mapping[str, Any]) -> tuple[str, float] | None:
+def strongest(shortcuts: Mapping[str, Any] | None) -> tuple[str, float] | None:
     """Name the shortcut of the highest AUC, either way, and give it; None without any."""
     found = [
         (result["auc"], name)
-        for name, each in shortcuts.items()
+        for name, each in (shortcuts or {}).items()
         for result in (each["raw"], each["distance"])
         if result is not None
     ]
