@@ -46,7 +46,7 @@ from examples.pretrain_gde.settings import (
     Settings,
     default_precision,
 )
-from examples.pretrain_gde.shortcuts import WORDS, strongest
+from examples.pretrain_gde.shortcuts import in_words, strongest
 from examples.pretrain_gde.storage import printable, read_json, write_json
 from examples.pretrain_gde.transfer import transfer
 from examples.pretrain_gde.view import TONES
@@ -282,7 +282,7 @@ def transfer_command(options: argparse.Namespace, runtime: Runtime) -> None:
         f"standard deviation {best['sd']:.3f} over {result['folds']} folds"
     )
     if found := strongest(result["shortcuts"]):
-        print(f"\nstrongest shortcut: {WORDS.get(found[0], found[0])}, {found[1]:.3f} alone")
+        print(f"\nstrongest shortcut: {in_words(found[0])}, {found[1]['auc']:.3f} alone")
         adjusted = {
             network: {name: each["adjusted"][found[0]] for name, each in named.items()}
             for network, named in result["pooled"].items()

@@ -29,7 +29,7 @@ from examples.pretrain_gde.model import Network, seeded_network
 from examples.pretrain_gde.readers import PARTS, SHARED_FORM, shared_patients
 from examples.pretrain_gde.runtime import Runtime, describe
 from examples.pretrain_gde.settings import LIMITS, Settings
-from examples.pretrain_gde.shortcuts import NEAR, WORDS, Covariates, judge, strongest
+from examples.pretrain_gde.shortcuts import NEAR, Covariates, in_words, judge, strongest
 from examples.pretrain_gde.storage import (
     csv_cell,
     load_tensors,
@@ -249,20 +249,23 @@ def worth(metrics: dict[str, Any]) -> str:
         result_of(metrics, which)["adjusted"][name]["auc"]
         for which in ("selected", "without_training")
     )
-    told = "no normal is like the abnormal images"
+    told = "too few normals are like the abnormal images to adjust for it"
     if left is not None:
         told = f"adjusted for it, the chosen score has {left:.3f}, untrained {untrained:.3f}"
-    return f"The strongest shortcut, {WORDS.get(name, name)}, has {alone:.3f} alone; {told}."
+    return f"The strongest shortcut, {in_words(name)}, has {alone['auc']:.3f} alone; {told}."
 
 
 def caution(metrics: dict[str, Any]) -> str:
     """Say in a sentence if a shortcut comes near the chosen score; empty if none does."""
-    found = strongest(metrics["shortcuts"])
-    if found is None or found[1] < result_of(metrics)["auc"] - NEAR:
+    found, chosen = strongest(metrics["shortcuts"]), metrics["test"] and result_of(metrics)["auc"]
+    if found is None or found[1]["auc"] < chosen - NEAR or found[1]["auc_interval"][0] <= 0.5:
         return ""
+    name, alone = found
+    by_group = metrics["shortcuts"][name]["way"] == "by group"
     return (
-        f"One number, {WORDS.get(found[0], found[0])}, does nearly as well: this data may be told "
-        "apart by something other than disease."
+        f"One {'column' if by_group else 'number'}, {in_words(name)}, does "
+        f"{'better' if alone['auc'] > chosen else 'nearly as well'}: this data may be told apart "
+        "by something other than disease."
     )
 
 

@@ -29,7 +29,7 @@ from examples.pretrain_gde.evaluate import DETECTOR, caution, load_metrics, wort
 from examples.pretrain_gde.heatmap import NO_MAP, has_map, has_places, heat_maps, overlay
 from examples.pretrain_gde.readers import PUBLISHED_AUC
 from examples.pretrain_gde.settings import Settings
-from examples.pretrain_gde.shortcuts import WORDS, strongest
+from examples.pretrain_gde.shortcuts import WORDS, in_words, strongest
 from examples.pretrain_gde.storage import write_text
 
 REPORT = "report.html"
@@ -87,7 +87,7 @@ def write_report(
         plots.append(_plot(_draw_losses, metrics["epochs"]))
         if sum("valid" in record for record in metrics["epochs"]) > 1:
             plots.append(_plot(_draw_validation, metrics["epochs"]))
-    shortcut, _ = strongest(metrics["shortcuts"]) or (None, 0.0)
+    shortcut, _ = strongest(metrics["shortcuts"]) or ("", None)
     values = dataset.covariates["test"].get(shortcut)
     if values is not None and values.dtype.kind == "f":
         plots.append(_plot(_draw_shortcut, truth, values, chosen, shortcut))
@@ -175,7 +175,11 @@ def _draw_shortcut(
 ) -> None:
     for kind, label, color in ((True, "abnormal", ORANGE), (False, "normal", BLUE)):
         axes.scatter(values[truth == kind], scores[truth == kind], 8, color, alpha=0.6, label=label)
-    axes.set(title="The strongest shortcut", xlabel=WORDS.get(name, name), ylabel="chosen score")
+    axes.set(
+        title="The strongest shortcut",
+        xlabel=in_words(name).replace("$", r"\$"),
+        ylabel="chosen score",
+    )
     axes.legend(fontsize=8)
 
 

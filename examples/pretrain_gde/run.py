@@ -295,7 +295,7 @@ def summarize(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 result_of(metrics, which)["adjusted"][found[0]]["auc"] if found else None
                 for metrics, found in zip(results, shortcuts, strict=True)
             ]
-        columns["shortcut"] = [found[1] if found else None for found in shortcuts]
+        columns["shortcut"] = [found[1]["auc"] if found else None for found in shortcuts]
         for network, scores in results[0]["test"].items():
             for name in scores:
                 measured = [metrics["test"][network][name] for metrics in results]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.metrics import measure, placements
-from examples.pretrain_gde.storage import first, read_csv
+from examples.pretrain_gde.storage import first, printable, read_csv
 from examples.pretrain_gde.view import Gray, resize
 
 WORDS = {  # what `describe` returns, in this order
@@ -90,8 +90,8 @@ def read_groups(
     for line, row in read_csv(path, ("file", *columns)):
         if rows.setdefault(row.pop("file"), row) is not row:
             raise PipelineError(f"{path}, line {line}: this file is given twice")
-    columns = columns or list(next(iter(rows.values()), {}))
-    if not columns or WORDS.keys() & columns:
+    columns = columns or [name for name in next(iter(rows.values()), {}) if name]
+    if not columns or {"file", *WORDS} & set(columns):
         told = first(columns, 3) or "none"
         raise PipelineError(f"{path} must have rows, and columns of names of its own, got {told}")
     alike = Counter(PurePath(name).name for names in images.values() for name in names)
@@ -131,6 +131,8 @@ def judge(
 ) -> dict[str, Any]:
     """Measure how well each covariate alone tells the abnormal images of the test part, both ways.
 
+    What is the same for all of them, or not known for half of them, is left out.
+
     Parameters
     ----------
     covariates : dict of str to Covariates
@@ -141,17 +143,17 @@ def judge(
     Returns
     -------
     dict
-        By covariate that is not the same for all: ``way``, which is found on the validation part to
-        be abnormal, "higher", "lower", or "by group", the more often a group's images are; ``raw``,
-        the result of `measure` in this way; ``distance``, of the distance to the median of the
-        training normals, or for groups of how rare they are among these, which needs no label. None
-        where that is not known.
+        By covariate: ``way``, which is found on the validation part to be abnormal, "higher",
+        "lower", or "by group", the more often a group's images are; ``raw``, the result of
+        `measure` in this way; ``distance``, of the distance to the median of the training normals,
+        or for groups of how rare they are among these, which needs no label. None where that is not
+        known.
     """
     found = {}
     for name, values in covariates["test"].items():
         near, there = covariates["train"][name], covariates["valid"][name]
         known, kept = _known(values), _known(there)
-        if len(set(values[known])) < 2 or len(set(truth[known])) < 2:
+        if known.mean() < 0.5 or len(set(values[known])) < 2 or len(set(truth[known])) < 2:
             continue
         way, raw, distance = None, None, None
         if len(set(labels[kept])) == 2:
@@ -184,13 +186,17 @@ def _distance(values: npt.NDArray[Any], normal: npt.NDArray[Any]) -> npt.NDArray
     return np.array([-np.mean(normal == group) for group in values])
 
 
-def strongest(shortcuts: Mapping[str, Any] | None) -> tuple[str, float] | None:
-    """Name the shortcut of the highest AUC, either way, and give it; None without any."""
+def strongest(shortcuts: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]] | None:
+    """Name the shortcut of the highest AUC, either way, with its result; None without any."""
     found = [
-        (result["auc"], name)
+        (name, result)
         for name, each in (shortcuts or {}).items()
         for result in (each["raw"], each["distance"])
         if result is not None
     ]
-    auc, name = max(found, default=(0.0, ""))
-    return (name, auc) if name else None
+    return max(found, key=lambda pair: pair[1]["auc"], default=None)
+
+
+def in_words(name: str) -> str:
+    """Call a covariate by its words, or as its table does."""
+    return WORDS.get(name, printable(name))

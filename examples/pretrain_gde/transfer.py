@@ -41,8 +41,8 @@ def transfer(
         ``chosen``: network and score of the detector; ``auc``: by network and score, the mean and
         ``sd`` over folds, and ``values``; ``pooled``, as of `measure_all`, of the scores of all
         normals, each by its fold, and of the abnormal images, their mean over the folds;
-        ``shortcuts``, as of `judge`, where all images are every part: which way is abnormal is
-        found on the same ones.
+        ``shortcuts``, as of `judge`, of the numbers, where all images are every part: which way is
+        abnormal is found on the same ones.
 
     Raises
     ------
@@ -72,9 +72,12 @@ def transfer(
     if groups:
         paths = {"test": [path.as_posix() for path in given]}
         covariates |= read_groups(Path(groups[0]), groups[1:], paths)["test"]
-    parts = dict.fromkeys(("train", "valid", "test"), covariates)
-    parts["train"] = {name: values[~truth] for name, values in covariates.items()}
+    # Of groups, the same images would be learned by heart.
+    numbers = {name: values for name, values in covariates.items() if values.dtype.kind == "f"}
+    parts = dict.fromkeys(("valid", "test"), numbers)
+    parts["train"] = {name: values[~truth] for name, values in numbers.items()}
     shortcuts = judge(parts, truth, truth)
+    told = {name: v for name, v in covariates.items() if name in shortcuts or name not in numbers}
     order = np.random.default_rng(settings.seed).permutation(len(normal))
     aucs: dict[str, dict[str, list[float]]] = {}
     pooled: AllScores = {}
@@ -106,7 +109,7 @@ def transfer(
             network: {name: summary(values) for name, values in named.items()}
             for network, named in aucs.items()
         },
-        "pooled": measure_all(pooled, truth, {name: covariates[name] for name in shortcuts}),
+        "pooled": measure_all(pooled, truth, told),
         "shortcuts": shortcuts,
     }
 
