@@ -16,26 +16,13 @@ from examples.pretrain_gde.density import NAMES
 from examples.pretrain_gde.detector import Detector
 from examples.pretrain_gde.disk import is_among, locking
 from examples.pretrain_gde.errors import PipelineError
-from examples.pretrain_gde.evaluate import (
-    DETECTOR,
-    SPLIT,
-    changed_parts,
-    evaluate,
-    load_metrics,
-)
+from examples.pretrain_gde.evaluate import DETECTOR, SPLIT, changed_parts, evaluate, load_metrics
 from examples.pretrain_gde.heatmap import NO_MAP, has_map
 from examples.pretrain_gde.phantoms import write_phantoms
 from examples.pretrain_gde.predict import find_images, predict, write_predictions
 from examples.pretrain_gde.readers import PUBLISHED_AUC, READERS, SPLIT_FORM, Split
 from examples.pretrain_gde.report import REPORT, write_report
-from examples.pretrain_gde.run import (
-    Source,
-    describe_result,
-    run,
-    run_folder,
-    run_seeds,
-    summarize,
-)
+from examples.pretrain_gde.run import Source, describe_result, run, run_folder, run_seeds, summarize
 from examples.pretrain_gde.runtime import Runtime, start
 from examples.pretrain_gde.settings import (
     MASKS,
