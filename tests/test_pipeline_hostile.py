@@ -819,6 +819,6 @@ def test_entries_lead_into_the_data_folder_alone():
 
 
 def test_settings_are_of_the_right_type():
-    for name, value in (("size", 32.5), ("batch", "4"), ("channels_last", 1), ("seed", True)):
+    for name, value in (("size", 32.5), ("batch", "4"), ("crop", 1), ("seed", True)):
         with pytest.raises(PipelineError, match=f"{name} must be"):
             Settings(**{name: value})

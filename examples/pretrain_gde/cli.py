@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,16 @@ from examples.pretrain_gde.density import NAMES
 from examples.pretrain_gde.detector import Detector
 from examples.pretrain_gde.disk import is_among, locking
 from examples.pretrain_gde.errors import PipelineError
-from examples.pretrain_gde.evaluate import DETECTOR, SPLIT, changed_parts, evaluate, load_metrics
+from examples.pretrain_gde.evaluate import (
+    DETECTOR,
+    SPLIT,
+    caution,
+    changed_parts,
+    evaluate,
+    load_metrics,
+    result_of,
+    worth,
+)
 from examples.pretrain_gde.heatmap import NO_MAP, has_map
 from examples.pretrain_gde.phantoms import write_phantoms
 from examples.pretrain_gde.predict import find_images, predict, write_predictions
@@ -181,6 +190,9 @@ def evaluate_run(folder: Path, options: argparse.Namespace, runtime: Runtime) ->
         if not saved.get("folder") or not data.is_dir():
             raise PipelineError(f"{folder / SPLIT} does not say where the data are: give --data")
         print(printable(f"{folder}: images from {data}, as {SPLIT} says"), file=sys.stderr)
+    groups = options.groups or saved.get("groups") or ()
+    if groups and not options.groups:
+        print(printable(f"{folder}: groups from {groups[0]}, as {SPLIT} says"), file=sys.stderr)
     cache, readable = options.cache, []
     if cache is None:
         cache = folder / "cache"
@@ -193,7 +205,7 @@ def evaluate_run(folder: Path, options: argparse.Namespace, runtime: Runtime) ->
         split,
         settings,
         cache,
-        groups=options.groups or saved.get("groups", ()),
+        groups=groups,
         readable=readable,
         skip_bad=options.skip_bad,
         progress=runtime.progress,
@@ -230,10 +242,12 @@ def predict_command(options: argparse.Namespace, runtime: Runtime) -> int:
     return 0 if not failed else 3 if scored else 1
 
 
-def _print_table(title: str, results: dict[str, Any], key: str) -> None:
-    """Print one figure of each network's scores, a line for each score."""
+def _print_table(
+    title: str, results: dict[str, Any], key: str, names: Mapping[str, str] = NAMES
+) -> None:
+    """Print one figure of each network's scores, a line for each score, or of other things."""
     print(f"{title:28}" + "".join(f"{network:>12}" for network in results))
-    for name, words in NAMES.items():
+    for name, words in names.items():
         figures = [found.get(name, {}).get(key) for found in results.values()]
         cells = ["" if figure is None else f"{figure:.3f}" for figure in figures]
         if any(cells):
@@ -268,13 +282,24 @@ def transfer_command(options: argparse.Namespace, runtime: Runtime) -> None:
         f"chosen when trained: {chosen['network']}, {NAMES[chosen['score']]}: {best['mean']:.3f}, "
         f"standard deviation {best['sd']:.3f} over {result['folds']} folds"
     )
-    if found := strongest(result["shortcuts"]):
-        print(f"\nstrongest shortcut: {in_words(found[0])}, {found[1]['auc']:.3f} alone")
-        adjusted = {
-            network: {name: each["adjusted"][found[0]] for name, each in named.items()}
-            for network, named in result["pooled"].items()
-        }
-        _print_table("AUC adjusted for it", adjusted, "auc")
+    if not (found := strongest(result["shortcuts"])):
+        return
+    alone = {
+        told: {name: each[key] or {} for name, each in result["shortcuts"].items()}
+        for told, key in (("alone", "raw"), ("distance", "distance"))
+    }
+    _print_table(
+        "\nAUC of shortcuts", alone, "auc", {name: in_words(name) for name in alone["alone"]}
+    )
+    metrics = {"selected": chosen, "test": result["pooled"], "shortcuts": result["shortcuts"]}
+    print(
+        f"all folds together: {result_of(metrics)['auc']:.3f}. {worth(metrics)} {caution(metrics)}"
+    )
+    adjusted = {
+        network: {name: each["adjusted"][found[0]] for name, each in named.items()}
+        for network, named in result["pooled"].items()
+    }
+    _print_table("\nAUC adjusted for it", adjusted, "auc")
 
 
 def make_settings(options: argparse.Namespace, runtime: Runtime, variant: str | None) -> Settings:
@@ -294,7 +319,6 @@ def make_settings(options: argparse.Namespace, runtime: Runtime, variant: str | 
         fresh_masks=fresh,
         imagenet=options.imagenet,
         precision=options.precision or default_precision(runtime.device),
-        channels_last=options.channels_last,
     )
 
 
@@ -433,9 +457,6 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--imagenet", action="store_true", help="start from ImageNet weights")
     parser.add_argument("--precision", choices=PRECISIONS, help="(bf16 where the hardware has it)")
-    parser.add_argument(
-        "--channels-last", action=argparse.BooleanOptionalAction, default=True, help="memory layout"
-    )
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, help="torch.compile (on a GPU)"
     )

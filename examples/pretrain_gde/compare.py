@@ -10,6 +10,7 @@ from typing import Any
 from examples.pretrain_gde.run import Source, check_runs, run_seeds, summarize
 from examples.pretrain_gde.runtime import Runtime
 from examples.pretrain_gde.settings import Settings
+from examples.pretrain_gde.shortcuts import in_words
 from examples.pretrain_gde.storage import write_json, write_text
 
 COLUMNS = {
@@ -56,11 +57,13 @@ def compare(
 def make_table(summaries: dict[str, dict[str, Any]]) -> str:
     """Put the summaries of several variants into one Markdown table, best first."""
     lines = [
-        f"| variant | {' | '.join(COLUMNS.values())} | seeds | minutes a seed |",
-        "| --- " * (len(COLUMNS) + 3) + "|",
+        f"| variant | {' | '.join(COLUMNS.values())} | which it is | seeds | minutes a seed |",
+        "| --- " * (len(COLUMNS) + 4) + "|",
     ]
     for variant, summary in sorted(summaries.items(), key=_order):
         cells = [_mean_and_sd(summary["columns"].get(name)) for name in COLUMNS]
+        named = dict.fromkeys(in_words(name) for name in summary["shortcuts"] if name)
+        cells.append(", ".join(named) or "-")
         seeds = ", ".join(map(str, summary["seeds"]))
         minutes = sum(summary["minutes"]) / len(summary["minutes"])
         lines.append(f"| {variant} | {' | '.join(cells)} | {seeds} | {minutes:.1f} |")

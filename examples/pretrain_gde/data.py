@@ -26,6 +26,7 @@ from anatpaste_aug.data import read_image
 from examples.pretrain_gde import disk
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.forms import LARGE
+from examples.pretrain_gde.metrics import LEAST, LEAST_FITTED, measure_adjusted
 from examples.pretrain_gde.readers import PARTS, Entry, Split, check_split
 from examples.pretrain_gde.settings import Settings
 from examples.pretrain_gde.shortcuts import WORDS, Covariates, describe, read_groups
@@ -118,6 +119,10 @@ def load_dataset(
     """
     disk.remove_abandoned(cache)
     caches = (cache, *readable)
+    known: dict[str, Covariates] = {part: {} for part in PARTS}
+    if groups:  # before all else takes its time
+        paths = {part: [entry.path for entry in split[part]] for part in PARTS}
+        known = read_groups(Path(groups[0]), groups[1:], paths)
     parts, images, skipped = {}, {}, []
     covariates: dict[str, Covariates] = {}
     masks: dict[str, Images] = {}
@@ -134,22 +139,18 @@ def load_dataset(
         parts[part] = tuple(split[part][index] for index in stored.kept)
         images[part] = stored.images
         skipped += stored.bad
-        covariates[part] = dict(zip(WORDS, stored.numbers.T, strict=True))
+        covariates[part] = dict(zip(WORDS, stored.notes[:, 1:].T, strict=True))
+        covariates[part] |= {name: values[stored.kept] for name, values in known[part].items()}
         if settings.view.needs_lungs:
-            upright |= zip((entry.path for entry in parts[part]), stored.upright, strict=True)
+            upright |= zip(
+                (entry.path for entry in parts[part]), stored.notes[:, 0] > 0, strict=True
+            )
     if bad:
         raise BadFilesError(folder, bad)
     remaining = Split(split.layout, **parts)
     check_split(remaining, folder)
-    if groups:
-        paths = {part: [entry.path for entry in entries] for part, entries in parts.items()}
-        for part, columns in read_groups(Path(groups[0]), groups[1:], paths).items():
-            covariates[part] |= columns
-    if settings.adjust and settings.adjust not in covariates["valid"]:
-        known = ", ".join(covariates["valid"])
-        raise PipelineError(f"adjust must be one of {known}, got {settings.adjust!r}")
-    if settings.adjust and not any(entry.abnormal for entry in remaining.valid):
-        raise PipelineError(f"adjust needs abnormal images to validate on, {folder} has none")
+    if settings.adjust:
+        _check_adjust(settings.adjust, remaining, covariates["valid"])
     if settings.needs_masks and not settings.fresh_masks:
         whole = View(NATIVE_SIZE)
         for part in ("train", "valid"):
@@ -162,6 +163,18 @@ def load_dataset(
             if settings.mask == "robust":
                 upright |= zip((entry.path for entry in parts[part]), found, strict=True)
     return Dataset(remaining, images, masks, tuple(skipped), upright, covariates)
+
+
+def _check_adjust(name: str, split: Split, covariates: Covariates) -> None:
+    """Check that AUCs of the validation part can be adjusted for a covariate."""
+    if name not in covariates:
+        raise PipelineError(f"adjust must be one of {', '.join(covariates)}, got {name!r}")
+    labels = np.array([entry.abnormal for entry in split.valid], bool)
+    if measure_adjusted(np.zeros(len(labels)), labels, covariates[name])["auc"] is None:
+        raise PipelineError(
+            f"adjust needs abnormal images to validate on and normals that are alike in {name}: "
+            f"{LEAST} of a group, {LEAST_FITTED} where it is a number"
+        )
 
 
 def tell_of_lungs(upright: Mapping[Any, bool]) -> None:
@@ -187,7 +200,7 @@ class StoredImages:
     key : str
         Digest of the content of all files, their order and the size.
     notes : (N, K) float array
-        What `upright` and `numbers` return.
+        Of each image whether its lungs are upright, and what `describe` says of it.
     """
 
     images: Images
@@ -195,16 +208,6 @@ class StoredImages:
     bad: list[str]
     key: str
     notes: Notes
-
-    @property
-    def upright(self) -> list[bool]:
-        """Tell of which of the images the lungs are an upright pair, or were not needed."""
-        return list(self.notes[:, 0] > 0)
-
-    @property
-    def numbers(self) -> Notes:
-        """Return what `describe` says of the images."""
-        return self.notes[:, 1:]
 
 
 def load_images(
@@ -268,7 +271,7 @@ def _lines(names: Sequence[str], reasons: dict[int, str]) -> list[str]:
 
 def load_masks(
     native: StoredImages, name: str, view: View, *caches: Path, progress: bool = True
-) -> tuple[Images, list[bool]]:
+) -> tuple[Images, npt.NDArray[np.bool_]]:
     """Segment every image once, or take the masks from the cache; and tell of each as `View.see`.
 
     The method's lengths are those of 256 x 256 images, so the lungs are found at that size and the
@@ -282,7 +285,7 @@ def load_masks(
             rows = pool.map(lambda image: Seen(*view.see_mask(image, name)), native.images)
             bar = tqdm(rows, "lung masks", shape[0], unit="img", disable=not progress)
             found = _store(key, bar, shape, caches[0], dict)
-    return found[0], list(found[2][:, 0] > 0)
+    return found[0], found[2][:, 0] > 0
 
 
 def _view_key(view: View) -> tuple[Any, ...]:
@@ -407,7 +410,7 @@ def _store(
             file.write(data)
             digest.update(data)
             notes.append([int(row.upright), *row.numbers])
-        told = {"bad": bad(), "notes": notes, "sha256": digest.hexdigest()}
+        told = {"bad": bad(), "notes": notes, "sha256": _key(digest.hexdigest(), notes)}
         write_json(path.with_suffix(".json"), told)
     found = _cached(key, shape, [cache])
     if found is None:
@@ -422,7 +425,8 @@ def _cached(key: str, shape: tuple[int, ...], caches: Iterable[Path]) -> Stored 
             sidecar = read_json(path.with_suffix(".json"), SIDECAR_FORM)
             reasons = {int(index): reason for index, reason in sidecar["bad"].items()}
             notes = np.array(sidecar["notes"], float)
-            if _digest(path) != sidecar["sha256"] or not set(reasons) <= set(range(shape[0])):
+            digest = _key(_digest(path), sidecar["notes"])
+            if digest != sidecar["sha256"] or not set(reasons) <= set(range(shape[0])):
                 continue
             stored = np.load(path, mmap_mode="c")
             fits = stored.shape == shape and notes.shape == (shape[0], 1 + len(WORDS))

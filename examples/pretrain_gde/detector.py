@@ -169,13 +169,10 @@ class Reference:
         return found
 
     def _auc(self, values: npt.NDArray[np.float64], labels: npt.NDArray[np.bool_]) -> float:
-        adjust = self.settings.adjust
-        if not adjust:
+        if not self.settings.adjust:
             return float(placements(values[~labels], values[labels]).mean())
-        auc = measure_adjusted(values, labels, self.dataset.covariates["valid"][adjust])["auc"]
-        if auc is None:
-            raise PipelineError(f"no validation images are alike in {adjust}: adjust for another")
-        return float(auc)
+        covariate = self.dataset.covariates["valid"][self.settings.adjust]
+        return float(measure_adjusted(values, labels, covariate)["auc"])
 
     def validate(self, network: Network) -> dict[str, float]:
         """Return the AUC of each score of a trained network: of the labels, or of the pasted."""

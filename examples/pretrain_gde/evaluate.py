@@ -221,7 +221,10 @@ def write_scores(path: Path, dataset: Dataset, scores: AllScores) -> None:
     writer.writerow(["path", "abnormal", *columns])
     for index, entry in enumerate(dataset.split.test):
         cells = [column[index] for column in columns.values()]
-        values = [csv_cell(c) if isinstance(c, str) else repr(float(c)) for c in cells]
+        values = [
+            csv_cell(c) if isinstance(c, str) else "" if np.isnan(c) else repr(float(c))
+            for c in cells
+        ]
         writer.writerow([csv_cell(entry.path), int(entry.abnormal), *values])
     write_text(path, text.getvalue())
 
@@ -239,13 +242,16 @@ def worth(metrics: dict[str, Any]) -> str:
     if found is None:
         return ""
     name, alone = found
-    left, untrained = (
-        result_of(metrics, which)["adjusted"][name]["auc"]
-        for which in ("selected", "without_training")
-    )
+    chosen = result_of(metrics)["adjusted"][name]
     told = "too few normals are like the abnormal images to adjust for it"
-    if left is not None:
-        told = f"adjusted for it, the chosen score has {left:.3f}, untrained {untrained:.3f}"
+    if chosen["auc"] is not None:
+        low, high = chosen["auc_interval"]
+        told = f"adjusted for it, the chosen score has {chosen['auc']:.3f} ({low:.3f}-{high:.3f})"
+        if "without_training" in metrics:
+            untrained = result_of(metrics, "without_training")["adjusted"][name]["auc"]
+            told += f", untrained {untrained:.3f}"
+        if chosen["left_out"]:
+            told += f", without {chosen['left_out']} abnormal images that have no normals like them"
     return f"The strongest shortcut, {in_words(name)}, has {alone['auc']:.3f} alone; {told}."
 
 
@@ -279,12 +285,14 @@ def load_metrics(folder: Path) -> dict[str, Any]:
                     choice["network"], ()
                 ):
                     raise PipelineError(f"{which} names a score that was not measured")
-        for found in (metrics["test"] or {}).values():
-            for one in (result["adjusted"] for result in found.values()):
-                pairs = [(each["auc"], each["auc_interval"]) for each in one.values()]
-                halves = any(pair.count(None) == 1 for pair in pairs)
-                if halves or one.keys() != (metrics["shortcuts"] or {}).keys():
-                    raise PipelineError("its adjusted AUCs are not of its shortcuts")
+        results = [one for found in (metrics["test"] or {}).values() for one in found.values()]
+        shortcuts = metrics["shortcuts"] or {}
+        for one in (result["adjusted"] for result in results):
+            pairs = [(each["auc"], each["auc_interval"]) for each in one.values()]
+            if one.keys() != shortcuts.keys() or any(pair.count(None) == 1 for pair in pairs):
+                raise PipelineError("its adjusted AUCs are not of its shortcuts")
+        if shortcuts and not results:
+            raise PipelineError("it holds shortcuts, but nothing was tested")
     except (KeyError, TypeError, PipelineError) as error:
         raise PipelineError(f"{folder / METRICS} is not one of the pipeline's: {error}") from error
     return metrics

@@ -14,6 +14,7 @@ from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.model import CELLS, STRIDES, Network, prepare
 
 RED, OPACITY = np.array([255, 48, 0]), 0.8
+BATCH = 16  # images at a time, for Grad-CAM
 MIN_MAP = 8  # pixels: coarser maps of Grad-CAM point at nothing
 NO_MAP = "there are no heat maps: the score has no places, and the network was not trained"
 
@@ -28,7 +29,7 @@ def has_places(detector: Detector) -> bool:
     return len(detector.usual_shares) > 1
 
 
-def heat_maps(detector: Detector, images: Images, batch: int = 16) -> npt.NDArray[np.float32]:
+def heat_maps(detector: Detector, images: Images) -> npt.NDArray[np.float32]:
     """Compute where the score of each image comes from.
 
     Of a score by place, how far each place's share lies above its mean over the validation normals:
@@ -44,8 +45,6 @@ def heat_maps(detector: Detector, images: Images, batch: int = 16) -> npt.NDArra
         Its chosen score is explained.
     images : (N, S, S) uint8 array
         What the detector sees of images.
-    batch : int, optional
-        Images at a time, for Grad-CAM.
 
     Returns
     -------
@@ -66,7 +65,7 @@ def heat_maps(detector: Detector, images: Images, batch: int = 16) -> npt.NDArra
     else:
         network, score = detector.networks["trained"].eval(), detector.choice.score
         device = next(network.parameters()).device
-        parts = torch.from_numpy(images)[:, None].split(batch)
+        parts = torch.from_numpy(images)[:, None].split(BATCH)
         cams = [
             grad_cam(network, detector.scorers["trained"], score, prepare(part.to(device)))
             for part in parts

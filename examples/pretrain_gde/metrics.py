@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, logit, ndtri
-from scipy.stats import rankdata
 from sklearn.metrics import roc_curve
 
-PARTS = 40  # of the normals, left out in turn
+LEFT_OUT = 40  # parts of the normals, in turn, for the variance
 LEAST = 5  # normals of a group to place abnormal images among
 LEAST_FITTED = 20  # normals to fit a model to
 Values = npt.NDArray[Any]
@@ -43,7 +42,8 @@ def measure(scores: npt.ArrayLike, abnormal: npt.ArrayLike) -> dict[str, Any]:
     values, truth = np.asarray(scores), np.asarray(abnormal, bool)
     if truth.all() or not truth.any():
         raise ValueError("an AUC needs normal and abnormal images")
-    return _result(placements(values[~truth], values[truth]), _of_normals(values, truth))
+    normal, ill = values[~truth], values[truth]
+    return _result(placements(normal, ill), _of_normals(values, truth), normal.size)
 
 
 def placements(normal: Values, others: Values) -> Values:
@@ -62,14 +62,15 @@ def _of_normals(scores: Values, truth: Values) -> float:
 
 
 def _variance_of_mean(values: Values) -> float:
-    return float(values.var(ddof=min(values.size - 1, 1)) / values.size)
+    return float(values.var(ddof=1) / values.size) if values.size > 1 else 0.25  # at the most
 
 
-def _result(placed: Values, of_normals: float) -> dict[str, Any]:
+def _result(placed: Values, of_normals: float, normals: int) -> dict[str, Any]:
     auc = float(placed.mean())
-    deviation = np.sqrt(_variance_of_mean(placed) + of_normals)
-    slope = auc * (1 - auc)  # of the inverse of the logit
-    half = 1.96 * deviation / slope if slope else 0.0
+    if auc in (0, 1):  # exact, for the rarer class
+        edge = 0.025 ** (1 / min(placed.size, normals))
+        return {"auc": auc, "auc_interval": [edge, 1.0] if auc else [0.0, 1 - edge]}
+    half = 1.96 * np.sqrt(_variance_of_mean(placed) + of_normals) / (auc * (1 - auc))
     return {"auc": auc, "auc_interval": [float(expit(logit(auc) + d)) for d in (-half, half)]}
 
 
@@ -78,10 +79,9 @@ def measure_adjusted(scores: Values, abnormal: Values, covariate: Values) -> dic
 
     Each abnormal image is placed among normals of the same covariate: those of its group, or, for a
     number, all of them after a location and scale model that is fitted to the normals: a cubic in
-    the covariate, as scores that are distances rise to both sides, and a spread linear in it. Of
-    the scores it takes the ranks alone, as an AUC does, in the shape of a normal distribution:
-    their tails may be long. The interval is as for `measure`; with a model the normals' part of the
-    variance is got by leaving parts of them out.
+    the covariate, as scores that are distances rise to both sides, and a spread linear in it, of
+    the scores in a shape in which the normals' are normally distributed. The interval is as for
+    `measure`; with a model the normals' part of the variance is got by leaving parts of them out.
 
     Parameters
     ----------
@@ -102,7 +102,9 @@ def measure_adjusted(scores: Values, abnormal: Values, covariate: Values) -> dic
     """
     place = _by_number if covariate.dtype.kind == "f" else _by_group
     placed, variance, groups = place(scores, abnormal, covariate)
-    found = _result(placed, variance) if placed.size else {"auc": None, "auc_interval": None}
+    found: dict[str, Any] = {"auc": None, "auc_interval": None}
+    if placed.size:
+        found = _result(placed, variance, int((~abnormal).sum()))
     left_out = int(abnormal.sum()) - placed.size
     return {**found, "counted": placed.size, "left_out": left_out, "groups": groups}
 
@@ -130,9 +132,11 @@ def _by_number(
     if normals.size < LEAST_FITTED:
         return np.zeros(0), 0.0, {}
     kept = (covariate >= normals.min()) & (covariate <= normals.max())
+    if not abnormal[kept].any():
+        return np.zeros(0), 0.0, {}
     x = (covariate[kept] - normals.mean()) / (normals.std() or 1.0)
-    y = ndtri((rankdata(scores[kept]) - 0.5) / kept.sum())
     ill, normal = np.flatnonzero(abnormal[kept]), np.flatnonzero(~abnormal[kept])
+    y = _shaped(scores[kept], scores[kept][normal])
 
     def place(among: Values) -> Values:
         offset = y - _fitted(x, y, among, 3)
@@ -142,13 +146,26 @@ def _by_number(
         those = offset / np.maximum(spread, 1e-9)
         return placements(those[among], those[ill])
 
-    if not ill.size:
-        return np.zeros(0), 0.0, {}
-    without = [
-        place(np.setdiff1d(normal, part)).mean()
-        for part in np.array_split(normal, min(normal.size, PARTS))
-    ]
+    drawn = np.random.default_rng(0).permutation(normal)  # whatever the order of files
+    parts = np.array_split(drawn, min(normal.size, LEFT_OUT))
+    without = [place(np.setdiff1d(normal, part)).mean() for part in parts]
     return place(normal), float(np.var(without) * (len(without) - 1)), {}
+
+
+def _shaped(scores: Values, normal: Values) -> Values:
+    """Give scores a shape in which the normals' are normally distributed, straight beyond them.
+
+    Scores that are distances may have long tails, which no polynomial follows.
+    """
+    level, count = np.unique(normal, return_counts=True)
+    if level.size == 1:
+        return scores - level
+    shape = ndtri((np.cumsum(count) - count / 2) / normal.size)
+    inner = max(level.size // 10, 1)
+    low = (shape[inner] - shape[0]) / (level[inner] - level[0])
+    high = (shape[-1] - shape[-1 - inner]) / (level[-1] - level[-1 - inner])
+    beyond = np.minimum(scores - level[0], 0) * low + np.maximum(scores - level[-1], 0) * high
+    return np.interp(scores, level, shape) + beyond
 
 
 def _fitted(x: Values, y: Values, among: Values, degree: int) -> Values:

@@ -48,7 +48,6 @@ class Network(nn.Module):
 
     def __init__(self, settings: Settings, *, imagenet: bool = False) -> None:
         super().__init__()
-        self.channels_last = settings.channels_last  # the memory layout that inputs are given
         weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1 if imagenet else None
         try:
             self.backbone = torchvision.models.resnet18(weights=weights)
@@ -66,7 +65,7 @@ class Network(nn.Module):
 
     def forward(self, images: torch.Tensor) -> Outputs:
         """Classify (B, 1, H, W) uint8 images."""
-        stages = self.stages(prepare(images, channels_last=self.channels_last))
+        stages = self.stages(prepare(images))
         maps = [head(stages[stage]) for head, stage in zip(self.map_heads, MAPPED, strict=False)]
         return Outputs(self.head(stages[4].mean((2, 3))), tuple(maps))
 
@@ -102,11 +101,10 @@ class Network(nn.Module):
         return found
 
 
-def prepare(images: torch.Tensor, *, channels_last: bool = True) -> torch.Tensor:
+def prepare(images: torch.Tensor) -> torch.Tensor:
     """Scale (B, 1, H, W) uint8 to [-1, 1] and repeat gray to (B, 3, H, W)."""
     scaled = images.float() / 127.5 - 1
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return scaled.expand(-1, 3, -1, -1).contiguous(memory_format=layout)
+    return scaled.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
 
 
 def seeded_network(settings: Settings) -> Network:

@@ -29,7 +29,7 @@ from examples.pretrain_gde.evaluate import DETECTOR, caution, load_metrics, wort
 from examples.pretrain_gde.heatmap import NO_MAP, has_map, has_places, heat_maps, overlay
 from examples.pretrain_gde.readers import PUBLISHED_AUC
 from examples.pretrain_gde.settings import Settings
-from examples.pretrain_gde.shortcuts import WORDS, in_words, strongest
+from examples.pretrain_gde.shortcuts import MOST_GROUPS, WORDS, in_words, strongest
 from examples.pretrain_gde.storage import write_text
 
 REPORT = "report.html"
@@ -99,6 +99,7 @@ def write_report(
         worth=worth(metrics),
         caution=caution(metrics),
         called=CALLED,
+        most=MOST_GROUPS,
         part=PARTS[part],
         plots=plots,
         pasted=_gallery(settings, dataset),

@@ -149,10 +149,12 @@ def check_folder(
         layout = Split.from_dict(saved).layout
         if source.layout not in ("auto", layout):
             raise PipelineError(f"{folder} was made with another layout: {layout}")
-        held_out = list(source.held_out) if source.held_out else None
-        if saved.get("held_out") != held_out:
-            told = saved.get("held_out") or "the layout's own"
-            raise PipelineError(f"{folder} was made with other held-out numbers: {told}")
+        for name, given in (("held_out", source.held_out), ("groups", source.groups)):
+            if (saved.get(name) or []) != list(given or []):
+                told = saved.get(name) or "none"
+                raise PipelineError(
+                    f"{folder} was made with other --{name.replace('_', '-')}: {told}"
+                )
 
 
 def check_runs(

@@ -39,7 +39,6 @@ LIMITS: dict[str, Any] = {
     "imagenet": bool,
     "freeze_epochs": (0, 10**6),
     "precision": PRECISIONS,
-    "channels_last": bool,
     "scores": SCORINGS,
     "adjust": str,
 }
@@ -91,8 +90,6 @@ class Settings:
         See `imagenet`.
     precision : str
         Of the training step: fp32, or bf16 by autocast. Features are always computed in fp32.
-    channels_last : bool
-        Memory layout of images and weights.
     scores : str
         Which scores are fitted, to be chosen from: the two published densities of the trained
         network's features, or all of `examples.pretrain_gde.density`, also of the network as it
@@ -124,7 +121,6 @@ class Settings:
     imagenet: bool = False
     freeze_epochs: int = 20
     precision: str = "fp32"
-    channels_last: bool = True
     scores: str = "published"
     adjust: str = ""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from examples.pretrain_gde.errors import PipelineError
+from examples.pretrain_gde.forms import LARGE, check_form
 from examples.pretrain_gde.metrics import measure, placements
 from examples.pretrain_gde.storage import first, printable, read_csv
 from examples.pretrain_gde.view import Gray, resize
@@ -31,6 +32,7 @@ WORDS = {  # what `describe` returns, in this order
     "seen_border": "black border as seen",
 }
 BLACK = 16  # the mean gray value of a row or column from which on it is no border
+LONGEST = 100  # characters of a cell
 MOST_GROUPS = 10  # different numbers: a column with more is one of numbers, not of groups
 NEAR = 0.05  # AUC: a shortcut that comes as close to the chosen score is warned of
 
@@ -56,8 +58,9 @@ def describe(gray: Gray, seen: Gray, size: int) -> tuple[float, ...]:
 def _describe(image: Gray, sides: tuple[int, int]) -> tuple[float, ...]:
     sharpness = []
     for side in sides:
-        small = resize(image, side) / 255
-        sharpness.append(np.mean([np.abs(np.diff(small, axis=axis)).mean() for axis in (0, 1)]))
+        small = resize(image, side).astype(np.int16)
+        steps = [np.abs(np.diff(small, axis=axis)).mean() for axis in (0, 1)]
+        sharpness.append(np.mean(steps) / 255)
     inside = [np.flatnonzero(image.mean(axis) >= BLACK) for axis in (0, 1)]
     area = np.prod([one[-1] - one[0] + 1 if one.size else 0 for one in inside])
     numbers = image.mean() / 255, image.std() / 255, *sharpness, 1 - area / image.size
@@ -74,7 +77,7 @@ def read_groups(
     path : Path
         A CSV file with a column ``file``, an image's path in the data folder or its name alone, and
         others: numbers where all cells are and more than `MOST_GROUPS` differ, else groups. What is
-        not known is empty.
+        not known is empty. Images that it does not name are told of on standard error.
     columns : sequence of str
         Those to read; all others where none is named.
     images : dict of str to sequence of str
@@ -83,12 +86,12 @@ def read_groups(
     Raises
     ------
     PipelineError
-        If it cannot be read, names a file twice, several by one name or none at all, or has no
-        other column.
+        If it cannot be read, names a file twice, several by one name or none at all, has no other
+        column, or one of numbers that holds something else.
     """
     rows: dict[str, dict[str, str]] = {}
     for line, row in read_csv(path, ("file", *columns)):
-        if rows.setdefault(row.pop("file"), row) is not row:
+        if rows.setdefault(row.pop("file").strip().replace("\\", "/"), row) is not row:
             raise PipelineError(f"{path}, line {line}: this file is given twice")
     columns = columns or [name for name in next(iter(rows.values()), {}) if name]
     if not columns or {"file", *WORDS} & set(columns):
@@ -102,26 +105,35 @@ def read_groups(
             if name not in rows and short in rows and alike[short] > 1:
                 raise PipelineError(f"{path} names {short}, as several images are called")
             found[part].append(rows.get(name, rows.get(short, {})))
-    if not any(map(any, found.values())):
-        raise PipelineError(f"{path} names none of the images")
+    every = [row for those in found.values() for row in those]
+    if missing := every.count({}):
+        if missing == len(every):
+            raise PipelineError(f"{path} names none of the images")
+        print(f"warning: {path} says nothing of {missing} of {len(every)} images", file=sys.stderr)
     covariates: dict[str, Covariates] = {part: {} for part in images}
     for column in columns:
-        kind = float if _are_numbers([row[column] for row in rows.values()]) else str
+        numbers = _are_numbers(path, column, [row[column] for row in rows.values()])
         for part, those in found.items():
-            cells = [row.get(column, "").strip() for row in those]
-            covariates[part][column] = np.array([kind(c) if c else _UNKNOWN[kind] for c in cells])
+            cells = np.array([row.get(column, "").strip() for row in those], str)
+            values = np.where(cells == "", "nan", cells).astype(float) if numbers else cells
+            covariates[part][column] = values
     return covariates
 
 
-_UNKNOWN: dict[type, Any] = {float: np.nan, str: ""}
-
-
-def _are_numbers(cells: list[str]) -> bool:
-    try:
-        numbers = {float(cell) for cell in cells if cell.strip()}
-    except ValueError:
-        return False
-    return len(numbers) > MOST_GROUPS and all(map(math.isfinite, numbers))
+def _are_numbers(path: Path, column: str, cells: list[str]) -> bool:
+    """Tell whether a column is one of numbers, and refuse one that is in most cells alone."""
+    numbers, others = set(), []
+    for cell in filter(None, map(str.strip, cells)):
+        if len(cell) > LONGEST:
+            raise PipelineError(f"{path}: a cell of {column} has more than {LONGEST} characters")
+        try:
+            check_form(float(cell), (-LARGE, LARGE), column)
+            numbers.add(float(cell))
+        except ValueError:
+            others.append(cell)
+    if len(numbers) > max(len(others), MOST_GROUPS) and others:
+        raise PipelineError(f"{path}: {column} holds {others[0]!r} among numbers")
+    return len(numbers) > MOST_GROUPS and not others
 
 
 def judge(
@@ -155,7 +167,7 @@ def judge(
         known, kept = _known(values), _known(there)
         if known.mean() < 0.5 or len(set(values[known])) < 2 or len(set(truth[known])) < 2:
             continue
-        way, raw, distance = None, None, None
+        way, raw, distance = None if values.dtype.kind == "f" else "by group", None, None
         if len(set(labels[kept])) == 2:
             way, directed = _direct(values[known], there[kept], labels[kept])
             raw = measure(directed, truth[known])
@@ -187,12 +199,15 @@ def _distance(values: npt.NDArray[Any], normal: npt.NDArray[Any]) -> npt.NDArray
 
 
 def strongest(shortcuts: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]] | None:
-    """Name the shortcut of the highest AUC, either way, with its result; None without any."""
+    """Name the shortcut of the highest AUC, either way, with its result; None without any.
+
+    Groups that tell all are passed over: they are a label, or as good as one.
+    """
     found = [
         (name, result)
         for name, each in (shortcuts or {}).items()
         for result in (each["raw"], each["distance"])
-        if result is not None
+        if result is not None and (result["auc"] < 1 or each["way"] != "by group")
     ]
     return max(found, key=lambda pair: pair[1]["auc"], default=None)
 

@@ -100,7 +100,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str
         missing = [name for name in columns if name not in found]
         if missing:
             raise PipelineError(f"{path} has no column {', '.join(missing)}")
-        twice = [name for name in columns if found.count(name) > 1]
+        twice = [name for name in dict.fromkeys(found) if name and found.count(name) > 1]
         if twice:
             raise PipelineError(f"{path} has the column {', '.join(twice)} twice")
         for row in reader:

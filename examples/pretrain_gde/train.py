@@ -100,8 +100,7 @@ class Trainer:
     ) -> None:
         self.settings, self.dataset, self.folder, self.runtime = settings, dataset, folder, runtime
         self.network = seeded_network(settings).to(runtime.device)
-        if settings.channels_last:
-            self.network.to(memory_format=torch.channels_last)
+        self.network.to(memory_format=torch.channels_last)
         if runtime.world > 1 and runtime.device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
         self.optimizer = torch.optim.SGD(

@@ -13,12 +13,10 @@ from examples.pretrain_gde.data import Dataset, Images, Seen, attempt, tell_of_l
 from examples.pretrain_gde.detector import AllScores, Detector, fit_detector
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.evaluate import measure_all
-from examples.pretrain_gde.metrics import placements, summary
+from examples.pretrain_gde.metrics import LEAST_FITTED, placements, summary
 from examples.pretrain_gde.readers import Entry, Split, set_aside
 from examples.pretrain_gde.shortcuts import WORDS, judge, read_groups
 from examples.pretrain_gde.view import NATIVE_SIZE, View
-
-LEAST = 20  # normals to fit to
 
 
 def transfer(
@@ -49,8 +47,10 @@ def transfer(
     PipelineError
         If an image cannot be read or is given twice, or there are too few.
     """
-    if not 2 <= folds <= len(normal) or len(normal) * (folds - 1) // folds < LEAST:
-        raise PipelineError(f"folds must be 2 or more and leave {LEAST} normals, got {folds}")
+    if not 2 <= folds <= len(normal) or len(normal) * (folds - 1) // folds < LEAST_FITTED:
+        raise PipelineError(
+            f"folds must be 2 or more and leave {LEAST_FITTED} normals, got {folds}"
+        )
     if not abnormal:
         raise PipelineError("there are no abnormal images")
     given = [*normal, *abnormal]
