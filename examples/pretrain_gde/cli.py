@@ -6,6 +6,7 @@ import argparse
 import io
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,7 @@ from examples.pretrain_gde.run import Source, describe_result, run, run_folder, 
 from examples.pretrain_gde.runtime import Runtime, start
 from examples.pretrain_gde.settings import (
     MASKS,
-    PRECISIONS,
     PRESETS,
-    SCORINGS,
     VARIANTS,
     Settings,
     default_precision,
@@ -45,32 +44,9 @@ from examples.pretrain_gde.settings import (
 from examples.pretrain_gde.shortcuts import in_words, strongest
 from examples.pretrain_gde.storage import printable, read_json, write_json
 from examples.pretrain_gde.transfer import transfer
-from examples.pretrain_gde.view import TONES
 
 RESULTS = "results, by one process at a time, which is not seen to on Windows (runs/gde)"
 DEMO_PIXELS = 128  # of the phantoms' files
-
-# Settings that have an option of their own name: their type and their help.
-OPTIONS: dict[str, tuple[type, str]] = {
-    "size": (int, "side of the input in pixels"),
-    "epochs": (int, "epochs; 0: no training"),
-    "updates": (int, "updates per epoch"),
-    "batch": (int, "originals per update"),
-    "validate_every": (int, "epochs between validations"),
-    "learning_rate": (float, "learning rate at the start of the cosine"),
-    "momentum": (float, "momentum"),
-    "weight_decay": (float, "weight decay"),
-    "head_layers": (int, "hidden layers of 512 in the head"),
-    "jitter": (float, "color jitter before the augmentation"),
-    "reframe": (float, "zoom and shift before the augmentation, as a share of half the side"),
-    "noise": (float, "standard deviation of the noise after it, in gray levels"),
-    "map_weight": (float, "weight of the heads that say where something was pasted"),
-    "freeze_epochs": (int, "epochs with a frozen backbone, with --imagenet"),
-    "adjust": (str, "covariate: epoch and score are chosen by AUCs that are adjusted for it"),
-}
-
-# Those with an option of its own kind; None is as the preset has it.
-CHOSEN = ("crop", "tone", "mask", "scores")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -304,22 +280,15 @@ def transfer_command(options: argparse.Namespace, runtime: Runtime) -> None:
 
 def make_settings(options: argparse.Namespace, runtime: Runtime, variant: str | None) -> Settings:
     """Put single options over the preset."""
-    chosen: dict[str, Any] = dict(PRESETS[options.preset])
-    for name in (*OPTIONS, *CHOSEN):
-        if getattr(options, name) is not None:
-            chosen[name] = getattr(options, name)
-    if variant is not None:
-        chosen["variant"] = variant
-    fresh = options.fresh_masks
-    if fresh is None:  # as published, where it costs nothing
+    given = {each.name: getattr(options, each.name, None) for each in fields(Settings)}
+    given["variant"] = variant
+    chosen = {"precision": default_precision(runtime.device), **PRESETS[options.preset]}
+    chosen |= {name: value for name, value in given.items() if value is not None}
+    if "fresh_masks" not in chosen:  # as published, where it costs nothing
         whole = not chosen.get("crop") and chosen.get("mask", MASKS[0]) == MASKS[0]
-        fresh = options.preset == "paper" and whole and segments_quickly(runtime.device)
-    return Settings(
-        **chosen,
-        fresh_masks=fresh,
-        imagenet=options.imagenet,
-        precision=options.precision or default_precision(runtime.device),
-    )
+        paper = options.preset == "paper" and whole and segments_quickly(runtime.device)
+        chosen["fresh_masks"] = paper
+    return Settings(**chosen)
 
 
 def make_source(options: argparse.Namespace) -> Source:
@@ -444,22 +413,18 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     _add_published(parser)
     _add_groups(parser)
-    parser.add_argument("--mask", choices=MASKS, help="which lung mask")
-    parser.add_argument(
-        "--crop", action=argparse.BooleanOptionalAction, help="whether to cut images to the lungs"
-    )
-    parser.add_argument("--tone", choices=TONES, help="whose gray values decide the tone")
-    parser.add_argument("--scores", choices=SCORINGS, help="which scores to choose from")
-    parser.add_argument(
-        "--fresh-masks",
-        action=argparse.BooleanOptionalAction,
-        help="segment at every draw, not once per image (preset paper on a GPU with the kernels)",
-    )
-    parser.add_argument("--imagenet", action="store_true", help="start from ImageNet weights")
-    parser.add_argument("--precision", choices=PRECISIONS, help="(bf16 where the hardware has it)")
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, help="torch.compile (on a GPU)"
     )
     parser.add_argument("--tensorboard", action="store_true", help="write logs for TensorBoard")
-    for name, (kind, text) in OPTIONS.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
+    for each in fields(Settings):
+        form = each.metadata["form"]
+        if form is bool:
+            how: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+        elif isinstance(form, tuple) and isinstance(form[0], str):
+            how = {"choices": form}
+        else:
+            how = {"type": str if form is str else type(form[0])}
+        if each.name not in ("variant", "seed"):
+            option = f"--{each.name.replace('_', '-')}"
+            parser.add_argument(option, help=each.metadata["help"], **how)

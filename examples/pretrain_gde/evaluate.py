@@ -28,7 +28,7 @@ from examples.pretrain_gde.metrics import measure, measure_adjusted
 from examples.pretrain_gde.model import Network, seeded_network
 from examples.pretrain_gde.readers import PARTS, SHARED_FORM, shared_patients
 from examples.pretrain_gde.runtime import Runtime, describe
-from examples.pretrain_gde.settings import LIMITS, Settings
+from examples.pretrain_gde.settings import EPOCHS, Settings
 from examples.pretrain_gde.shortcuts import NEAR, Covariates, in_words, judge, strongest
 from examples.pretrain_gde.storage import csv_cell, load_tensors, read_json, write_json, write_text
 from examples.pretrain_gde.train import EPOCH_FORM, WEIGHTS, Progress, fingerprint
@@ -78,7 +78,7 @@ METRICS_FORM = {
     "epochs": [EPOCH_FORM],
     "seconds": (0.0, LARGE),
     "wall_seconds": (0.0, LARGE),
-    "selected": {"epoch?": LIMITS["epochs"], **CHOICE_FORM},
+    "selected": {"epoch?": EPOCHS, **CHOICE_FORM},
     "without_training": CHOICE_FORM,
     "without_labels": CHOICE_FORM,
     "validation": {"labels?": _each(_RATE), "pasted": _each(_RATE)},

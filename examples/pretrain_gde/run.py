@@ -134,15 +134,10 @@ def check_folder(
         return
     if (folder / METRICS).exists():
         metrics = load_metrics(folder)
-        other = [
-            name
-            for name, value in settings.as_dict().items()
-            if metrics["settings"].get(name) != value
-        ]
+        now = {**settings.as_dict(), "number of processes": runtime.world}
         processes = metrics["environment"]["processes"]
-        if processes != runtime.world:
-            other.append(f"number of processes ({processes})")
-        if other:
+        then = {**metrics["settings"], "number of processes": processes}
+        if other := [f"{name} ({then.get(name)})" for name in now if then.get(name) != now[name]]:
             raise PipelineError(f"{folder} was made with another {', '.join(other)}")
     if (folder / SPLIT).exists():
         saved = read_json(folder / SPLIT, SPLIT_FORM)

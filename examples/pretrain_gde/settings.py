@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -16,119 +16,57 @@ VARIANTS = ("anatpaste", "cutpaste", "scar", "union", "3way", "opacity", "mix")
 MASKS = ("default", "robust")
 PRECISIONS = ("fp32", "bf16")
 SCORINGS = ("published", "all")
-LIMITS: dict[str, Any] = {
-    "variant": VARIANTS,
-    "seed": (0, 2**63 - 1),
-    "size": (32, 4096),
-    "crop": bool,
-    "tone": TONES,
-    "epochs": (0, 10**6),
-    "updates": (1, 10**6),
-    "batch": (1, 2**20),
-    "validate_every": (1, 10**6),
-    "learning_rate": (0.0, LARGE),
-    "momentum": (0.0, 1.0),
-    "weight_decay": (0.0, LARGE),
-    "head_layers": (0, 100),
-    "jitter": (0.0, 1.0),
-    "reframe": (0.0, 0.5),
-    "noise": (0.0, 255.0),
-    "map_weight": (0.0, LARGE),
-    "mask": MASKS,
-    "fresh_masks": bool,
-    "imagenet": bool,
-    "freeze_epochs": (0, 10**6),
-    "precision": PRECISIONS,
-    "scores": SCORINGS,
-    "adjust": str,
-}
+EPOCHS = (0, 10**6)
 MAX_PIXELS = 2**30  # of the originals of an update
+
+
+def _setting(default: Any, form: Any, text: str) -> Any:
+    """Make a field of `Settings`: its published default, the form of its values, what it means."""
+    return field(default=default, metadata={"form": form, "help": text})
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of one run; the defaults are the published ones.
+    """The settings of one run: the published default of each, its limits, and what it means.
 
-    Attributes
-    ----------
-    variant : str
-        Augmentation to tell from the original, one of `VARIANTS`.
-    seed : int
-        Seed of the initial weights, the order of the images, every draw, and the split.
-    size : int
-        Side of the square input, in pixels.
-    crop, tone
-        See `View`.
-    epochs, updates : int
-        An epoch is `updates` steps of the optimizer. Without epochs the network stays as it was
-        drawn.
-    batch : int
-        Originals per update, over all processes; as many augmented images of each other class are
-        added.
-    validate_every : int
-        Epochs between validations.
-    learning_rate, momentum, weight_decay : float
-        Of stochastic gradient descent. The rate falls to 0 along a cosine.
-    head_layers : int
-        Hidden layers of 512 before the last of 128.
-    jitter : float
-        Color jitter of the whole image before the augmentation.
-    reframe : float
-        Greatest zoom and shift of the image before the augmentation, as a share of half its side.
-    noise : float
-        Greatest standard deviation of the noise on every image, original or augmented, in gray
-        levels; half of them are blurred before. Above 0 it hides the seams of what was pasted.
-    map_weight : float
-        Weight in the loss of two heads that say where something was pasted; 0 for none.
-    mask : str
-        Which lung mask: the published one or the robust one.
-    fresh_masks : bool
-        Whether to segment at every draw, as published, instead of once per image.
-    imagenet : bool
-        Whether to start from ImageNet weights, with the backbone frozen for `freeze_epochs`.
-    freeze_epochs : int
-        See `imagenet`.
-    precision : str
-        Of the training step: fp32, or bf16 by autocast. Features are always computed in fp32.
-    scores : str
-        Which scores are fitted, to be chosen from: the two published densities of the trained
-        network's features, or all of `examples.pretrain_gde.density`, also of the network as it
-        was before training, and of both together.
-    adjust : str
-        Covariate, of `shortcuts.WORDS` or of the table of groups, that the AUCs are adjusted for
-        by which the epoch and the score are chosen on the validation part; "" for none.
+    An epoch is `updates` steps of the optimizer. Features are always computed in fp32. Where
+    `noise` is above 0, half of the images are blurred before, so that no seams are seen of what was
+    pasted. All `scores` are those of `density`, also of the network as it was before training, and
+    of both together; the published ones are the two densities of the trained network's features.
     """
 
-    variant: str = "anatpaste"
-    seed: int = 0
-    size: int = 256
-    crop: bool = False
-    tone: str = "image"
-    epochs: int = 256
-    updates: int = 256
-    batch: int = 64
-    validate_every: int = 10
-    learning_rate: float = 0.03
-    momentum: float = 0.9
-    weight_decay: float = 3e-5
-    head_layers: int = 1
-    jitter: float = 0.1
-    reframe: float = 0.0
-    noise: float = 0.0
-    map_weight: float = 0.0
-    mask: str = "default"
-    fresh_masks: bool = False
-    imagenet: bool = False
-    freeze_epochs: int = 20
-    precision: str = "fp32"
-    scores: str = "published"
-    adjust: str = ""
+    variant: str = _setting("anatpaste", VARIANTS, "augmentation to tell from the original")
+    seed: int = _setting(0, (0, 2**63 - 1), "of initial weights, order, every draw, and the split")
+    size: int = _setting(256, (32, 4096), "side of the square input in pixels")
+    crop: bool = _setting(False, bool, "whether to cut images to the lungs")
+    tone: str = _setting("image", TONES, "whose gray values decide the tone")
+    epochs: int = _setting(256, EPOCHS, "epochs; 0: no training")
+    updates: int = _setting(256, (1, 10**6), "updates per epoch")
+    batch: int = _setting(64, (1, 2**20), "originals per update, over all processes")
+    validate_every: int = _setting(10, (1, 10**6), "epochs between validations")
+    learning_rate: float = _setting(0.03, (0.0, LARGE), "rate at the start of the cosine")
+    momentum: float = _setting(0.9, (0.0, 1.0), "momentum")
+    weight_decay: float = _setting(3e-5, (0.0, LARGE), "weight decay")
+    head_layers: int = _setting(1, (0, 100), "hidden layers of 512 in the head, before one of 128")
+    jitter: float = _setting(0.1, (0.0, 1.0), "color jitter before the augmentation")
+    reframe: float = _setting(0.0, (0.0, 0.5), "zoom and shift before it, in half sides")
+    noise: float = _setting(0.0, (0.0, 255.0), "greatest deviation of noise, in gray levels")
+    map_weight: float = _setting(0.0, (0.0, LARGE), "weight of the heads that say where it pasted")
+    mask: str = _setting("default", MASKS, "which lung mask: the published or the robust one")
+    fresh_masks: bool = _setting(
+        False, bool, "segment at every draw (preset paper on a GPU with the kernels)"
+    )
+    imagenet: bool = _setting(False, bool, "start from ImageNet weights")
+    freeze_epochs: int = _setting(20, (0, 10**6), "epochs with a frozen backbone, with --imagenet")
+    precision: str = _setting("fp32", PRECISIONS, "of training (bf16 where the hardware has it)")
+    scores: str = _setting("published", SCORINGS, "which scores to choose from")
+    adjust: str = _setting("", str, "covariate to adjust the AUCs for that choose epoch and score")
 
     def __post_init__(self) -> None:
         """Check every setting."""
-        for name, form in LIMITS.items():
+        for each in fields(self):
             try:
-                check_form(getattr(self, name), form, name)
+                check_form(getattr(self, each.name), each.metadata["form"], each.name)
             except ValueError as error:
                 raise PipelineError(str(error)) from error
         if self.batch * self.size**2 > MAX_PIXELS:

@@ -26,13 +26,13 @@ from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.forms import COUNT, LARGE
 from examples.pretrain_gde.model import Outputs, seeded_network
 from examples.pretrain_gde.runtime import Runtime
-from examples.pretrain_gde.settings import LIMITS, Settings, derive_seed
+from examples.pretrain_gde.settings import EPOCHS, Settings, derive_seed
 from examples.pretrain_gde.storage import Tensors, load_tensors, save_tensors
 
 CHECKPOINT = "checkpoint.safetensors"
 WEIGHTS = "weights-epoch{:04d}.safetensors"
 EPOCH_FORM = {
-    "epoch": LIMITS["epochs"],
+    "epoch": EPOCHS,
     "loss": (0.0, LARGE),
     "learning_rate": (0.0, LARGE),
     "seconds": (0.0, LARGE),
@@ -40,7 +40,7 @@ EPOCH_FORM = {
     "augmentation_share": (0.0, LARGE),
     "valid?": {str: (0.0, 1.0)},
 }
-BEST_FORM = {"epoch": LIMITS["epochs"], "score": tuple(SCORES), "auc": (0.0, 1.0)}
+BEST_FORM = {"epoch": EPOCHS, "score": tuple(SCORES), "auc": (0.0, 1.0)}
 CHECKPOINT_FORM = {
     "settings": {},
     "files": {"train": COUNT, "valid": COUNT},
