@@ -67,11 +67,12 @@ save(figure, "shortcut")
 
 # An adjusted AUC: of a score that sees the exposure alone, and of one that sees disease too.
 exposure = -(brightness - brightness[~truth].mean()) / brightness[~truth].std()
+noise = np.random.default_rng(9)
 figure, axes = plt.subplots(1, 2, figsize=(8, 2.9), layout="constrained", sharey=True)
 for axis, real, title in zip(axes, (0.0, 2.0), ("the exposure alone", "disease, too"), strict=True):
-    scores = exposure + rng.normal(size=truth.size) + real * truth
+    scores = exposure + noise.normal(size=truth.size) + real * truth
     scatter(axis, brightness, scores, truth)
-    line = np.polyfit(brightness[~truth], scores[~truth], 1)
+    line = np.polyfit(brightness[~truth], scores[~truth], 1)  # the scores' are straight here
     ends = np.array([brightness.min(), brightness.max()])
     axis.plot(ends, np.polyval(line, ends), color=BLUE, linewidth=1)
     plain = measure(scores, truth)["auc"]
@@ -103,15 +104,15 @@ figure, axes = plt.subplots(1, 3, figsize=(8, 3.1), layout="constrained")
 for axis in axes:
     axis.imshow(image[0], cmap="gray", vmin=0, vmax=255)
     axis.axis("off")
-axes[0].set_title(f"score: {above:.2f} above that of normals", fontsize=9)
+axes[0].set_title(f"score: {above:.3f} above that of normals", fontsize=9)
 side = image.shape[1] / 4
 for (row, column), share in np.ndenumerate(shares):
     center = (side * (column + 0.5) - 0.5, side * (row + 0.5) - 0.5)
-    axes[1].annotate(f"{share:+.2f}", center, ha="center", va="center", fontsize=9, bbox=PAPER)
+    axes[1].annotate(f"{share:+.3f}", center, ha="center", va="center", fontsize=8, bbox=PAPER)
 for edge in np.arange(1, 4) * side - 0.5:
     axes[1].axvline(edge, color="yellow", linewidth=0.5)
     axes[1].axhline(edge, color="yellow", linewidth=0.5)
-axes[1].set_title(f"16 places' shares of it: sum {shares.sum():.2f}", fontsize=9)
+axes[1].set_title(f"16 places' shares of it: sum {shares.sum():.3f}", fontsize=9)
 axes[2].imshow(overlay(image[0], heat_maps(detector, image)[0]))
 axes[2].set_title("the map", fontsize=9)
 save(figure, "shares")
