@@ -222,12 +222,12 @@ def _print_table(
     title: str, results: dict[str, Any], key: str, names: Mapping[str, str] = NAMES
 ) -> None:
     """Print one figure of each network's scores, a line for each score, or of other things."""
-    print(f"{title:28}" + "".join(f"{network:>12}" for network in results))
+    print(f"{title:32}" + "".join(f"{network:>12}" for network in results))
     for name, words in names.items():
         figures = [found.get(name, {}).get(key) for found in results.values()]
         cells = ["" if figure is None else f"{figure:.3f}" for figure in figures]
         if any(cells):
-            print(f"{words:28}" + "".join(f"{cell:>12}" for cell in cells))
+            print(f"{words:32}" + "".join(f"{cell:>12}" for cell in cells))
 
 
 def _check_output(output: Path | None, read: Sequence[Path]) -> None:
@@ -260,12 +260,13 @@ def transfer_command(options: argparse.Namespace, runtime: Runtime) -> None:
     )
     if not (found := strongest(result["shortcuts"])):
         return
+    print()
     alone = {
         told: {name: each[key] or {} for name, each in result["shortcuts"].items()}
         for told, key in (("alone", "raw"), ("distance", "distance"))
     }
     _print_table(
-        "\nAUC of shortcuts", alone, "auc", {name: in_words(name) for name in alone["alone"]}
+        "AUC of shortcuts", alone, "auc", {name: in_words(name) for name in alone["alone"]}
     )
     metrics = {"selected": chosen, "test": result["pooled"], "shortcuts": result["shortcuts"]}
     print(
@@ -275,7 +276,8 @@ def transfer_command(options: argparse.Namespace, runtime: Runtime) -> None:
         network: {name: each["adjusted"][found[0]] for name, each in named.items()}
         for network, named in result["pooled"].items()
     }
-    _print_table("\nAUC adjusted for it", adjusted, "auc")
+    print()
+    _print_table("AUC adjusted for it", adjusted, "auc")
 
 
 def make_settings(options: argparse.Namespace, runtime: Runtime, variant: str | None) -> Settings:
