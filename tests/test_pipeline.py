@@ -354,7 +354,7 @@ def test_resume_of_a_finished_run_refuses_what_differs(trained, phantoms, cache,
     assert main(*options, phantoms, "--layout", "zhanglab") == 1
     assert "another layout: plain" in capsys.readouterr().err
     assert main(*options, phantoms, "--held-out", "2", "2") == 1
-    assert "other held-out numbers" in capsys.readouterr().err
+    assert "was made with other --held-out: none" in capsys.readouterr().err
     source = run.Source(phantoms, cache)
     settings = Settings(**evaluate.load_metrics(trained)["settings"])
     with pytest.raises(PipelineError, match=r"another number of processes \(1\)"):
