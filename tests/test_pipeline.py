@@ -1450,7 +1450,9 @@ def test_transfer_fits_to_the_other_normals(cropped, phantoms, tmp_path, capsys)
     assert min(values) <= pooled["auc"] <= max(values)
     assert pooled["adjusted"].keys() == result["shortcuts"].keys() > {"brightness", "bytes"}
     found = strongest(result["shortcuts"])
-    assert f"strongest shortcut: {WORDS[found[0]]}, {found[1]['auc']:.3f} alone" in printed.out
+    told = f"The strongest shortcut, {WORDS[found[0]]}, has {found[1]['auc']:.3f} alone"
+    assert told in printed.out
+    assert "AUC of shortcuts" in printed.out
     (folder / "bad.png").write_bytes(b"no image")
     assert main("transfer", cropped, *options, "--folds", "3") == 1
     assert "bad.png cannot be read" in capsys.readouterr().err
