@@ -251,7 +251,8 @@ def worth(metrics: dict[str, Any]) -> str:
             untrained = result_of(metrics, "without_training")["adjusted"][name]["auc"]
             told += f", untrained {untrained:.3f}"
         if chosen["left_out"]:
-            told += f", without {chosen['left_out']} abnormal images that have no normals like them"
+            count = chosen["counted"]
+            told += f", on the {count} of {count + chosen['left_out']} abnormal images with normals alike"
     return f"The strongest shortcut, {in_words(name)}, has {alone['auc']:.3f} alone; {told}."
 
 
