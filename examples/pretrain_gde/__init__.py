@@ -10,7 +10,7 @@ One module owns one thing, in the order of the work: `readers` lists a data set'
 loads them, `augment` makes the classes to tell apart, `model` is the network, `train` trains it,
 `density` fits and scores, `metrics` measures, `shortcuts` knows what else tells images apart,
 `evaluate` and `report` write down the result, `heatmap` draws where a score comes from, `predict`
-scores new images, `transfer` tests elsewhere, `compare` makes the table. `settings` holds every choice, `runtime`
-knows the hardware, `storage` writes and checks files (with `disk`: whole ones, and locks), `cli`
-reads the command line.
+scores new images, `transfer` tests elsewhere, `compare` makes the table. `settings` holds every
+choice, `runtime` knows the hardware, `storage` writes and checks files (with `disk`: whole ones,
+and locks), `cli` reads the command line.
 """

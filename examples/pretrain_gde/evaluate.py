@@ -251,8 +251,8 @@ def worth(metrics: dict[str, Any]) -> str:
             untrained = result_of(metrics, "without_training")["adjusted"][name]["auc"]
             told += f", untrained {untrained:.3f}"
         if chosen["left_out"]:
-            count = chosen["counted"]
-            told += f", on the {count} of {count + chosen['left_out']} abnormal images with normals alike"
+            every = chosen["counted"] + chosen["left_out"]
+            told += f", on {chosen['counted']} of {every} abnormal images, which normals are like"
     return f"The strongest shortcut, {in_words(name)}, has {alone['auc']:.3f} alone; {told}."
 
 
