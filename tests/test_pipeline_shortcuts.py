@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -21,9 +22,12 @@ sys.path.insert(0, str(ROOT))
 from sklearn.metrics import roc_auc_score  # noqa: E402
 
 from examples.pretrain_gde import cli  # noqa: E402
+from examples.pretrain_gde.data import load_dataset  # noqa: E402
 from examples.pretrain_gde.errors import PipelineError  # noqa: E402
 from examples.pretrain_gde.evaluate import caution, load_metrics, result_of, worth  # noqa: E402
 from examples.pretrain_gde.metrics import measure, measure_adjusted  # noqa: E402
+from examples.pretrain_gde.readers import read_split  # noqa: E402
+from examples.pretrain_gde.settings import Settings  # noqa: E402
 from examples.pretrain_gde.shortcuts import (  # noqa: E402
     WORDS,
     describe,
@@ -154,7 +158,7 @@ def test_adjusted_aucs_are_not_biased(real, auc, scale):
         x = rng.normal(size=200) + truth
         scores = scale(3 * x + rng.normal(size=200) + real * truth)
         found.append(measure_adjusted(scores, truth, x)["auc"])
-    assert np.mean(found) == pytest.approx(auc, abs=0.025)
+    assert np.mean(found) == pytest.approx(auc, abs=0.025 if real < 2 else 0.01)
 
 
 def test_a_distance_that_rises_to_both_sides_is_taken_out():
@@ -231,6 +235,10 @@ def test_shortcuts_are_judged_both_ways():
     assert found["site"]["way"] == "by group"
     assert found["site"]["raw"]["auc"] == found["site"]["distance"]["auc"] > 0.75
     assert strongest(found) == ("either", found["either"]["distance"])
+    label = {part: {"kind": np.where(truth, "ill", "well")} for part in ("valid", "test")}
+    label["train"] = {"kind": np.full(400, "well")}
+    assert judge(label, truth, truth)["kind"]["raw"]["auc"] == 1
+    assert strongest(judge(label, truth, truth)) is None  # it is told of, but no shortcut
     few = {
         p: {"few": np.where(np.arange(400) < 150, one["either"], np.nan)}
         for p, one in parts.items()
@@ -428,6 +436,23 @@ def test_groups_and_the_choice_by_adjusted_aucs(planted, tmp_path, capsys):
     ):
         assert cli.main([str(option) for option in [*given, *options]]) == 1
         assert told in capsys.readouterr().err
+
+
+def test_a_table_keeps_to_its_images_where_some_are_skipped(planted, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(planted["shortcut"], folder)
+    for part in ("train/normal", "test/abnormal"):
+        sorted((folder / part).iterdir())[1].write_bytes(b"no image")
+    files = sorted(folder.rglob("*.png"))
+    rows = [("file", "no"), *((path.relative_to(folder), i) for i, path in enumerate(files))]
+    table = _table(tmp_path / "groups.csv", rows)
+    split, settings = read_split(folder), Settings(size=32, variant="cutpaste", epochs=0)
+    options = {"groups": [str(table)], "skip_bad": True, "progress": False}
+    dataset = load_dataset(folder, split, settings, tmp_path / "cache", **options)
+    assert len(dataset.skipped) == 2
+    for part in ("train", "valid", "test"):
+        wanted = [files.index(folder / entry.path) for entry in dataset.split[part]]
+        np.testing.assert_array_equal(dataset.covariates[part]["no"], wanted)
 
 
 def test_adjusting_needs_abnormal_validation_images(planted, tmp_path, capsys):
