@@ -252,7 +252,7 @@ def worth(metrics: dict[str, Any]) -> str:
             told += f", untrained {untrained:.3f}"
         if chosen["left_out"]:
             every = chosen["counted"] + chosen["left_out"]
-            told += f", on {chosen['counted']} of {every} abnormal images, which normals are like"
+            told += f"; {chosen['counted']} of {every} abnormal images have normals like them"
     return f"The strongest shortcut, {in_words(name)}, has {alone['auc']:.3f} alone; {told}."
 
 
