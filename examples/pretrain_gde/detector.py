@@ -26,7 +26,7 @@ from examples.pretrain_gde.density import (
 )
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.forms import LARGE
-from examples.pretrain_gde.metrics import best_threshold, measure_adjusted, placements
+from examples.pretrain_gde.metrics import auc_between, best_threshold, measure_adjusted
 from examples.pretrain_gde.model import Features, Network, embed
 from examples.pretrain_gde.settings import Settings, derive_seed
 from examples.pretrain_gde.storage import load_tensors, save_tensors
@@ -161,7 +161,7 @@ class Reference:
             }
         found["pasted"] = {
             network: {
-                name: float(placements(values[~labels], pasted[network][name]).mean())
+                name: auc_between(values[~labels], pasted[network][name])
                 for name, values in named.items()
             }
             for network, named in scores.items()
@@ -170,7 +170,7 @@ class Reference:
 
     def _auc(self, values: npt.NDArray[np.float64], labels: npt.NDArray[np.bool_]) -> float:
         if not self.settings.adjust:
-            return float(placements(values[~labels], values[labels]).mean())
+            return auc_between(values[~labels], values[labels])
         covariate = self.dataset.covariates["valid"][self.settings.adjust]
         return float(measure_adjusted(values, labels, covariate)["auc"])
 

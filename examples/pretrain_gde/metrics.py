@@ -47,13 +47,20 @@ def measure(scores: npt.ArrayLike, abnormal: npt.ArrayLike) -> dict[str, Any]:
 
 
 def placements(normal: Values, others: Values) -> Values:
-    """Return for each of others the share of the normals below it, those alike by half.
-
-    Their mean is the AUC of the others against the normals.
-    """
+    """Return for each of others the share of the normals below it, those alike by half."""
     ordered = np.sort(normal)
     ranks = np.searchsorted(ordered, others, "left") + np.searchsorted(ordered, others, "right")
     return ranks / (2 * normal.size)
+
+
+def auc_between(normal: Values, others: Values) -> float:
+    """Return the AUC of others against the normals."""
+    return float(placements(normal, others).mean())
+
+
+def is_number(covariate: Values) -> bool:
+    """Tell a covariate of numbers from one of groups."""
+    return covariate.dtype.kind == "f"
 
 
 def _of_normals(scores: Values, truth: Values) -> float:
@@ -100,7 +107,7 @@ def measure_adjusted(scores: Values, abnormal: Values, covariate: Values) -> dic
         ``groups``: of each group with abnormal images its ``normal`` and ``abnormal`` counts and
         its ``auc``, None where it was left out.
     """
-    place = _by_number if covariate.dtype.kind == "f" else _by_group
+    place = _by_number if is_number(covariate) else _by_group
     placed, variance, groups = place(scores, abnormal, covariate)
     found: dict[str, Any] = {"auc": None, "auc_interval": None}
     if placed.size:

@@ -25,6 +25,7 @@ from examples.pretrain_gde.density import NAMES
 from examples.pretrain_gde.detector import CALLED, AllScores, Detector, as_tensors
 from examples.pretrain_gde.evaluate import DETECTOR, caution, load_metrics, worth
 from examples.pretrain_gde.heatmap import NO_MAP, has_map, has_places, heat_maps, overlay
+from examples.pretrain_gde.metrics import is_number
 from examples.pretrain_gde.readers import PUBLISHED_AUC
 from examples.pretrain_gde.settings import Settings
 from examples.pretrain_gde.shortcuts import MOST_GROUPS, WORDS, in_words, strongest
@@ -87,7 +88,7 @@ def write_report(
             plots.append(_plot(_draw_validation, metrics["epochs"]))
     shortcut, _ = strongest(metrics["shortcuts"]) or ("", None)
     values = dataset.covariates["test"].get(shortcut)
-    if values is not None and values.dtype.kind == "f":
+    if values is not None and is_number(values):
         plots.append(_plot(_draw_shortcut, truth, values, chosen, shortcut))
     page = PAGE.render(
         metrics=metrics,

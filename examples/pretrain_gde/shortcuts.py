@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.forms import LARGE, check_form
-from examples.pretrain_gde.metrics import measure, placements
+from examples.pretrain_gde.metrics import auc_between, is_number, measure
 from examples.pretrain_gde.storage import first, printable, read_csv
 from examples.pretrain_gde.view import Gray, resize
 
@@ -167,7 +167,7 @@ def judge(
         known, kept = _known(values), _known(there)
         if known.mean() < 0.5 or len(set(values[known])) < 2 or len(set(truth[known])) < 2:
             continue
-        way, raw, distance = None if values.dtype.kind == "f" else "by group", None, None
+        way, raw, distance = None if is_number(values) else "by group", None, None
         if len(set(labels[kept])) == 2:
             way, directed = _direct(values[known], there[kept], labels[kept])
             raw = measure(directed, truth[known])
@@ -178,22 +178,22 @@ def judge(
 
 
 def _known(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    return np.isfinite(values) if values.dtype.kind == "f" else values != ""
+    return np.isfinite(values) if is_number(values) else values != ""
 
 
 def _direct(
     values: npt.NDArray[Any], valid: npt.NDArray[Any], labels: npt.NDArray[np.bool_]
 ) -> tuple[str, npt.NDArray[np.float64]]:
     """Turn values so that abnormal ones are higher, as labels of others say."""
-    if values.dtype.kind == "f":
-        higher = placements(valid[~labels], valid[labels]).mean() >= 0.5
+    if is_number(values):
+        higher = auc_between(valid[~labels], valid[labels]) >= 0.5
         return ("higher", values) if higher else ("lower", -values)
     shares = {group: labels[valid == group].mean() for group in np.unique(valid)}
     return "by group", np.array([shares.get(group, labels.mean()) for group in values])
 
 
 def _distance(values: npt.NDArray[Any], normal: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    if values.dtype.kind == "f":
+    if is_number(values):
         return np.abs(values - np.median(normal))
     return np.array([-np.mean(normal == group) for group in values])
 

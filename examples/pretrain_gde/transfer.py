@@ -13,7 +13,7 @@ from examples.pretrain_gde.data import Dataset, Images, Seen, attempt, tell_of_l
 from examples.pretrain_gde.detector import AllScores, Detector, fit_detector
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.evaluate import measure_all
-from examples.pretrain_gde.metrics import LEAST_FITTED, placements, summary
+from examples.pretrain_gde.metrics import LEAST_FITTED, auc_between, is_number, summary
 from examples.pretrain_gde.readers import Entry, Split, set_aside
 from examples.pretrain_gde.shortcuts import WORDS, judge, read_groups
 from examples.pretrain_gde.view import NATIVE_SIZE, View
@@ -73,7 +73,7 @@ def transfer(
         paths = {"test": [path.as_posix() for path in given]}
         covariates |= read_groups(Path(groups[0]), groups[1:], paths)["test"]
     # Of groups, the same images would be learned by heart.
-    numbers = {name: values for name, values in covariates.items() if values.dtype.kind == "f"}
+    numbers = {name: values for name, values in covariates.items() if is_number(values)}
     parts = dict.fromkeys(("valid", "test"), numbers)
     parts["train"] = {name: values[~truth] for name, values in numbers.items()}
     shortcuts = judge(parts, truth, truth)
@@ -96,7 +96,7 @@ def transfer(
         fitted, _ = fit_detector(detector.networks, settings, dataset)
         for network, named in fitted.score_all(images).items():
             for name, values in named.items():
-                auc = float(placements(values[fold], values[truth]).mean())
+                auc = auc_between(values[fold], values[truth])
                 aucs.setdefault(network, {}).setdefault(name, []).append(auc)
                 every = pooled.setdefault(network, {}).setdefault(name, np.zeros(len(given)))
                 every[fold] = values[fold]
