@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from benchmarks.harness import write_json
-from examples.pretrain_gde.cli import make_parser, make_settings, make_source
+from examples.pretrain_gde.cli import make_parser, make_settings, make_source, obey
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.run import Source, load
-from examples.pretrain_gde.runtime import Runtime, describe, start
+from examples.pretrain_gde.runtime import Runtime, describe
 from examples.pretrain_gde.settings import Settings
 from examples.pretrain_gde.train import Clock, Trainer
 
@@ -92,20 +92,17 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="JSON file to write")
     own, others = parser.parse_known_args()
     options = make_parser().parse_args(["train", *others])
-    try:
-        with start(
-            options.device, options.threads, compiled=options.compile, progress=not options.quiet
-        ) as runtime:
-            settings = make_settings(options, runtime, options.variant)
-            result = benchmark(settings, make_source(options), own.steps, runtime)
-            if runtime.leads:
-                print(_told(settings, runtime, result))
-    except PipelineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if runtime.leads and own.output is not None:
-        write_json(own.output, result)
-    return 0
+
+    def command(options: argparse.Namespace, runtime: Runtime) -> None:
+        settings = make_settings(options, runtime, options.variant)
+        result = benchmark(settings, make_source(options), own.steps, runtime)
+        if runtime.leads:
+            print(_told(settings, runtime, result))
+            if own.output is not None:
+                write_json(own.output, result)
+
+    options.command = command
+    return obey(options)
 
 
 def _told(settings: Settings, runtime: Runtime, result: dict[str, float]) -> str:

@@ -54,7 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or (given[0].startswith("-") and given[0] not in ("-h", "--help")):
         given.insert(0, "demo")
-    options = make_parser().parse_args(given)
+    return obey(make_parser().parse_args(given))
+
+
+def obey(options: argparse.Namespace) -> int:
+    """Run the command that was parsed; return the exit status, and say in a line what failed."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files need not be texts
             stream.reconfigure(errors="backslashreplace")
