@@ -20,7 +20,7 @@ from examples.pretrain_gde.augment import paste_opacities
 from examples.pretrain_gde.data import Images, load_dataset
 from examples.pretrain_gde.detector import BOTH, Detector
 from examples.pretrain_gde.evaluate import DETECTOR, SPLIT
-from examples.pretrain_gde.heatmap import grad_cam, has_places, heat_maps
+from examples.pretrain_gde.heatmap import enlarge, grad_cam, has_places, heat_maps
 from examples.pretrain_gde.model import CELLS, MAPPED, prepare
 from examples.pretrain_gde.readers import SPLIT_FORM, Split
 from examples.pretrain_gde.storage import read_json
@@ -80,19 +80,15 @@ def all_maps(
         yield f"{score}, {network}, shares as they are", heat_maps(bare, images)
     for network, scorer in detector.scorers.items():
         cam = grad_cam(detector.networks[network], scorer, score, inputs)
-        yield f"{score}, {network}, Grad-CAM", enlarged(cam / cam.amax((1, 2, 3), True), images)
+        yield f"{score}, {network}, Grad-CAM", enlarge(cam / cam.amax((1, 2, 3), True), images)
     if "trained" in detector.networks and detector.settings.map_weight:
         trained = detector.networks["trained"]
         with torch.no_grad():
             logits = trained.map_heads[0](trained.stages(inputs)[MAPPED[0]])
-        yield "the map head", enlarged(torch.sigmoid(logits), images)
+        yield "the map head", enlarge(torch.sigmoid(logits), images)
     yield "how often a pixel was pasted", np.broadcast_to(inside.mean(0), images.shape)
     truth = functional.adaptive_avg_pool2d(torch.from_numpy(inside)[:, None].float(), CELLS)
-    yield "the truth, by place", enlarged(truth, images)
-
-
-def enlarged(maps: torch.Tensor, images: Images) -> Maps:
-    return functional.interpolate(maps, images.shape[1:], mode="bicubic")[:, 0].numpy()
+    yield "the truth, by place", enlarge(truth, images)
 
 
 if __name__ == "__main__":
