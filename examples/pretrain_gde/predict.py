@@ -62,7 +62,7 @@ def predict(
             images: list[Images] = []
             rows: list[dict[str, Any]] = []
             for path in batch:
-                result = attempt(path, detector.settings.view)
+                result = attempt(path, detector.settings.view, described=False)
                 if isinstance(result, str):
                     rows.append({"path": str(path), "error": result})
                 else:

@@ -63,7 +63,8 @@ def transfer(
     upright = {p: each.upright for p, each in zip(given, seen, strict=True) if view.needs_lungs}
     masks: list[Images] = []
     for path in tqdm(normal if settings.needs_masks else (), "lung masks", disable=not progress):
-        mask, fine = view.see_mask(_read(path, View(NATIVE_SIZE)).image, settings.mask)
+        native = _read(path, View(NATIVE_SIZE), described=False).image
+        mask, fine = view.see_mask(native, settings.mask)
         masks.append(mask.astype(np.uint8))
         if settings.mask == "robust":
             upright[path] = fine
@@ -114,8 +115,8 @@ def transfer(
     }
 
 
-def _read(path: Path, view: View) -> Seen:
-    result = attempt(path, view)
+def _read(path: Path, view: View, *, described: bool = True) -> Seen:
+    result = attempt(path, view, described=described)
     if isinstance(result, str):
         raise PipelineError(f"{path} cannot be read: {result}")
     return result
