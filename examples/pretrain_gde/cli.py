@@ -34,13 +34,7 @@ from examples.pretrain_gde.readers import PUBLISHED_AUC, READERS, SPLIT_FORM, Sp
 from examples.pretrain_gde.report import REPORT, write_report
 from examples.pretrain_gde.run import Source, describe_result, run, run_folder, run_seeds, summarize
 from examples.pretrain_gde.runtime import Runtime, start
-from examples.pretrain_gde.settings import (
-    MASKS,
-    PRESETS,
-    VARIANTS,
-    Settings,
-    default_precision,
-)
+from examples.pretrain_gde.settings import MASKS, PRESETS, VARIANTS, Settings, default_precision
 from examples.pretrain_gde.shortcuts import in_words, strongest
 from examples.pretrain_gde.storage import printable, read_json, write_json
 from examples.pretrain_gde.transfer import transfer
