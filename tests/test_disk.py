@@ -9,11 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from pipeline import need
 
-ROOT = Path(__file__).resolve().parents[1]
-if not (ROOT / "examples").is_dir():
-    pytest.skip("the examples are not beside the tests", allow_module_level=True)
-sys.path.insert(0, str(ROOT))
+need()
 
 from examples.pretrain_gde.disk import (  # noqa: E402  # needs no torch
     is_among,

@@ -20,13 +20,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pipeline import PACKAGES, ROOT, need
 
-ROOT = Path(__file__).resolve().parents[1]
-for _module in ("torch", "torchvision", "sklearn", "safetensors", "tqdm", "matplotlib"):
-    pytest.importorskip(_module)
-if not (ROOT / "examples").is_dir():
-    pytest.skip("the examples are not beside the tests", allow_module_level=True)
-sys.path.insert(0, str(ROOT))
+need(*PACKAGES)
 
 import torch  # noqa: E402
 from sklearn.covariance import LedoitWolf  # noqa: E402

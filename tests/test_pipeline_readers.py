@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from pipeline import ROOT, need
 
-ROOT = Path(__file__).resolve().parents[1]
-for _module in ("torch", "sklearn", "safetensors", "tqdm", "pydicom"):
-    pytest.importorskip(_module)
-if not (ROOT / "examples").is_dir():
-    pytest.skip("the examples are not beside the tests", allow_module_level=True)
-sys.path.insert(0, str(ROOT))
+need("torch", "sklearn", "safetensors", "tqdm", "pydicom")
 
 import pydicom  # noqa: E402
 from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from pipeline import PACKAGES, need
 
-ROOT = Path(__file__).resolve().parents[1]
-for _module in ("torch", "torchvision", "triton", "sklearn", "safetensors", "tqdm", "matplotlib"):
-    pytest.importorskip(_module)
-if not (ROOT / "examples").is_dir():
-    pytest.skip("the examples are not beside the tests", allow_module_level=True)
-sys.path.insert(0, str(ROOT))
+need("triton", *PACKAGES)
 
 import torch  # noqa: E402
 from devices import Device  # noqa: E402
