@@ -88,9 +88,8 @@ parts = {"train": range(120), "valid": range(120, 160)}
 images, masks = {}, {}
 for part, seeds in parts.items():
     films = [phantom_radiograph(256, np.random.default_rng(seed)) for seed in seeds]
-    images[part] = np.stack([settings.view.see(film)[0] for film in films])
-    seen = [settings.view.see_mask(film, settings.mask)[0] for film in films]
-    masks[part] = np.stack(seen).astype(np.uint8)
+    seen, _, lungs = zip(*map(settings.view_with_mask.see, films), strict=True)
+    images[part], masks[part] = np.stack(seen), np.stack(lungs).astype(np.uint8)
 entries = {part: tuple(Entry(str(seed), False) for seed in seeds) for part, seeds in parts.items()}
 dataset = Dataset(Split("normals", **entries, test=()), images, masks, ())
 detector, _ = fit_detector({"untrained": seeded_network(settings)}, settings, dataset)

@@ -920,20 +920,25 @@ def test_masks_are_found_at_256_pixels(phantoms, cache):
     from anatpaste_aug import lung_mask
 
     entries = read_split(phantoms).train
-    native = data.load_images(phantoms, entries, View(256), cache, progress=False)
-    small, _ = data.load_masks(native, "default", View(64), cache, progress=False)
-    full = np.stack([lung_mask(image) for image in native.images])
+    view = View(64, mask="default")
+    native = data.load_images(phantoms, entries, View(256), cache, progress=False).images
+    small = data.load_images(phantoms, entries, view, cache, progress=False).masks
+    full = np.stack([lung_mask(image) for image in native])
     shares = full.reshape(len(full), 64, 4, 64, 4).mean((2, 4))
     decided = abs(shares - 0.5) > 0.01  # Pillow rounds a half its own way
+    assert set(np.unique(small)) == {0, 1}
     assert (small.astype(bool) == (shares >= 0.5))[decided].all()
     assert small.any((1, 2)).mean() > 0.8
 
 
 @pytest.mark.usefixtures("_no_report")
-def test_the_robust_mask_is_used(phantoms, cache, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("crop", "count"), [((), 12 + 8), (("--crop", "--tone", "lungs"), 12 + 8 + 10)]
+)
+def test_the_robust_mask_is_used_once_an_image(crop, count, phantoms, cache, tmp_path, monkeypatch):
     import anatpaste_aug
 
-    options = ("--data", phantoms, "--cache", cache, "--out", tmp_path, *TINY, "--mask", "robust")
+    options = ("--data", phantoms, "--cache", tmp_path, "--out", tmp_path, *TINY, *crop)
     seen = []
 
     def robust(image, return_quality):
@@ -941,8 +946,8 @@ def test_the_robust_mask_is_used(phantoms, cache, tmp_path, monkeypatch):
         return np.ones(image.shape, bool), 1.0
 
     monkeypatch.setattr(anatpaste_aug, "lung_mask_robust", robust)
-    assert main("train", *options, "--epochs", "1", "--updates", "1") == 0
-    assert seen == [(256, 256)] * (12 + 8)
+    assert main("train", *options, "--mask", "robust", "--epochs", "1", "--updates", "1") == 0
+    assert seen == [(256, 256)] * count
 
 
 def _features(count, seed):
@@ -1065,21 +1070,21 @@ def test_the_cache_is_keyed_by_content_and_size(phantoms, tmp_path):
     cache = tmp_path / "cache"
 
     def load(size):
-        return data.load_images(folder, entries, View(size), cache, progress=False)
+        found = data.load_images(folder, entries, View(size), cache, progress=False)
+        return found.images, len(list(cache.glob("*.npy")))
 
-    first = load(32)
-    assert first.images.shape == (2, 32, 32)
-    np.testing.assert_array_equal(first.images[0], data.decode(folder / "a.png", View(32))[0])
-    assert load(32).key == first.key
-    assert load(48).key != first.key
+    images, count = load(32)
+    assert (images.shape, count) == ((2, 32, 32), 1)
+    np.testing.assert_array_equal(images[0], data.decode(folder / "a.png", View(32)).image)
+    assert load(32)[1] == 1
+    assert load(48)[1] == 2
     (folder / "a.png").rename(folder / "c.png")
     (folder / "c.png").replace(folder / "a.png")  # a new date, the same content
-    assert load(32).key == first.key
+    assert load(32)[1] == 2
     (folder / "a.png").write_bytes(source[5].read_bytes())
-    changed = load(32)
-    assert changed.key != first.key
-    np.testing.assert_array_equal(changed.images[0], data.decode(source[5], View(32))[0])
-    assert len(list(cache.glob("*.npy"))) == 3
+    images, count = load(32)
+    np.testing.assert_array_equal(images[0], data.decode(source[5], View(32)).image)
+    assert count == 3
 
 
 # Views, relative scores, and runs without training or labels.
@@ -1111,11 +1116,11 @@ def test_a_view_is_the_lungs_in_their_own_tones():
     image = phantom_radiograph(256, rng=3)
     assert np.array_equal(View(256).see(image)[0], image)
     part, inside = lung_crop(image, return_mask=True)
-    cut = View(64, crop=True)
+    cut = View(64, crop=True, mask="robust")
     expected = Image.fromarray(part).resize((64, 64), Image.Resampling.BILINEAR)
     difference = abs(cut.see(image)[0].astype(int) - np.asarray(expected))
     assert difference[1:-1, 1:-1].max() <= 1  # at the border, the crop sees what lies beyond
-    mask, _ = cut.see_mask(image, "robust")
+    _, _, mask = cut.see(image)
     assert mask.dtype == bool
     assert mask.mean() == pytest.approx(inside.mean(), abs=0.01)
 

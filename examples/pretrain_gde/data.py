@@ -31,23 +31,21 @@ from examples.pretrain_gde.readers import PARTS, Entry, Split, check_split
 from examples.pretrain_gde.settings import Settings
 from examples.pretrain_gde.shortcuts import WORDS, Covariates, describe, read_groups
 from examples.pretrain_gde.storage import first, printable, read_json, replacing, write_json
-from examples.pretrain_gde.view import NATIVE_SIZE, View
+from examples.pretrain_gde.view import View
 
 Images = npt.NDArray[np.uint8]
 Notes = npt.NDArray[np.float64]  # (N, K): whether the lungs of each image are upright, its numbers
 MISSING = "no such file"
 LONGEST = 500  # characters of a reason: a file may hold what it is quoted with
-CACHE_VERSION = 5  # to be raised when decoding changes, or what is kept beside an array
+CACHE_VERSION = 6  # to be raised when decoding changes, or what is kept beside an array
 
 
 class Seen(NamedTuple):
-    """What the network sees of an image, whether its lungs are upright, and `describe`'s numbers.
-
-    Those of masks, of files that could not be read, and where nobody asks for them, are zeros.
-    """
+    """What `View.see` gives of an image, and `describe`'s numbers: zeros where nobody asks."""
 
     image: Images
     upright: bool = True
+    mask: npt.NDArray[np.bool_] | None = None
     numbers: tuple[float, ...] = (0.0,) * len(WORDS)
 
 
@@ -129,19 +127,23 @@ def load_dataset(
     upright: dict[str, bool] = {}
     bad: list[str] = []
     for part in PARTS:
+        pasted_into = part != "test" and not settings.fresh_masks
+        view = settings.view_with_mask if pasted_into else settings.view
         try:
             stored = load_images(
-                folder, split[part], settings.view, *caches, skip_bad=skip_bad, progress=progress
+                folder, split[part], view, *caches, skip_bad=skip_bad, progress=progress
             )
         except BadFilesError as error:  # to name those of all parts together
             bad += error.lines
             continue
         parts[part] = tuple(split[part][index] for index in stored.kept)
         images[part] = stored.images
+        if view.mask:
+            masks[part] = stored.masks
         skipped += stored.bad
         covariates[part] = dict(zip(WORDS, stored.notes[:, 1:].T, strict=True))
         covariates[part] |= {name: values[stored.kept] for name, values in known[part].items()}
-        if settings.view.needs_lungs:
+        if view.finds_lungs:
             upright |= zip(
                 (entry.path for entry in parts[part]), stored.notes[:, 0] > 0, strict=True
             )
@@ -151,17 +153,6 @@ def load_dataset(
     check_split(remaining, folder)
     if settings.adjust:
         _check_adjust(settings.adjust, remaining, covariates["valid"])
-    if settings.needs_masks and not settings.fresh_masks:
-        whole = View(NATIVE_SIZE)
-        for part in ("train", "valid"):
-            native = load_images(
-                folder, parts[part], whole, *caches, skip_bad=skip_bad, progress=progress
-            )
-            masks[part], found = load_masks(
-                native, settings.mask, settings.view, *caches, progress=progress
-            )
-            if settings.mask == "robust":
-                upright |= zip((entry.path for entry in parts[part]), found, strict=True)
     return Dataset(remaining, images, masks, tuple(skipped), upright, covariates)
 
 
@@ -191,23 +182,30 @@ class StoredImages:
 
     Attributes
     ----------
-    images : (N, S, S) uint8 array
-        The images that could be read.
+    planes : (N, P, S, S) uint8 array
+        The images that could be read, and their masks, 0 or 1, if the view has some.
     kept : list of int
         Their positions in the list of files.
     bad : list of str
         The others, with the reason.
-    key : str
-        Digest of the content of all files, their order and the size.
     notes : (N, K) float array
         Of each image whether its lungs are upright, and what `describe` says of it.
     """
 
-    images: Images
+    planes: Images
     kept: list[int]
     bad: list[str]
-    key: str
     notes: Notes
+
+    @property
+    def images(self) -> Images:
+        """The images: (N, S, S)."""
+        return self.planes[:, 0]
+
+    @property
+    def masks(self) -> Images:
+        """The masks: (N, S, S)."""
+        return self.planes[:, 1]
 
 
 def load_images(
@@ -222,21 +220,22 @@ def load_images(
 
     Without a cache and without bad files that is::
 
-        np.stack([decode(folder / entry.path, view)[0] for entry in entries])
+        np.stack([decode(folder / entry.path, view).image for entry in entries])
 
     Raises
     ------
     BadFilesError
         If files are missing or damaged and `skip_bad` is false.
     """
+    form = (2 if view.mask else 1, view.size, view.size)
     if not entries:  # an empty file cannot be mapped
-        blank = np.zeros((0, view.size, view.size), np.uint8)
-        return StoredImages(blank, [], [], "", np.zeros((0, 1 + len(WORDS))))
+        return StoredImages(np.zeros((0, *form), np.uint8), [], [], np.zeros((0, 1 + len(WORDS))))
     names = [entry.path for entry in entries]
     with ThreadPoolExecutor(_workers()) as pool:
         digests = list(pool.map(_digest, (folder / name for name in names)))
-    key = _key("images", *_view_key(view), *digests)
-    shape = (len(names), view.size, view.size)
+    # What finds lungs is the library; all else is what a file and the view give.
+    key = _key(ap.__version__ if view.finds_lungs or view.mask else "", view, *digests)
+    shape = (len(names), *form)
     paths = [folder / name for name in names]
     missing = {i: MISSING for i, digest in enumerate(digests) if digest == "missing"}
     found = _cached(key, shape, caches)
@@ -260,39 +259,13 @@ def load_images(
     if reasons and not skip_bad:
         raise BadFilesError(folder, _lines(names, reasons))
     kept = [index for index in range(len(names)) if index not in reasons]
-    images = stored[kept] if reasons else stored
-    return StoredImages(images, kept, _lines(names, reasons), key, notes[kept])
+    planes = stored[kept] if reasons else stored
+    return StoredImages(planes, kept, _lines(names, reasons), notes[kept])
 
 
 def _lines(names: Sequence[str], reasons: dict[int, str]) -> list[str]:
     # The cache does not keep names: two data sets may hold the same bytes under different ones.
     return [f"{names[index]}: {reason}" for index, reason in sorted(reasons.items())]
-
-
-def load_masks(
-    native: StoredImages, name: str, view: View, *caches: Path, progress: bool = True
-) -> tuple[Images, npt.NDArray[np.bool_]]:
-    """Segment every image once, or take the masks from the cache; and tell of each as `View.see`.
-
-    The method's lengths are those of 256 x 256 images, so the lungs are found at that size and the
-    mask is scaled: a pixel is lung if at least half of it is.
-    """
-    key = _key("masks", name, ap.__version__, *_view_key(view), len(native.images), native.key)
-    shape = (len(native.images), view.size, view.size)
-    found = _cached(key, shape, caches)
-    if found is None:
-        with ThreadPoolExecutor(_workers()) as pool:
-            rows = pool.map(lambda image: Seen(*view.see_mask(image, name)), native.images)
-            bar = tqdm(rows, "lung masks", shape[0], unit="img", disable=not progress)
-            found = _store(key, bar, shape, caches[0], dict)
-    return found[0], found[2][:, 0] > 0
-
-
-def _view_key(view: View) -> tuple[Any, ...]:
-    """Return what decides how an image is seen, as a part of the key of a cache."""
-    if not view.needs_lungs:
-        return (view.size,)
-    return (view.size, view.crop, view.tone, ap.__version__)
 
 
 def decode(path: Path, view: View, *, described: bool = True) -> Seen:
@@ -371,7 +344,8 @@ def _decoded(
         ):
             if isinstance(result, str):
                 bad[index] = result
-                result = Seen(np.zeros((view.size, view.size), np.uint8))
+                blank = np.zeros((view.size, view.size), np.uint8)
+                result = Seen(blank, mask=blank > 0)
             yield result
 
 
@@ -395,7 +369,7 @@ SIDECAR_FORM = {"bad": {str: str}, "notes": [[(-LARGE, LARGE)]], "sha256": str}
 def _store(
     key: str,
     rows: Iterable[Seen],
-    shape: tuple[int, ...],
+    shape: tuple[int, int, int, int],
     cache: Path,
     bad: Callable[[], dict[int, str]],
 ) -> Stored:
@@ -410,9 +384,10 @@ def _store(
     with replacing(path) as file:
         file.write(header.getvalue())
         for row in rows:
-            data = row.image.tobytes()
-            file.write(data)
-            digest.update(data)
+            for plane in (row.image, row.mask)[: shape[1]]:
+                data = np.asarray(plane, np.uint8).tobytes()
+                file.write(data)
+                digest.update(data)
             notes.append([int(row.upright), *row.numbers])
         told = {"bad": bad(), "notes": notes, "sha256": _key(digest.hexdigest(), notes)}
         write_json(path.with_suffix(".json"), told)
@@ -422,7 +397,7 @@ def _store(
     return found
 
 
-def _cached(key: str, shape: tuple[int, ...], caches: Iterable[Path]) -> Stored | None:
+def _cached(key: str, shape: tuple[int, int, int, int], caches: Iterable[Path]) -> Stored | None:
     """Open an array that a cache holds as it was written; None if none does."""
     for path in (cache / f"{key}.npy" for cache in caches):
         try:

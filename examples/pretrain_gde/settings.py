@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -99,6 +99,11 @@ class Settings:
     def view(self) -> View:
         """What the network sees of a radiograph."""
         return View(self.size, self.crop, self.tone)
+
+    @property
+    def view_with_mask(self) -> View:
+        """What the network sees of a radiograph that is pasted into."""
+        return replace(self.view, mask=self.mask if self.needs_masks else "")
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as JSON can hold them."""

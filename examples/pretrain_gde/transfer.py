@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from examples.pretrain_gde.data import Dataset, Images, Seen, attempt, tell_of_lungs
+from examples.pretrain_gde.data import Dataset, Seen, attempt, tell_of_lungs
 from examples.pretrain_gde.detector import AllScores, Detector, fit_detector
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.evaluate import measure_all
 from examples.pretrain_gde.metrics import LEAST_FITTED, auc_between, is_number, summary
 from examples.pretrain_gde.readers import Entry, Split, set_aside
 from examples.pretrain_gde.shortcuts import WORDS, judge, read_groups
-from examples.pretrain_gde.view import NATIVE_SIZE, View
+from examples.pretrain_gde.view import View
 
 
 def transfer(
@@ -56,18 +56,14 @@ def transfer(
     given = [*normal, *abnormal]
     if len({path.resolve() for path in given}) < len(given):  # it would be fitted to and tested on
         raise PipelineError("an image is given twice")
-    settings, view = detector.settings, detector.settings.view
-    seen = [_read(path, view) for path in tqdm(given, disable=not progress)]
+    settings = detector.settings
+    views = [settings.view_with_mask] * len(normal) + [settings.view] * len(abnormal)
+    pairs = list(zip(given, views, strict=True))
+    seen = [_read(path, view) for path, view in tqdm(pairs, disable=not progress)]
     images = np.stack([each.image for each in seen])
+    masks = np.array([each.mask for each in seen if each.mask is not None], np.uint8)
     truth = np.arange(len(given)) >= len(normal)
-    upright = {p: each.upright for p, each in zip(given, seen, strict=True) if view.needs_lungs}
-    masks: list[Images] = []
-    for path in tqdm(normal if settings.needs_masks else (), "lung masks", disable=not progress):
-        native = _read(path, View(NATIVE_SIZE), described=False).image
-        mask, fine = view.see_mask(native, settings.mask)
-        masks.append(mask.astype(np.uint8))
-        if settings.mask == "robust":
-            upright[path] = fine
+    upright = {p: each.upright for (p, v), each in zip(pairs, seen, strict=True) if v.finds_lungs}
     tell_of_lungs(upright)
     covariates = dict(zip(WORDS, np.array([each.numbers for each in seen]).T, strict=True))
     if groups:
@@ -91,7 +87,7 @@ def transfer(
         dataset = Dataset(
             Split("normals", train, valid, ()),
             {part: images[chosen] for part, chosen in rows.items()},
-            {part: np.stack(masks)[chosen] for part, chosen in rows.items()} if masks else {},
+            {part: masks[chosen] for part, chosen in rows.items()} if len(masks) else {},
             (),
         )
         fitted, _ = fit_detector(detector.networks, settings, dataset)

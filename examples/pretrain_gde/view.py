@@ -35,47 +35,48 @@ class View:
     tone : str
         "image": gray values as they are; "lungs": scaled linearly so that `TONE_PERCENTILES` of
         those inside the lungs become `TONE_LEVELS`, and cut at 0 and 255.
+    mask : str
+        The lung mask to find as well, by its name in the settings, or "" for none.
     """
 
     size: int
     crop: bool = False
     tone: str = "image"
+    mask: str = ""
 
     @property
-    def needs_lungs(self) -> bool:
-        """Whether the lungs must be found to make an input."""
-        return self.crop or self.tone == "lungs"
+    def finds_lungs(self) -> bool:
+        """Whether an upright pair of lungs is looked for."""
+        return self.crop or self.tone == "lungs" or self.mask == "robust"
 
-    def see(self, image: Gray) -> tuple[Gray, bool]:
+    def see(self, image: Gray) -> tuple[Gray, bool, Lungs | None]:
         """Make the network's input from a gray image of any size: (S, S) uint8.
 
-        Tell, too, whether the lungs are an upright pair, which they are taken to be where they are
-        not needed.
+        Tell, too, whether the lungs are an upright pair, where they are looked for, and return what
+        is seen of the mask, (S, S) bool, if one is wanted. Both are found once, at `NATIVE_SIZE`.
         """
-        if not self.needs_lungs:
-            return resize(image, self.size), True
-        lungs, upright = find_lungs(resize(image, NATIVE_SIZE))
-        seen = resize(image, self.size, self._box(lungs), Image.Resampling.BILINEAR)
-        seen = scale_tone(seen, self._cut(lungs, lungs)) if self.tone == "lungs" else seen
-        return seen, upright
+        if not (self.finds_lungs or self.mask):
+            return resize(image, self.size), True, None
+        native = resize(image, NATIVE_SIZE)
+        lungs, upright = find_lungs(native) if self.finds_lungs else (ap.lung_mask(native), True)
+        box = self._box(lungs)
+        if self.crop or self.tone == "lungs":
+            seen = resize(image, self.size, box, Image.Resampling.BILINEAR)
+        else:
+            seen = resize(image, self.size)
+        if self.tone == "lungs":
+            seen = scale_tone(seen, self._cut(lungs, box))
+        if not self.mask:
+            return seen, upright, None
+        published = self.mask == "default" and self.finds_lungs
+        return seen, upright, self._cut(ap.lung_mask(native) if published else lungs, box)
 
-    def see_mask(self, native: Gray, name: str) -> tuple[Lungs, bool]:
-        """Return the part of a lung mask that the network sees: (S, S) bool; and as `see`.
-
-        `native` is the image at `NATIVE_SIZE` pixels, and `name` that of a mask in the settings.
-        """
-        if name == "default" and not self.crop:
-            mask = ap.lung_mask(native)
-            return self._cut(mask, mask), True
-        lungs, upright = find_lungs(native)
-        return self._cut(ap.lung_mask(native) if name == "default" else lungs, lungs), upright
-
-    def _cut(self, mask: Lungs, lungs: Lungs) -> Lungs:
+    def _cut(self, mask: Lungs, box: Box) -> Lungs:
         """Cut a mask to the lungs; a pixel is in it if at least half of it is."""
         if not self.crop and mask.shape == (self.size, self.size):
             return mask
         gray = mask.astype(np.uint8) * 255
-        return resize(gray, self.size, self._box(lungs), Image.Resampling.BOX) >= 128
+        return resize(gray, self.size, box, Image.Resampling.BOX) >= 128
 
     def _box(self, lungs: Lungs) -> Box:
         """Return the part that is seen: left, top, right and bottom, in shares of the image."""
