@@ -260,8 +260,7 @@ def trained(metrics: Found) -> None:
     for network, scores in metrics["test"].items():
         told = ", ".join(f"{name} {found['auc']:.3f}" for name, found in scores.items())
         row(f"test AUC, {network}", told)
-    chosen = metrics["selected"]
-    row("chosen on validation", f"{chosen['network']}, {chosen['score']}")
+    row("the score", f"{metrics['scored']['network']}, {metrics['scored']['score']}")
 
 
 def read(path: Path) -> Found:

@@ -69,18 +69,18 @@ def main() -> None:
 def all_maps(
     detector: Detector, usual: Images, images: Images, inside: npt.NDArray[np.bool_]
 ) -> Iterator[tuple[str, Maps]]:
-    """Make maps in every way, of the chosen score if it has places, else of places2."""
-    score = detector.choice.score if has_places(detector) else "places2"
+    """Make maps in every way, of the score if it has places, else of places2; Grad-CAM of that."""
+    score = detector.scored[1] if has_places(detector) else "places2"
     inputs = prepare(torch.from_numpy(images)[:, None])
     for network in (*detector.networks, BOTH):
-        one = replace(detector, choice=replace(detector.choice, network=network, score=score))
+        one = replace(detector, scored=(network, score))
         one = replace(one, usual_shares=one.shares(usual).mean(0))
         yield f"{score}, {network}", heat_maps(one, images)
         bare = replace(one, usual_shares=np.zeros_like(one.usual_shares))
         yield f"{score}, {network}, shares as they are", heat_maps(bare, images)
     for network, scorer in detector.scorers.items():
-        cam = grad_cam(detector.networks[network], scorer, score, inputs)
-        yield f"{score}, {network}, Grad-CAM", enlarge(cam / cam.amax((1, 2, 3), True), images)
+        cam = grad_cam(detector.networks[network], scorer, "places2", inputs)
+        yield f"places2, {network}, Grad-CAM", enlarge(cam / cam.amax((1, 2, 3), True), images)
     if "trained" in detector.networks and detector.settings.map_weight:
         trained = detector.networks["trained"]
         with torch.no_grad():

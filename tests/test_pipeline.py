@@ -37,12 +37,11 @@ from examples.pretrain_gde.density import PUBLISHED, SCORES, Scorer  # noqa: E40
 from examples.pretrain_gde.detector import (  # noqa: E402
     Detector,
     Reference,
-    choose,
     fit_detector,
 )
 from examples.pretrain_gde.errors import PipelineError  # noqa: E402
 from examples.pretrain_gde.heatmap import NO_MAP, grad_cam, heat_maps  # noqa: E402
-from examples.pretrain_gde.metrics import best_threshold, measure  # noqa: E402
+from examples.pretrain_gde.metrics import auc_between, best_threshold, measure  # noqa: E402
 from examples.pretrain_gde.model import Network, prepare  # noqa: E402
 from examples.pretrain_gde.phantoms import write_phantoms  # noqa: E402
 from examples.pretrain_gde.readers import Entry, read_split  # noqa: E402
@@ -146,10 +145,8 @@ def test_a_run_leaves_metrics_scores_split_and_report(trained):
         assert record["loss"] > 0
         assert 0 < record["augmentation_share"] < 1
         assert set(record["valid"]) == set(PUBLISHED)
-    assert metrics["selected"]["auc"] == max(
-        auc for record in metrics["epochs"] for auc in record["valid"].values()
-    )
-    assert metrics["selected"]["network"] == "trained"
+    best = max(metrics["epochs"], key=lambda record: record["valid"]["gaussian"])["epoch"]
+    assert metrics["scored"] == {"network": "trained", "score": "gaussian", "epoch": best}
     assert set(metrics["test"]) == {"trained", "untrained"}
     for results in metrics["test"].values():
         for name in PUBLISHED:
@@ -219,9 +216,10 @@ def test_several_seeds_are_summed_up(phantoms, cache, tmp_path, capsys):
     assert main("train", "--data", phantoms, "--cache", cache, "--out", tmp_path, *short) == 0
     summary = json.loads((tmp_path / "anatpaste" / "summary.json").read_text())
     assert summary["seeds"] == [3, 4]
-    chosen = summary["columns"]["chosen"]
-    assert chosen["mean"] == pytest.approx(np.mean(chosen["values"]))
-    assert chosen["sd"] == pytest.approx(np.std(chosen["values"], ddof=1))
+    scored = summary["columns"]["scored"]
+    assert scored["values"] == summary["columns"]["trained_gaussian"]["values"]
+    assert scored["mean"] == pytest.approx(np.mean(scored["values"]))
+    assert scored["sd"] == pytest.approx(np.std(scored["values"], ddof=1))
     assert "over 2 seeds" in capsys.readouterr().out
     assert list((tmp_path / "anatpaste" / "seed3" / "tensorboard").glob("events*"))
 
@@ -495,22 +493,6 @@ def test_evaluate_and_predict_need_a_finished_run(tmp_path, capsys):
     assert "detector.safetensors" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"score": "other"}, r"info\.choice\.score must be one of kde, .* got 'other'"),
-        ({"score": "places2"}, "it has no places2"),
-        ({"network": "both"}, "holds no detector"),
-    ],
-)
-def test_a_detector_with_an_unknown_score_is_refused(change, message, trained, tmp_path):
-    tensors, info = storage.load_tensors(trained / "detector.safetensors", {})
-    path = tmp_path / "detector.safetensors"
-    storage.save_tensors(path, tensors, {**info, "choice": {**info["choice"], **change}})
-    with pytest.raises(PipelineError, match=message):
-        Detector.load(path)
-
-
 @pytest.mark.parametrize("network", ["trained", "untrained"])
 def test_a_detector_that_lacks_a_standard_is_refused(network, cropped, tmp_path):
     tensors, info = storage.load_tensors(cropped / "detector.safetensors", {})
@@ -576,12 +558,6 @@ def test_there_is_no_map_of_an_untrained_network_without_places(phantoms, cache,
 BY_PLACE = [name for name, (feature, _, _) in SCORES.items() if feature.startswith("cells")]
 
 
-def choosing(detector, network, score):
-    return dataclasses.replace(
-        detector, choice=dataclasses.replace(detector.choice, network=network, score=score)
-    )
-
-
 @pytest.mark.parametrize("name", sorted(SCORES.keys() - BY_PLACE))
 def test_grad_cam_of_a_trained_network_points_at_something(name, cropped):
     detector = Detector.load(cropped / "detector.safetensors")
@@ -601,9 +577,10 @@ def test_grad_cam_of_a_trained_network_points_at_something(name, cropped):
 
 
 @pytest.mark.parametrize("network", ["trained", "untrained", "both"])
-@pytest.mark.parametrize("name", BY_PLACE)
+@pytest.mark.parametrize("name", [*BY_PLACE, "mean"])
 def test_the_shares_of_all_places_add_up_to_the_score(network, name, cropped):
-    detector = choosing(Detector.load(cropped / "detector.safetensors"), network, name)
+    detector = Detector.load(cropped / "detector.safetensors")
+    detector = dataclasses.replace(detector, scored=(network, name))
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32), np.uint8)
     shares = detector.shares(images)
     assert shares.shape == (3, 16)
@@ -624,7 +601,8 @@ def test_usual_shares_are_those_of_the_validation_normals(cropped, phantoms, cac
 @pytest.mark.parametrize("network", ["trained", "untrained", "both"])
 @pytest.mark.parametrize(("row", "column"), [(0, 0), (1, 2), (3, 1)])
 def test_a_map_shows_where_an_image_was_changed(network, row, column, cropped):
-    detector = choosing(Detector.load(cropped / "detector.safetensors"), network, "plain1")
+    detector = Detector.load(cropped / "detector.safetensors")
+    detector = dataclasses.replace(detector, scored=(network, "plain1"))
     image = np.full((1, 64, 64), 128, np.uint8)
     changed = image.copy()
     changed[:, 16 * row + 2 : 16 * row + 14, 16 * column + 2 : 16 * column + 14] = 255
@@ -1263,28 +1241,32 @@ def test_roughening_blurs_half_and_adds_noise_up_to_its_limit():
 def test_the_laptop_preset_leaves_all_scores(cropped):
     metrics = evaluate.load_metrics(cropped)
     assert set(metrics["test"]) == {"trained", "untrained", "both"}
-    assert set(metrics["test"]["trained"]) == set(SCORES)
-    assert set(metrics["test"]["both"]) == set(SCORES) - {"logit"}
-    best = max(auc for found in metrics["validation"]["labels"].values() for auc in found.values())
-    assert metrics["selected"]["auc"] == best
-    assert metrics["without_labels"]["network"] == "both"
-    assert metrics["without_labels"]["score"].startswith("places")
-    assert metrics["without_training"]["network"] == "untrained"
+    assert set(metrics["test"]["trained"]) == {"mean", *SCORES}
+    assert set(metrics["test"]["both"]) == {"mean", *SCORES} - {"logit"}
+    assert metrics["validation"].keys() == metrics["test"].keys()
+    scored = {"network": "both", "score": "mean", "epoch": metrics["epochs"][-1]["epoch"]}
+    assert metrics["scored"] == scored
     text = (cropped / "report.html").read_text()
     assert "relative by place, stage 2" in text
-    assert "Without its labels" in text
+    assert "mean of three kinds (the score)" in text
     detector = Detector.load(cropped / "detector.safetensors")
-    assert len(detector.normal_scores) == 12
+    assert len(detector.normal_scores) == 4
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32), np.uint8)
     every = detector.score_all(images)
-    chosen = every[detector.choice.network][detector.choice.score]
-    np.testing.assert_allclose(detector.score(images), chosen)
+    np.testing.assert_allclose(detector.score(images), every["both"]["mean"])
     for name in ("kde", "places3"):
         parts = []
         for network in ("trained", "untrained"):
             mean, deviation = detector.standards[network][name]
             parts.append((every[network][name] - mean) / deviation)
-        np.testing.assert_allclose(every["both"][name], sum(parts))
+        np.testing.assert_allclose(every["both"][name], sum(parts) / 2)
+    for network in ("trained", "untrained"):
+        kinds = ["gaussian"], ["pooled2", "pooled3", "pooled4"], ["places1", "places2", "places3"]
+        scaled = {
+            n: (every[network][n] - m) / d for n, (m, d) in detector.standards[network].items()
+        }
+        by_hand = np.mean([np.mean([scaled[name] for name in kind], 0) for kind in kinds], 0)
+        np.testing.assert_allclose(every[network]["mean"], by_hand)
 
 
 def test_evaluate_repeats_the_numbers_of_all_scores(cropped, capsys):
@@ -1299,7 +1281,7 @@ def test_without_epochs_nothing_is_trained(phantoms, cache, tmp_path, capsys):
     folder = tmp_path / "mix" / "seed0"
     metrics = evaluate.load_metrics(folder)
     assert set(metrics["test"]) == {"untrained"}
-    assert metrics["selected"]["network"] == "untrained"
+    assert metrics["scored"] == {"network": "untrained", "score": "mean", "epoch": None}
     assert {path.name for path in folder.iterdir()} >= {"detector.safetensors", "report.html"}
     assert not (folder / "checkpoint.safetensors").exists()
     assert main("train", *options, "--resume") == 0
@@ -1315,9 +1297,9 @@ def test_normal_images_alone_are_enough(preset, normals, tmp_path, capsys):
     metrics = evaluate.load_metrics(folder)
     assert metrics["data"]["images"] == {"train": 10, "valid": 2, "test": 0}
     assert metrics["test"] is None
-    assert "labels" not in metrics["validation"]
-    assert metrics["selected"]["by"] == "pasted"
-    assert metrics["selected"]["network"] == ("both" if preset == "laptop" else "trained")
+    network, score = ("both", "mean") if preset == "laptop" else ("trained", "gaussian")
+    assert (metrics["scored"]["network"], metrics["scored"]["score"]) == (network, score)
+    assert 0 <= metrics["validation"][network][score] <= 1
     assert not (folder / "scores.csv").exists()
     assert "no abnormal images to validate on" in (folder / "report.html").read_text()
     image = min(normals.iterdir())
@@ -1325,7 +1307,7 @@ def test_normal_images_alone_are_enough(preset, normals, tmp_path, capsys):
     assert main("predict", folder, image, "--quiet", "--format", "jsonl", *maps) == 0
     assert len(all_files(tmp_path / "maps")) == 1
     row = json.loads(capsys.readouterr().out)
-    assert row["network"] == metrics["selected"]["network"]
+    assert (row["network"], row["kind"]) == (network, score)
     assert main("evaluate", folder, "--quiet") == 0
     assert main("compare", *options, "--resume", "--variants", metrics["settings"]["variant"]) == 0
 
@@ -1348,22 +1330,6 @@ def test_parts_of_the_plain_layout_may_be_missing(phantoms, tmp_path):
     assert [len(first[part]) for part in ("train", "valid", "test")] == [10, 2, 0]
     assert not {e.path for e in first.train} & {e.path for e in first.valid}
     assert first.valid != other.valid
-
-
-def test_choices_without_labels_are_of_the_by_place_scores_of_both_networks():
-    names = ("kde", "places1", "places2", "logit")
-    aucs = {
-        "pasted": {
-            "trained": dict(zip(names, (0.7, 0.97, 0.98, 0.99), strict=True)),
-            "untrained": dict(zip(names[:3], (0.6, 0.8, 0.7), strict=True)),
-            "both": dict(zip(names[:3], (0.96, 0.9, 0.95), strict=True)),
-        }
-    }
-    choice = choose(aucs, "pasted", tuple(aucs["pasted"]))
-    assert (choice.network, choice.score, choice.auc) == ("both", "places2", 0.95)
-    assert choose(aucs, "pasted", ["untrained"]).score == "places1"
-    labels = {"labels": {"trained": {"kde": 0.8, "logit": 0.9}, "both": {"kde": 0.85}}}
-    assert choose(labels, "labels", ["trained", "both"]).score == "logit"
 
 
 def test_what_scores_are_fitted_to_is_made_in_pieces(monkeypatch):
@@ -1399,7 +1365,7 @@ def test_training_images_are_not_copied(phantoms, cache):
     assert [len(found) for found in dataset.normals("valid")] == [4, 4]
 
 
-def test_all_views_of_an_image_are_left_out_together(phantoms, cache):
+def test_scores_are_fitted_to_two_views_and_measured_against_the_validation_part(phantoms, cache):
     settings = Settings(
         variant="opacity", size=32, crop=True, epochs=0, mask="robust", scores="all"
     )
@@ -1407,17 +1373,15 @@ def test_all_views_of_an_image_are_left_out_together(phantoms, cache):
     reference = Reference(settings, dataset)
     assert len(reference.normal) == len(reference.pasted) == 2 * 12
     np.testing.assert_array_equal(reference.normal[:12], dataset.images["train"])
-    network = Network(settings)
-    detector, selection = fit_detector({"untrained": network}, settings, dataset)
-    name = selection.choice.score
-    normal, pasted = reference.embed(network, [name])
-    by_hand = []
-    for fold in np.array_split(np.arange(12), 5):
-        rest = [index for index in range(24) if index % 12 not in fold]
-        fitted = ({k: v[rest] for k, v in f.items()} for f in (normal, pasted or normal))
-        scores = Scorer.fit(*fitted, [name]).score({k: v[fold] for k, v in normal.items()})
-        by_hand += scores[name].tolist()
-    np.testing.assert_allclose(detector.normal_scores, np.sort(by_hand))
+    detector, aucs = fit_detector({"untrained": Network(settings)}, settings, dataset)
+    scores, labels = detector.score(dataset.images["valid"]), dataset.labels("valid")
+    np.testing.assert_allclose(detector.normal_scores, np.sort(scores[~labels]))
+    assert aucs["untrained"]["mean"] == auc_between(scores[~labels], scores[labels])
+    assert detector.share_below(detector.normal_scores).tolist() == [0, 0.25, 0.5, 0.75]
+    # A score's standard is that of the validation normals.
+    every = detector.score_all(dataset.images["valid"][~labels])["untrained"]["places2"]
+    expected = (every.mean(), every.std())
+    assert detector.standards["untrained"]["places2"] == pytest.approx(expected)
 
 
 def test_transfer_fits_to_the_other_normals(cropped, phantoms, tmp_path, capsys):
@@ -1440,8 +1404,7 @@ def test_transfer_fits_to_the_other_normals(cropped, phantoms, tmp_path, capsys)
     assert main("transfer", cropped, *options, "--folds", "3", *twice) == 1
     assert "an image is given twice" in capsys.readouterr().err
     result = json.loads(output.read_text())
-    chosen = evaluate.load_metrics(cropped)["selected"]
-    assert result["chosen"] == {name: chosen[name] for name in ("network", "score")}
+    assert result["scored"] == {"network": "both", "score": "mean"}
     assert result["images"] == {"normal": 30, "abnormal": 5}
     assert set(result["auc"]) == {"trained", "untrained", "both"}
     values = result["auc"]["both"]["places2"]["values"]

@@ -162,12 +162,12 @@ SCRIPT = "<script>alert(1)</script>"
 @pytest.mark.parametrize(
     ("place", "new", "message"),
     [
-        ("selected.epoch", SCRIPT, "metrics.selected.epoch must be an integer in 0..1000000"),
-        ("selected.score", SCRIPT, "metrics.selected.score must be one of kde, gaussian"),
-        ("selected.score", "logit", "selected names a score that was not measured"),
-        ("selected.network", "both", "selected names a score that was not measured"),
-        ("without_labels.network", SCRIPT, "without_labels.network must be one of trained"),
-        ("selected.auc", 2, "metrics.selected.auc must be a number in 0.0..1.0, got 2"),
+        ("scored.epoch", SCRIPT, "metrics.scored.epoch must be an integer in 0..1000000"),
+        ("scored.score", SCRIPT, "metrics.scored.score must be one of mean, kde, gaussian"),
+        ("scored.score", "kde", "it was scored by another score than its settings say"),
+        ("scored.network", "both", "it was scored by another score than its settings say"),
+        ("scored.network", SCRIPT, "scored.network must be one of trained"),
+        ("test.untrained", {}, "gaussian was not measured"),
         ("test.trained.kde.auc", True, "kde.auc must be a number in 0.0..1.0, got True"),
         ("test.trained.kde.auc_interval", [0.1], "must be a list of 2, got a list of 1"),
         ("test.trained.other", {}, "metrics.test.trained must not hold 'other'"),
@@ -176,8 +176,8 @@ SCRIPT = "<script>alert(1)</script>"
         ("shortcuts", {}, "its adjusted AUCs are not of its shortcuts"),
         ("shortcuts", None, "its adjusted AUCs are not of its shortcuts"),
         ("shortcuts.bytes.raw.auc", 2, "bytes.raw.auc must be a number in 0.0..1.0, got 2"),
-        ("validation.labels.trained.kde", "1", "trained.kde must be a number"),
-        ("validation.labels", {}, "selected names a score that was not measured"),
+        ("validation.trained.kde", "1", "trained.kde must be a number"),
+        ("validation.trained", {}, "gaussian was not measured"),
         ("epochs.0.loss", -1, "metrics.epochs[0].loss must be a number"),
         ("epochs", [], "it holds 0 epochs"),
         ("epochs", {}, "metrics.epochs must be a list, got an object"),
@@ -278,7 +278,6 @@ def tell(name, value):
 
 def negative(tensors, info):
     tensors[f"{GAUSSIAN}.precision"].fill_(-1.0)
-    info["choice"]["score"] = "gaussian"
 
 
 def choose(**settings):
@@ -296,7 +295,7 @@ NET, GAUSSIAN = "trained.network.backbone", "trained.scorer.normal.pool4"
         (fill(f"{NET}.conv1.weight", 1e38), "features that are not finite"),
         (fill(f"{NET}.bn1.running_var", -1.0), "features that are not finite"),
         (negative, "scores that are not finite (trained, gaussian)"),
-        (swap("trained.scorer.centers", (0, 512)), "shape torch.Size([0, 512]) from checkpoint"),
+        (swap("trained.scorer.centers", (0, 512)), "it was fitted to nothing"),
         (swap("trained.scorer.centers", (3, 4)), "size mismatch for trained.scorer.centers"),
         (swap(f"{GAUSSIAN}.mean", (4,)), "size mismatch for trained.scorer.normal.pool4.mean"),
         (swap("normal_scores", (0,)), "normal_scores must be sorted, one at least"),
@@ -350,7 +349,7 @@ def test_a_detector_of_another_seed_is_refused(copy, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (tell("best", {"epoch": SCRIPT, "score": "kde", "auc": 1}), "info.best.epoch"),
+        (tell("best", {"epoch": SCRIPT, "auc": 1}), "info.best.epoch"),
         (tell("epochs", [1]), "info.epochs[0] must be an object"),
         (lambda tensors, info: info["epochs"].append(info["epochs"][0]), "holds no checkpoint"),
         (lambda tensors, info: info["settings"].update(jitter=[1]), "jitter must be a number"),

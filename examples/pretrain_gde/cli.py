@@ -120,12 +120,12 @@ def train_command(options: argparse.Namespace, runtime: Runtime) -> None:
         resume=options.resume,
     )
     if runtime.leads and len(results) > 1:
-        chosen = summarize(results)["columns"].get("chosen")
-        if chosen is None:
+        scored = summarize(results)["columns"].get("scored")
+        if scored is None:
             return
         print(
-            f"{settings.variant}: test AUC {chosen['mean']:.3f}, standard deviation "
-            f"{chosen['sd']:.3f} over {len(results)} seeds"
+            f"{settings.variant}: test AUC {scored['mean']:.3f}, standard deviation "
+            f"{scored['sd']:.3f} over {len(results)} seeds"
         )
 
 
@@ -249,12 +249,12 @@ def transfer_command(options: argparse.Namespace, runtime: Runtime) -> None:
     )
     if options.output is not None:
         write_json(options.output, result)
-    aucs, chosen = result["auc"], result["chosen"]
+    aucs, scored = result["auc"], result["scored"]
     _print_table("AUC, mean of the folds", aucs, "mean")
-    best = aucs[chosen["network"]][chosen["score"]]
+    found = aucs[scored["network"]][scored["score"]]
     print(
-        f"chosen when trained: {chosen['network']}, {NAMES[chosen['score']]}: {best['mean']:.3f}, "
-        f"standard deviation {best['sd']:.3f} over {result['folds']} folds"
+        f"{scored['network']}, {NAMES[scored['score']]}: {found['mean']:.3f}, "
+        f"standard deviation {found['sd']:.3f} over {result['folds']} folds"
     )
     if not (found := strongest(result["shortcuts"])):
         return
@@ -266,7 +266,7 @@ def transfer_command(options: argparse.Namespace, runtime: Runtime) -> None:
     _print_table(
         "AUC of shortcuts", alone, "auc", {name: in_words(name) for name in alone["alone"]}
     )
-    metrics = {"selected": chosen, "test": result["pooled"], "shortcuts": result["shortcuts"]}
+    metrics = {"scored": scored, "test": result["pooled"], "shortcuts": result["shortcuts"]}
     print(
         f"all folds together: {result_of(metrics)['auc']:.3f}. {worth(metrics)} {caution(metrics)}"
     )

@@ -14,14 +14,13 @@ from examples.pretrain_gde.shortcuts import in_words
 from examples.pretrain_gde.storage import write_json, write_text
 
 COLUMNS = {
-    "chosen": "AUC, chosen on validation",
-    "without_labels": "AUC, chosen without labels",
+    "scored": "AUC",
     "trained_gaussian": "AUC, single Gaussian",
     "trained_kde": "AUC, kernel density",
-    "without_training": "AUC, untrained",
+    "untrained": "AUC, untrained",
     "shortcut": "AUC, strongest shortcut",
-    "chosen_adjusted": "chosen, adjusted for it",
-    "without_training_adjusted": "untrained, adjusted for it",
+    "scored_adjusted": "adjusted for it",
+    "untrained_adjusted": "untrained, adjusted for it",
 }
 
 
@@ -71,7 +70,7 @@ def make_table(summaries: dict[str, dict[str, Any]]) -> str:
 
 
 def _order(pair: tuple[str, dict[str, Any]]) -> float:
-    return -pair[1]["columns"]["chosen"]["mean"] if pair[1]["columns"] else 0.0
+    return -pair[1]["columns"]["scored"]["mean"] if pair[1]["columns"] else 0.0
 
 
 def _mean_and_sd(column: dict[str, Any] | None) -> str:

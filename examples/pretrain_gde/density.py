@@ -38,9 +38,10 @@ SCORES = {  # by name: the features, whether the pasted are needed too, and the 
     "places3": ("cells3", True, "relative by place, stage 3"),
     "logit": ("logit", False, "the head's logit"),
 }
-NAMES = {name: words for name, (_, _, words) in SCORES.items()}
+MEAN = "mean"  # of these three kinds of scores, each standardized: what is unusual, and which way
+KINDS = (("gaussian",), ("pooled2", "pooled3", "pooled4"), ("places1", "places2", "places3"))
+NAMES = {MEAN: "mean of three kinds", **{name: words for name, (_, _, words) in SCORES.items()}}
 NO_GAUSSIAN = ("kde", "nearest", "logit")  # scores that need none
-NO_LABELS = ("places1", "places2", "places3")  # what may be chosen by pasted images alone
 BANDWIDTH = 1.0
 NEIGHBORS = 5
 

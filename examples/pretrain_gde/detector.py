@@ -1,10 +1,11 @@
-"""From networks to a detector: fitting the scores, choosing among them, keeping all in a file."""
+"""From networks to a detector: fitting the scores, the one that counts, keeping all in a file."""
 
 from __future__ import annotations
 
+import functools
 import textwrap
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,8 @@ from torch import nn
 from examples.pretrain_gde.augment import Augmenter, second_view
 from examples.pretrain_gde.data import Dataset, Images
 from examples.pretrain_gde.density import (
-    NO_LABELS,
+    KINDS,
+    MEAN,
     PUBLISHED,
     SCORES,
     Scorer,
@@ -34,56 +36,26 @@ from examples.pretrain_gde.storage import load_tensors, save_tensors
 NETWORKS = ("trained", "untrained")
 BOTH = "both"
 VIEWS = {"published": 1, "all": 2}  # of each normal that scores are fitted to
-FOLDS = 5
 MOST_FITTED = 4096  # normals, where pasted ones are needed too: a bound for the memory of features
 CALLED = 0.95  # share of the normals below the threshold, where no abnormal image tells more
 
 AllScores = dict[str, Scores]  # by network, then by score
 AUCs = dict[str, dict[str, float]]
+Standards = dict[str, dict[str, tuple[float, float]]]
 
-_RATE = (0.0, 1.0)
-CHOICE_FORM = {
-    "network": (*NETWORKS, BOTH),
-    "score": tuple(SCORES),
-    "by": ("labels", "pasted"),
-    "auc": _RATE,
-}
 DETECTOR_FORM = {
     "settings": {},
-    "choice": CHOICE_FORM,
     "threshold": (-LARGE, LARGE),
     "standards": {str: {str: [(-LARGE, LARGE)] * 2}},
 }
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The score that is used, and why.
-
-    Attributes
-    ----------
-    network : str
-        "trained", "untrained", or "both": the sum of either's score, each standardized by those of
-        the validation normals.
-    score : str
-        Out of `SCORES`.
-    by : str
-        "labels": it had the greatest AUC on the validation part. "pasted": the validation part has
-        no abnormal images, and of the by-place scores it told its normals best from themselves with
-        something pasted in. The network is not chosen so: a trained one was trained to tell these.
-    auc : float
-        That AUC.
-    """
-
-    network: str
-    score: str
-    by: str
-    auc: float
-
-    @property
-    def networks(self) -> tuple[str, ...]:
-        """The networks that it needs."""
-        return NETWORKS if self.network == BOTH else (self.network,)
+def scored_by(settings: Settings) -> tuple[str, str]:
+    """Name the score that counts, and whose it is: fixed, so that no label is needed to choose."""
+    trained = "trained" if settings.epochs else "untrained"
+    if settings.scores == "published":
+        return trained, "gaussian"
+    return BOTH if settings.epochs else trained, MEAN
 
 
 def score_names(settings: Settings, network: str) -> tuple[str, ...]:
@@ -102,8 +74,6 @@ class Reference:
         The training normals, and as many with something pasted in. If all scores are wanted, each
         normal is in it twice: as it is, then all again in another frame and tone. For the published
         scores nothing is pasted.
-    valid_pasted : (M, S, S) uint8 array
-        The validation normals with something pasted in.
     """
 
     normal: Images
@@ -125,9 +95,6 @@ class Reference:
             inside = None if lungs is None or moved is None else torch.cat([lungs, moved])
             self.normal = both[:, 0].numpy()
             self.pasted = self.augmenter.abnormal(both, inside, generator)[:, 0].numpy()
-        generator = torch.Generator().manual_seed(derive_seed(settings.seed, 3))
-        held_out = as_tensors(*dataset.normals("valid"))
-        self.valid_pasted = self.augmenter.abnormal(*held_out, generator)[:, 0].numpy()
 
     def embed(self, network: Network, names: Collection[str]) -> tuple[Features, Features | None]:
         """Return the features of the normal and of the pasted that some scores need."""
@@ -138,35 +105,36 @@ class Reference:
             return normal, None
         return normal, embed(network, self.pasted, needed)
 
-    def fit(self, network: Network, name: str) -> Fitted:
-        """Fit the scores of a network, and score the validation part."""
-        names = score_names(self.settings, name)
-        features = self.embed(network, names)
-        scorer = Scorer.fit(*features, names)
-        needed = needed_features(names)
-        valid = scorer.score(embed(network, self.dataset.images["valid"], needed))
-        pasted = scorer.score(embed(network, self.valid_pasted, needed))
-        return Fitted(scorer, features, valid, pasted)
+    @functools.cached_property
+    def valid(self) -> tuple[Images, npt.NDArray[np.bool_]]:
+        """The validation part and which images stand for abnormal: its own, or pasted ones."""
+        images, labels = self.dataset.images["valid"], self.dataset.labels("valid")
+        if labels.any():
+            return images, labels
+        generator = torch.Generator().manual_seed(derive_seed(self.settings.seed, 3))
+        held_out = as_tensors(*self.dataset.normals("valid"))
+        pasted = self.augmenter.abnormal(*held_out, generator)[:, 0].numpy()
+        return np.concatenate([images, pasted]), np.repeat([False, True], len(images))
 
-    def measure(self, scores: AllScores, pasted: AllScores) -> dict[str, AUCs]:
-        """Return the scores' AUCs on the validation part: "labels", if it has any, and "pasted".
-
-        Those of labels are adjusted as the settings say.
-        """
-        labels, found = self.dataset.labels("valid"), {}
-        if self.dataset.has_labels("valid"):
-            found["labels"] = {
-                network: {name: self._auc(values, labels) for name, values in named.items()}
-                for network, named in scores.items()
+    def fit(self, networks: Mapping[str, Network]) -> Fitted:
+        """Fit the scores of some networks, and score the validation part."""
+        (images, labels), scorers, found = self.valid, {}, {}
+        for name, network in networks.items():
+            names = score_names(self.settings, name)
+            scorers[name] = Scorer.fit(*self.embed(network, names), names)
+            found[name] = scorers[name].score(embed(network, images, needed_features(names)))
+        standards = {}
+        if self.settings.scores == "all":
+            standards = {
+                network: {name: standard(values[~labels]) for name, values in named.items()}
+                for network, named in found.items()
             }
-        found["pasted"] = {
-            network: {
-                name: auc_between(values[~labels], pasted[network][name])
-                for name, values in named.items()
-            }
+        scores = check_scores(combine(found, standards))
+        aucs = {
+            network: {name: self._auc(values, labels) for name, values in named.items()}
             for network, named in scores.items()
         }
-        return found
+        return Fitted(scorers, standards, scores, aucs)
 
     def _auc(self, values: npt.NDArray[np.float64], labels: npt.NDArray[np.bool_]) -> float:
         if not self.settings.adjust:
@@ -175,43 +143,23 @@ class Reference:
         return float(measure_adjusted(values, labels, covariate)["auc"])
 
     def validate(self, network: Network) -> dict[str, float]:
-        """Return the AUC of each score of a trained network: of the labels, or of the pasted."""
-        fitted = self.fit(network, "trained")
-        aucs = self.measure({"trained": fitted.valid}, {"trained": fitted.pasted})
-        return aucs["labels" if "labels" in aucs else "pasted"]["trained"]
+        """Return the AUC of each score of a trained network on the validation part."""
+        return self.fit({"trained": network}).aucs["trained"]
 
 
 class Fitted(NamedTuple):
-    """A scorer, the features that it was fitted to, and scores of the validation part.
+    """Scorers and standards, and the scores and AUCs of `Reference.valid`, all by network."""
 
-    `pasted` are those of its normals with something pasted in.
-    """
-
-    scorer: Scorer
-    features: tuple[Features, Features | None]
-    valid: Scores
-    pasted: Scores
+    scorers: dict[str, Scorer]
+    standards: Standards
+    scores: AllScores
+    aucs: AUCs
 
 
 def as_tensors(images: Images, masks: Images | None) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return images and masks as the augmentation takes them."""
     lungs = None if masks is None else torch.from_numpy(np.array(masks))[:, None].bool()
     return torch.from_numpy(np.array(images))[:, None], lungs
-
-
-def choose(aucs: dict[str, AUCs], by: str, among: Collection[str]) -> Choice:
-    """Choose a score of some networks, by the AUCs of `Reference.measure`; see `Choice`."""
-    found = [
-        Choice(network, score, by, auc)
-        for network in among
-        for score, auc in aucs[by][network].items()
-    ]
-    if by == "pasted":
-        if BOTH in among:
-            found = [one for one in found if one.network == BOTH]
-        if any(one.score in NO_LABELS for one in found):
-            found = [one for one in found if one.score in NO_LABELS]
-    return max(found, key=lambda one: one.auc)
 
 
 @dataclass(frozen=True)
@@ -228,10 +176,10 @@ class Detector:
         One for each network.
     standards : dict of str to dict of str to (float, float)
         Mean and standard deviation of each network's scores of the validation normals.
-    choice : Choice
-        The score that is used.
+    scored : (str, str)
+        The score that counts: of which networks, and its name; see `scored_by`.
     normal_scores : (N,) float array
-        Sorted scores of the training normals, for percentiles. See `cross_scores`.
+        Sorted scores of the validation normals, for percentiles.
     threshold : float
         At or above is abnormal: the greatest Youden index on the validation part, or without
         abnormal images there, the value that `CALLED` of its normals stay below.
@@ -242,8 +190,8 @@ class Detector:
     settings: Settings
     networks: dict[str, Network]
     scorers: dict[str, Scorer]
-    standards: dict[str, dict[str, tuple[float, float]]]
-    choice: Choice
+    standards: Standards
+    scored: tuple[str, str]
     normal_scores: npt.NDArray[np.float64]
     threshold: float
     usual_shares: npt.NDArray[np.float64]
@@ -263,34 +211,37 @@ class Detector:
         return check_scores(combine(scores, self.standards))
 
     def score(self, images: Images) -> npt.NDArray[np.float64]:
-        """Score (N, S, S) uint8 images by the chosen score alone: (N,).
+        """Score (N, S, S) uint8 images by the score that counts alone: (N,).
 
         Raises
         ------
         PipelineError
             As for `score_all`.
         """
-        return self._chosen(images, Scorer.forward)
+        return self._score(images, Scorer.forward)
 
     def shares(self, images: Images) -> npt.NDArray[np.float64]:
-        """Split the chosen score of (N, S, S) uint8 images by place: (N, K), which sum to it."""
-        values = self._chosen(images, Scorer.by_place)
+        """Split that score of (N, S, S) uint8 images by place: (N, K), which sum to it.
+
+        What has no places is shared by all alike.
+        """
+        values = self._score(images, Scorer.by_place)
         return values / values.shape[1]
 
-    def _chosen(
+    def _score(
         self, images: Images, how: Callable[[Scorer, Features, str], torch.Tensor]
     ) -> npt.NDArray[np.float64]:
-        name = self.choice.score
-        scores = {}
-        for network in self.choice.networks:
-            features = embed(self.networks[network], images, needed_features([name]))
+        whose, score = self.scored
+        names, scores = parts_of(score), {}
+        for network in self.networks if whose == BOTH else (whose,):
+            features = embed(self.networks[network], images, needed_features(names))
             with torch.no_grad():
-                values = how(self.scorers[network], features, name)
-            scores[network] = {name: values.double().numpy()}
-        return check_scores(combine(scores, self.standards))[self.choice.network][name]
+                values = {name: how(self.scorers[network], features, name) for name in names}
+            scores[network] = {name: value.double().numpy() for name, value in values.items()}
+        return check_scores(combine(scores, self.standards))[whose][score]
 
     def share_below(self, scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Return the share of the training normals that score lower, 0..1."""
+        """Return the share of the validation normals that score lower, 0..1."""
         below = np.searchsorted(self.normal_scores, scores, side="left")
         return below / len(self.normal_scores)
 
@@ -301,7 +252,6 @@ class Detector:
         tensors["usual_shares"] = torch.from_numpy(self.usual_shares)
         info = {
             "settings": self.settings.as_dict(),
-            "choice": asdict(self.choice),
             "threshold": self.threshold,
             "standards": self.standards,
         }
@@ -318,7 +268,7 @@ class Detector:
         """
         tensors, info = load_tensors(path, DETECTOR_FORM)
         try:
-            settings, choice = Settings(**info["settings"]), Choice(**info["choice"])
+            settings = Settings(**info["settings"])
             normal = tensors.pop("normal_scores").numpy()
             if normal.ndim != 1 or not normal.size or (np.diff(normal) < 0).any():
                 raise ValueError("normal_scores must be sorted, one at least")
@@ -326,23 +276,25 @@ class Detector:
             networks, scorers = {}, {}
             for name in NETWORKS if settings.epochs else ("untrained",):
                 networks[name] = Network(settings)
-                count = len(normal) * VIEWS[settings.scores]
+                count = len(tensors[f"{name}.scorer.centers"])
+                if not count:
+                    raise ValueError("it was fitted to nothing")
                 scorers[name] = Scorer(score_names(settings, name), count)
             _modules(networks, scorers).load_state_dict(tensors)
-            standards = info["standards"]
-            for name in networks if standards or choice.network == BOTH else ():
-                standards[name] = {score: standards[name][score] for score in scorers[name].names}
-            if any(choice.score not in scorers[name].names for name in choice.networks):
-                raise ValueError(f"it has no {choice.score}")
-            if usual.shape != (count_places(SCORES[choice.score][0]),):
+            standards = {
+                each: {name: info["standards"][each][name] for name in scorers[each].names}
+                for each in (networks if settings.scores == "all" else ())
+            }
+            places = max(count_places(SCORES[name][0]) for name in parts_of(scored_by(settings)[1]))
+            if usual.shape != (places,):
                 raise ValueError("usual_shares must be one for each place")
         except (KeyError, TypeError, ValueError, RuntimeError, PipelineError) as error:
             reason = textwrap.shorten(str(error), 300)
             raise PipelineError(f"{path} holds no detector: {reason}") from error
         for network in networks.values():
             network.eval().to(device)
-        threshold = info["threshold"]
-        return cls(settings, networks, scorers, standards, choice, normal, threshold, usual)
+        scored, threshold = scored_by(settings), info["threshold"]
+        return cls(settings, networks, scorers, standards, scored, normal, threshold, usual)
 
 
 def _modules(networks: dict[str, Network], scorers: dict[str, Scorer]) -> nn.ModuleDict:
@@ -355,21 +307,37 @@ def _modules(networks: dict[str, Network], scorers: dict[str, Scorer]) -> nn.Mod
     )
 
 
-def combine(
-    scores: AllScores, standards: Mapping[str, Mapping[str, tuple[float, float]]]
-) -> AllScores:
-    """Add the sum of both networks' standardized scores, if there are two that may be summed."""
-    if len(scores) < len(NETWORKS) or not standards:
+def parts_of(score: str) -> tuple[str, ...]:
+    """Name the scores that a score is made of."""
+    return sum(KINDS, ()) if score == MEAN else (score,)
+
+
+def combine(scores: AllScores, standards: Standards) -> AllScores:
+    """Add `MEAN` to each network's scores, and of two networks the mean of either's.
+
+    What is put together is standardized first, by the validation normals. Without standards,
+    nothing is. Scores may be (N,) or by place, (N, K), which a (N, 1) has a part in everywhere.
+    """
+    if not standards:
         return scores
-    total = {}
-    for name in scores["trained"].keys() & scores["untrained"].keys():
-        parts = []
-        for network in NETWORKS:
-            mean, deviation = standards[network][name]
-            parts.append((scores[network][name] - mean) / deviation)
-        total[name] = parts[0] + parts[1]
-    ordered = {name: total[name] for name in SCORES if name in total}
-    return {**scores, BOTH: ordered}
+    found, scaled = {}, {}
+    for network, named in scores.items():
+        scaled[network] = {
+            name: (values - standards[network][name][0]) / standards[network][name][1]
+            for name, values in named.items()
+        }
+        found[network] = dict(named)
+        if named.keys() >= set(parts_of(MEAN)):
+            kinds = [_mean([scaled[network][name] for name in kind]) for kind in KINDS]
+            found[network][MEAN] = scaled[network][MEAN] = _mean(kinds)
+    if len(scaled) == len(NETWORKS):
+        one, other = scaled.values()
+        found[BOTH] = {name: _mean([one[name], other[name]]) for name in one if name in other}
+    return found
+
+
+def _mean(values: Sequence[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+    return sum(values) / len(values)
 
 
 def check_scores(scores: AllScores) -> AllScores:
@@ -383,97 +351,37 @@ def check_scores(scores: AllScores) -> AllScores:
     return scores
 
 
-class Selection(NamedTuple):
-    """What was chosen, and from what.
-
-    Attributes
-    ----------
-    aucs : dict
-        Of the validation part: "pasted", and "labels" if there are any; see `Reference.measure`.
-    choice : Choice
-        What is used.
-    without_training, without_labels : Choice
-        What would have been, of the untrained network, and by the pasted.
-    """
-
-    aucs: dict[str, AUCs]
-    choice: Choice
-    without_training: Choice
-    without_labels: Choice
-
-
 def fit_detector(
     networks: dict[str, Network], settings: Settings, dataset: Dataset
-) -> tuple[Detector, Selection]:
-    """Fit all scores of some networks, choose among them on the validation part, set the threshold.
+) -> tuple[Detector, AUCs]:
+    """Fit all scores of some networks, and set the threshold; return AUCs of the validation, too.
 
-    For the published scores, only those of the trained network are chosen from.
+    These are of its labels, or, if it has normals alone, between them and the same with something
+    pasted in.
     """
     reference = Reference(settings, dataset)
-    fitted = {name: reference.fit(network.eval(), name) for name, network in networks.items()}
-    normal = ~dataset.labels("valid")
-    standards = {}
-    if settings.scores == "all":
-        standards = {
-            network: {name: standard(values[normal]) for name, values in fit.valid.items()}
-            for network, fit in fitted.items()
-        }
-    valid = combine({name: fit.valid for name, fit in fitted.items()}, standards)
-    pasted = combine({name: fit.pasted for name, fit in fitted.items()}, standards)
-    aucs = reference.measure(check_scores(valid), check_scores(pasted))
-    by = "labels" if "labels" in aucs else "pasted"
-    among = [name for name in valid if settings.scores == "all" or name == "trained"] or [*valid]
-    choice = choose(aucs, by, among)
-    selection = Selection(
-        aucs, choice, choose(aucs, by, ("untrained",)), choose(aucs, "pasted", among)
-    )
-    scores = valid[choice.network][choice.score]
-    if by == "labels":
-        threshold = best_threshold(scores, ~normal)
+    fitted = reference.fit({name: network.eval() for name, network in networks.items()})
+    _, labels = reference.valid
+    network, score = scored_by(settings)
+    scores = fitted.scores[network][score]
+    if dataset.has_labels("valid"):
+        threshold = best_threshold(scores, labels)
     else:
-        threshold = float(np.quantile(scores, CALLED))
+        threshold = float(np.quantile(scores[~labels], CALLED))
     detector = Detector(
         settings,
         networks,
-        {name: fit.scorer for name, fit in fitted.items()},
-        standards,
-        choice,
-        cross_scores(fitted, VIEWS[settings.scores], standards, choice),
+        fitted.scorers,
+        fitted.standards,
+        (network, score),
+        np.sort(scores[~labels]),
         threshold,
         np.empty(0),
     )
-    usual = detector.shares(dataset.images["valid"][normal]).mean(0)
-    return replace(detector, usual_shares=usual), selection
+    usual = detector.shares(dataset.normals("valid")[0]).mean(0)
+    return replace(detector, usual_shares=usual), fitted.aucs
 
 
 def standard(values: npt.NDArray[np.float64]) -> tuple[float, float]:
     """Return mean and standard deviation, the latter above 0."""
     return float(values.mean()), float(values.std()) or 1.0
-
-
-def cross_scores(
-    fitted: dict[str, Fitted],
-    views: int,
-    standards: Mapping[str, Mapping[str, tuple[float, float]]],
-    choice: Choice,
-) -> npt.NDArray[np.float64]:
-    """Score training normals by the chosen score, fitted without their fifth of them; sorted.
-
-    What was fitted to an image scores it too low: hardly any other image would score lower. All
-    `views` of an image are left out together.
-    """
-    scores: AllScores = {}
-    for network in choice.networks:
-        normal, pasted = fitted[network].features
-        count = len(normal["pool4"]) // views
-        parts = []
-        for fold in np.array_split(np.arange(count), min(FOLDS, count)):
-            rest = torch.from_numpy(~np.isin(np.arange(views * count) % count, fold))
-            scorer = Scorer.fit(_take(normal, rest), pasted and _take(pasted, rest), [choice.score])
-            parts.append(scorer.score(_take(normal, torch.from_numpy(fold)))[choice.score])
-        scores[network] = {choice.score: np.concatenate(parts)}
-    return np.sort(combine(scores, standards)[choice.network][choice.score])
-
-
-def _take(features: Features, rows: torch.Tensor) -> Features:
-    return {name: values[rows] for name, values in features.items()}

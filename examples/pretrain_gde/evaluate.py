@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,14 @@ import numpy.typing as npt
 from sklearn.metrics import average_precision_score
 
 from examples.pretrain_gde.data import Dataset
-from examples.pretrain_gde.density import SCORES
+from examples.pretrain_gde.density import NAMES
 from examples.pretrain_gde.detector import (
     BOTH,
-    CHOICE_FORM,
     NETWORKS,
     AllScores,
     Detector,
     fit_detector,
+    scored_by,
 )
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.forms import COUNT, LARGE
@@ -54,7 +53,7 @@ _NETWORKS = (*NETWORKS, BOTH)
 
 def _each(form: Any) -> dict[str, Any]:
     """Make the form of values by network and score."""
-    return {f"{network}?": {f"{score}?": form for score in SCORES} for network in _NETWORKS}
+    return {f"{network}?": {f"{score}?": form for score in NAMES} for network in _NETWORKS}
 
 
 _DATA = {
@@ -78,10 +77,8 @@ METRICS_FORM = {
     "epochs": [EPOCH_FORM],
     "seconds": (0.0, LARGE),
     "wall_seconds": (0.0, LARGE),
-    "selected": {"epoch?": EPOCHS, **CHOICE_FORM},
-    "without_training": CHOICE_FORM,
-    "without_labels": CHOICE_FORM,
-    "validation": {"labels?": _each(_RATE), "pasted": _each(_RATE)},
+    "scored": {"network": _NETWORKS, "score": tuple(NAMES), "epoch?": EPOCHS},
+    "validation": _each(_RATE),
     "threshold": (-LARGE, LARGE),
     "data": _DATA,
     "evaluated?": _DATA,
@@ -100,11 +97,10 @@ def finish(
     networks["untrained"] = seeded_network(settings)
     for network in networks.values():
         network.to(runtime.device)
-    detector, selection = fit_detector(networks, settings, dataset)
+    detector, validation = fit_detector(networks, settings, dataset)
     detector.save(folder / DETECTOR)
-    selected = asdict(selection.choice)
-    if progress.best is not None and selection.choice.network != "untrained":
-        selected["epoch"] = progress.best["epoch"]
+    network, score = detector.scored
+    epoch = progress.best["epoch"] if progress.best else None
     metrics = {
         "settings": settings.as_dict(),
         "environment": describe(runtime),
@@ -112,10 +108,8 @@ def finish(
         "epochs": progress.epochs,
         "seconds": sum(record["seconds"] for record in progress.epochs),
         "wall_seconds": sum(record["wall_seconds"] for record in progress.epochs),
-        "selected": selected,
-        "without_training": asdict(selection.without_training),
-        "without_labels": asdict(selection.without_labels),
-        "validation": selection.aucs,
+        "scored": {"network": network, "score": score, "epoch": epoch},
+        "validation": validation,
         "threshold": detector.threshold,
     }
     return evaluate(detector, dataset, folder, metrics)
@@ -159,13 +153,8 @@ def evaluate(
     `metrics` is what is known from training: what `METRICS` holds, less the measured parts. Its
     record of the data is kept; where others are scored now, theirs comes beside it.
     """
-    chosen = asdict(detector.choice)
-    selected = {name: metrics["selected"][name] for name in chosen}
-    if (detector.settings.as_dict(), chosen, detector.threshold) != (
-        metrics["settings"],
-        selected,
-        metrics["threshold"],  # a float, as good as a name
-    ):
+    threshold = metrics["threshold"]  # a float, as good as a name
+    if (detector.settings.as_dict(), detector.threshold) != (metrics["settings"], threshold):
         raise PipelineError(f"{folder / DETECTOR} and {METRICS} are not of one run")
     changed = changed_parts(metrics["data"], dataset)
     metrics = {
@@ -229,10 +218,13 @@ def write_scores(path: Path, dataset: Dataset, scores: AllScores) -> None:
     write_text(path, text.getvalue())
 
 
-def result_of(metrics: dict[str, Any], which: str = "selected") -> dict[str, Any]:
-    """Return what a choice that the metrics hold reached on the test part, which there must be."""
-    choice = metrics[which]
-    result: dict[str, Any] = metrics["test"][choice["network"]][choice["score"]]
+def result_of(metrics: dict[str, Any], network: str = "") -> dict[str, Any]:
+    """Return what the score that counts reached on the test part, which there must be.
+
+    Or the same score of another network, by name.
+    """
+    scored = metrics["scored"]
+    result: dict[str, Any] = metrics["test"][network or scored["network"]][scored["score"]]
     return result
 
 
@@ -242,30 +234,29 @@ def worth(metrics: dict[str, Any]) -> str:
     if found is None:
         return ""
     name, alone = found
-    chosen = result_of(metrics)["adjusted"][name]
+    scored = result_of(metrics)["adjusted"][name]
     told = "too few normals are like the abnormal images to adjust for it"
-    if chosen["auc"] is not None:
-        low, high = chosen["auc_interval"]
-        told = f"adjusted for it, the chosen score has {chosen['auc']:.3f} ({low:.3f}-{high:.3f})"
-        if "without_training" in metrics:
-            untrained = result_of(metrics, "without_training")["adjusted"][name]["auc"]
-            told += f", untrained {untrained:.3f}"
-        if chosen["left_out"]:
-            every = chosen["counted"] + chosen["left_out"]
-            told += f"; {chosen['counted']} of {every} abnormal images have normals like them"
+    if scored["auc"] is not None:
+        low, high = scored["auc_interval"]
+        told = f"adjusted for it, the score has {scored['auc']:.3f} ({low:.3f}-{high:.3f})"
+        untrained = result_of(metrics, "untrained")["adjusted"][name]["auc"]
+        told += f", untrained {untrained:.3f}"
+        if scored["left_out"]:
+            every = scored["counted"] + scored["left_out"]
+            told += f"; {scored['counted']} of {every} abnormal images have normals like them"
     return f"The strongest shortcut, {in_words(name)}, has {alone['auc']:.3f} alone; {told}."
 
 
 def caution(metrics: dict[str, Any]) -> str:
-    """Say in a sentence if a shortcut comes near the chosen score; empty if none does."""
-    found, chosen = strongest(metrics["shortcuts"]), metrics["test"] and result_of(metrics)["auc"]
-    if found is None or found[1]["auc"] < chosen - NEAR or found[1]["auc_interval"][0] <= 0.5:
+    """Say in a sentence if a shortcut comes near the score; empty if none does."""
+    found, scored = strongest(metrics["shortcuts"]), metrics["test"] and result_of(metrics)["auc"]
+    if found is None or found[1]["auc"] < scored - NEAR or found[1]["auc_interval"][0] <= 0.5:
         return ""
     name, alone = found
     by_group = metrics["shortcuts"][name]["way"] == "by group"
     return (
         f"One {'column' if by_group else 'number'}, {in_words(name)}, does "
-        f"{'better' if alone['auc'] > chosen else 'nearly as well'}: this data may be told apart "
+        f"{'better' if alone['auc'] > scored else 'nearly as well'}: this data may be told apart "
         "by something other than disease."
     )
 
@@ -279,13 +270,12 @@ def load_metrics(folder: Path) -> dict[str, Any]:
         settings = Settings(**metrics["settings"])
         if bool(metrics["epochs"]) != bool(settings.epochs):
             raise PipelineError(f"it holds {len(metrics['epochs'])} epochs of {settings.epochs}")
-        for which in ("selected", "without_training", "without_labels"):
-            choice = metrics[which]
-            for results in (metrics["validation"][choice["by"]], metrics["test"]):
-                if results is not None and choice["score"] not in results.get(
-                    choice["network"], ()
-                ):
-                    raise PipelineError(f"{which} names a score that was not measured")
+        network, score = scored_by(settings)
+        if (network, score) != (metrics["scored"]["network"], metrics["scored"]["score"]):
+            raise PipelineError("it was scored by another score than its settings say")
+        for results in filter(None, (metrics["validation"], metrics["test"])):
+            if not all(score in results.get(name, ()) for name in (network, "untrained")):
+                raise PipelineError(f"{score} was not measured")
         results = [one for found in (metrics["test"] or {}).values() for one in found.values()]
         shortcuts = metrics["shortcuts"] or {}
         for one in (result["adjusted"] for result in results):

@@ -20,12 +20,12 @@ NO_MAP = "there are no heat maps: the score has no places, and the network was n
 
 
 def has_map(detector: Detector) -> bool:
-    """Tell whether the chosen score has places, or a trained network for Grad-CAM."""
-    return has_places(detector) or "trained" in detector.choice.networks
+    """Tell whether the score has places, or a trained network for Grad-CAM."""
+    return has_places(detector) or detector.scored[0] == "trained"
 
 
 def has_places(detector: Detector) -> bool:
-    """Tell whether the chosen score is a sum over places."""
+    """Tell whether the score is a sum over places."""
     return len(detector.usual_shares) > 1
 
 
@@ -33,8 +33,8 @@ def heat_maps(detector: Detector, images: Images) -> npt.NDArray[np.float32]:
     """Compute where the score of each image comes from.
 
     Of a score by place, how far each place's share lies above its mean over the validation normals:
-    1 is a standard deviation of the training normals' scores. All places add up to how far the
-    score lies above the mean of the validation normals.
+    1 is a standard deviation of the scores of these. All places add up to how far the
+    score lies above the mean of these.
     Of any other score, Grad-CAM (Selvaraju et al., ICCV 2017) in the trained network, at the
     deepest stage that it depends on whose map is at least `MIN_MAP` pixels wide, scaled to its
     maximum in each image.
@@ -42,7 +42,7 @@ def heat_maps(detector: Detector, images: Images) -> npt.NDArray[np.float32]:
     Parameters
     ----------
     detector : Detector
-        Its chosen score is explained.
+        Its score is explained.
     images : (N, S, S) uint8 array
         What the detector sees of images.
 
@@ -63,7 +63,7 @@ def heat_maps(detector: Detector, images: Images) -> npt.NDArray[np.float32]:
         above /= standard(detector.normal_scores)[1]
         found = torch.from_numpy(above).float().reshape(-1, 1, CELLS, CELLS)
     else:
-        network, score = detector.networks["trained"].eval(), detector.choice.score
+        network, score = detector.networks["trained"].eval(), detector.scored[1]
         device = next(network.parameters()).device
         parts = torch.from_numpy(images)[:, None].split(BATCH)
         cams = [

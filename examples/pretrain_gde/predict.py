@@ -49,9 +49,9 @@ def predict(
     Yields
     ------
     dict
-        ``path``; ``score``, higher being less normal; ``percentile``, the share of the training
+        ``path``; ``score``, higher being less normal; ``percentile``, the share of the validation
         normals that score lower, in per cent; ``abnormal``, whether the score reaches the threshold
-        chosen on the validation part; ``network`` and ``kind``, the score that was chosen there;
+        chosen on the validation part; ``network`` and ``kind``, the score;
         ``heat_map``, the file or None. The map is of what the detector sees of the image.
         ``upright``, whether its lungs are an upright pair, or were not needed.
     """
@@ -89,7 +89,7 @@ def _fill(
         row["score"] = float(scores[index])
         row["percentile"] = float(percentiles[index])
         row["abnormal"] = bool(scores[index] >= detector.threshold)
-        row["network"], row["kind"] = detector.choice.network, detector.choice.score
+        row["network"], row["kind"] = detector.scored
         row["heat_map"] = None
         if heat_map_folder is not None and maps is not None:
             # Numbered, as images of several folders may bear one name; the name may be too long.

@@ -76,7 +76,8 @@ def write_report(
     plots = []
     if tested:
         scores = scores or detector.score_all(dataset.images[part])
-        chosen = scores[detector.choice.network][detector.choice.score]
+        network, score = detector.scored
+        chosen = scores[network][score]
         known = PUBLISHED_AUC.get(published or dataset.split.layout)
         plots.append(_plot(_draw_roc, truth, scores, metrics, known))
     else:
@@ -98,6 +99,7 @@ def write_report(
         worth=worth(metrics),
         caution=caution(metrics),
         called=CALLED,
+        labeled=dataset.has_labels("valid"),
         most=MOST_GROUPS,
         part=PARTS[part],
         plots=plots,
@@ -117,14 +119,10 @@ def _draw_roc(
     metrics: dict[str, Any],
     published: float | None,
 ) -> None:
-    for which, label, color in (
-        ("selected", "chosen", BLUE),
-        ("without_labels", "chosen without labels", ORANGE),
-        ("without_training", "untrained", GRAY),
-    ):
-        choice = metrics[which]
-        false, true, _ = roc_curve(truth, scores[choice["network"]][choice["score"]])
-        told = f"{label} ({choice['network']} {choice['score']})"
+    scored = metrics["scored"]
+    for network, color in {"untrained": GRAY, scored["network"]: BLUE}.items():
+        false, true, _ = roc_curve(truth, scores[network][scored["score"]])
+        told = f"{network} {scored['score']}"
         axes.plot(false, true, color=color, label=f"{told}: {np.trapezoid(true, false):.3f}")
     if published is not None:  # the paper gives the area, not the curve
         axes.plot([], [], " ", label=f"AnatPaste as published: {published:.3f}")
@@ -153,10 +151,10 @@ def _draw_histogram(
             label = f"{label} ({len(values)})"
             axes.hist(values, edges.tolist(), color=color, alpha=0.6, label=label)
     axes.axvline(metrics["threshold"], color="#1a202c", linestyle=":", label="threshold")
-    chosen = metrics["selected"]
+    scored = metrics["scored"]
     axes.set(
         title=f"Scores of the {PARTS[part]} part",
-        xlabel=f"score ({chosen['network']} {chosen['score']})",
+        xlabel=f"score ({scored['network']} {scored['score']})",
         ylabel="images",
     )
     axes.legend(loc="upper right", fontsize=8)
@@ -174,7 +172,7 @@ def _draw_shortcut(
     axes.set(
         title="The strongest shortcut",
         xlabel=in_words(name).replace("$", r"\$"),
-        ylabel="chosen score",
+        ylabel="score",
     )
     axes.legend(fontsize=8)
 

@@ -31,12 +31,7 @@ from examples.pretrain_gde.shortcuts import strongest
 from examples.pretrain_gde.storage import printable, read_json, write_json
 from examples.pretrain_gde.train import CHECKPOINT, train
 
-# The choices whose test AUCs are summed up, by column.
-CHOICES = {
-    "chosen": "selected",
-    "without_training": "without_training",
-    "without_labels": "without_labels",
-}
+COLUMNS = {"scored": "", "untrained": "untrained"}  # summed up: by whose score, as of `result_of`
 
 
 @dataclass(frozen=True)
@@ -263,20 +258,20 @@ def load(
 
 def describe_result(metrics: dict[str, Any]) -> str:
     """Say in a line how a run went, and in another what the figure is worth."""
-    chosen = metrics["selected"]
+    network, score, epoch = (metrics["scored"][name] for name in ("network", "score", "epoch"))
     if metrics["test"] is None:
-        told = f"AUC {chosen['auc']:.3f} on validation, by {chosen['by']}; nothing tested"
+        auc = metrics["validation"][network][score]
+        told = f"AUC {auc:.3f} on validation; nothing tested"
     else:
         test = result_of(metrics)
         low, high = test["auc_interval"]
         told = (
             f"test AUC {test['auc']:.3f} (95 % {low:.3f}-{high:.3f}), AP {test['ap']:.3f}, "
-            f"untrained {result_of(metrics, 'without_training')['auc']:.3f}"
+            f"untrained {result_of(metrics, 'untrained')['auc']:.3f}"
         )
-    epoch = f" of epoch {chosen['epoch']}" if chosen.get("epoch") else ""
+    of_epoch = f" of epoch {epoch}" if epoch else ""
     return (
-        f"{told}; {chosen['network']} {chosen['score']}{epoch} chosen by {chosen['by']} on "
-        f"validation; {metrics['seconds'] / 60:.1f} min of training\n"
+        f"{told}; {network} {score}{of_epoch}; {metrics['seconds'] / 60:.1f} min of training\n"
         f"{worth(metrics)} {caution(metrics)}"
     ).strip()
 
@@ -286,7 +281,7 @@ def summarize(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     columns: dict[str, list[Any]] = {}
     shortcuts = [strongest(metrics["shortcuts"]) for metrics in results]
     if all(metrics["test"] for metrics in results):
-        for name, which in CHOICES.items():
+        for name, which in COLUMNS.items():
             columns[name] = [result_of(metrics, which)["auc"] for metrics in results]
             columns[f"{name}_adjusted"] = [
                 result_of(metrics, which)["adjusted"][found[0]]["auc"] if found else None
@@ -301,7 +296,6 @@ def summarize(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "seeds": [metrics["settings"]["seed"] for metrics in results],
         "minutes": [metrics["seconds"] / 60 for metrics in results],
-        "chosen": [f"{m['selected']['network']} {m['selected']['score']}" for m in results],
         "shortcuts": [found and found[0] for found in shortcuts],
         "columns": {name: summary(values) for name, values in columns.items()},
     }

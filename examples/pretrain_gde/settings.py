@@ -31,8 +31,8 @@ class Settings:
 
     An epoch is `updates` steps of the optimizer. Features are always computed in fp32. Where
     `noise` is above 0, half of the images are blurred before, so that no seams are seen of what was
-    pasted. All `scores` are those of `density`, also of the network as it was before training, and
-    of both together; the published ones are the two densities of the trained network's features.
+    pasted. The published `scores` are the two densities of the network's features. All are those of
+    `density`, also of the network as it was before training and of both, and the mean of them.
     """
 
     variant: str = _setting("anatpaste", VARIANTS, "augmentation to tell from the original")
@@ -59,8 +59,8 @@ class Settings:
     imagenet: bool = _setting(False, bool, "start from ImageNet weights")
     freeze_epochs: int = _setting(20, (0, 10**6), "epochs with a frozen backbone, with --imagenet")
     precision: str = _setting("fp32", PRECISIONS, "of training (bf16 where the hardware has it)")
-    scores: str = _setting("published", SCORINGS, "which scores to choose from")
-    adjust: str = _setting("", str, "covariate to adjust the AUCs for that choose epoch and score")
+    scores: str = _setting("published", SCORINGS, "which scores to fit")
+    adjust: str = _setting("", str, "covariate to adjust the AUC for that chooses the epoch")
 
     def __post_init__(self) -> None:
         """Check every setting."""

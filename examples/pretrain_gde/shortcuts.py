@@ -34,7 +34,7 @@ WORDS = {  # what `describe` returns, in this order
 BLACK = 16  # the mean gray value of a row or column from which on it is no border
 LONGEST = 100  # characters of a cell
 MOST_GROUPS = 10  # different numbers: a column with more is one of numbers, not of groups
-NEAR = 0.05  # AUC: a shortcut that comes as close to the chosen score is warned of
+NEAR = 0.05  # AUC: a shortcut that comes as close to the score is warned of
 
 Covariates = dict[str, npt.NDArray[Any]]  # by name: (N,) floats, or texts for groups
 

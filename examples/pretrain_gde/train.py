@@ -20,8 +20,7 @@ from tqdm import tqdm
 
 from examples.pretrain_gde.augment import Augmenter, Classes
 from examples.pretrain_gde.data import Dataset, Images
-from examples.pretrain_gde.density import SCORES
-from examples.pretrain_gde.detector import Reference
+from examples.pretrain_gde.detector import Reference, scored_by
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.forms import COUNT, LARGE
 from examples.pretrain_gde.model import Outputs, seeded_network
@@ -40,13 +39,12 @@ EPOCH_FORM = {
     "augmentation_share": (0.0, LARGE),
     "valid?": {str: (0.0, 1.0)},
 }
-BEST_FORM = {"epoch": EPOCHS, "score": tuple(SCORES), "auc": (0.0, 1.0)}
 CHECKPOINT_FORM = {
     "settings": {},
     "files": {"train": COUNT, "valid": COUNT},
     "processes": COUNT,
     "epochs": [EPOCH_FORM],
-    "best?": BEST_FORM,
+    "best?": {"epoch": EPOCHS, "auc": (0.0, 1.0)},
 }
 RESIDENT_SHARE = 0.5  # of the free memory of a GPU that the data may take
 SAVE_EVERY = 60.0  # seconds between two checkpoints, at least: a GPU does an epoch in a few
@@ -63,7 +61,7 @@ class Progress:
         updates, and ``wall_seconds`` with the validation, and the checkpoint before if there is
         one.
     best : dict or None
-        Epoch, score and validation AUC of the best checkpoint so far.
+        Epoch and validation AUC of the best weights so far.
     """
 
     epochs: list[dict[str, Any]] = field(default_factory=list)
@@ -232,13 +230,13 @@ class Trainer:
         return self.wrapped[frozen]
 
     def _validate(self, epoch: int) -> dict[str, float]:
-        """Compute the validation AUC of each score; keep the weights if one is the best so far."""
+        """Compute the validation AUCs; keep the weights if that of the score is the best so far."""
         aucs = {}
         if self.runtime.leads:
             aucs = self.reference.validate(self.network)
-            score = max(aucs, key=lambda name: aucs[name])
+            _, score = scored_by(self.settings)
             if self.progress.best is None or aucs[score] > self.progress.best["auc"]:
-                self.progress.best = {"epoch": epoch, "score": score, "auc": aucs[score]}
+                self.progress.best = {"epoch": epoch, "auc": aucs[score]}
                 weights = self.network.state_dict()
                 save_tensors(self.folder / WEIGHTS.format(epoch), weights, {"epoch": epoch})
         self.runtime.wait()

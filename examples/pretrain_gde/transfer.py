@@ -36,7 +36,7 @@ def transfer(
     Returns
     -------
     dict
-        ``chosen``: network and score of the detector; ``auc``: by network and score, the mean and
+        ``scored``: network and score of the detector; ``auc``: by network and score, the mean and
         ``sd`` over folds, and ``values``; ``pooled``, as of `measure_all`, of the scores of all
         normals, each by its fold, and of the abnormal images, their mean over the folds;
         ``shortcuts``, as of `judge`, of the numbers, where all images are every part: which way is
@@ -101,7 +101,7 @@ def transfer(
     return {
         "folds": folds,
         "images": {"normal": len(normal), "abnormal": len(abnormal)},
-        "chosen": {"network": detector.choice.network, "score": detector.choice.score},
+        "scored": dict(zip(("network", "score"), detector.scored, strict=True)),
         "auc": {
             network: {name: summary(values) for name, values in named.items()}
             for network, named in aucs.items()
