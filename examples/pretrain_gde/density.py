@@ -38,9 +38,12 @@ SCORES = {  # by name: the features, whether the pasted are needed too, and the 
     "places3": ("cells3", True, "relative by place, stage 3"),
     "logit": ("logit", False, "the head's logit"),
 }
-MEAN = "mean"  # of these three kinds of scores, each standardized: what is unusual, and which way
-KINDS = (("gaussian",), ("pooled2", "pooled3", "pooled4"), ("places1", "places2", "places3"))
-NAMES = {MEAN: "mean of three kinds", **{name: words for name, (_, _, words) in SCORES.items()}}
+MEAN = "mean"  # of these, each standardized: what is unusual, and mostly in which direction
+PARTS = ("gaussian", *(name for name, (_, relative, _) in SCORES.items() if relative))
+NAMES = {
+    MEAN: "mean of Gaussian and relative",
+    **{name: words for name, (_, _, words) in SCORES.items()},
+}
 NO_GAUSSIAN = ("kde", "nearest", "logit")  # scores that need none
 BANDWIDTH = 1.0
 NEIGHBORS = 5

@@ -17,8 +17,8 @@ from torch import nn
 from examples.pretrain_gde.augment import Augmenter, second_view
 from examples.pretrain_gde.data import Dataset, Images
 from examples.pretrain_gde.density import (
-    KINDS,
     MEAN,
+    PARTS,
     PUBLISHED,
     SCORES,
     Scorer,
@@ -309,7 +309,7 @@ def _modules(networks: dict[str, Network], scorers: dict[str, Scorer]) -> nn.Mod
 
 def parts_of(score: str) -> tuple[str, ...]:
     """Name the scores that a score is made of."""
-    return sum(KINDS, ()) if score == MEAN else (score,)
+    return PARTS if score == MEAN else (score,)
 
 
 def combine(scores: AllScores, standards: Standards) -> AllScores:
@@ -327,9 +327,9 @@ def combine(scores: AllScores, standards: Standards) -> AllScores:
             for name, values in named.items()
         }
         found[network] = dict(named)
-        if named.keys() >= set(parts_of(MEAN)):
-            kinds = [_mean([scaled[network][name] for name in kind]) for kind in KINDS]
-            found[network][MEAN] = scaled[network][MEAN] = _mean(kinds)
+        if named.keys() >= set(PARTS):
+            mean = _mean([scaled[network][name] for name in PARTS])
+            found[network][MEAN] = scaled[network][MEAN] = mean
     if len(scaled) == len(NETWORKS):
         one, other = scaled.values()
         found[BOTH] = {name: _mean([one[name], other[name]]) for name in one if name in other}

@@ -127,7 +127,7 @@ _LAPTOP: dict[str, Any] = {
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "laptop": _LAPTOP,
-    "laptop-long": {**_LAPTOP, "size": 128},
+    "laptop-long": {**_LAPTOP, "epochs": 20, "validate_every": 20},
     "paper": {},
     "quick": {"size": 64, "batch": 24, "epochs": 30, "updates": 100, "validate_every": 3},
     "demo": {**_LAPTOP, "updates": 50},
