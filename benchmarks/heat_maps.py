@@ -18,9 +18,9 @@ from torch.nn import functional
 
 from examples.pretrain_gde.augment import paste_opacities
 from examples.pretrain_gde.data import Images, load_dataset
-from examples.pretrain_gde.detector import BOTH, Detector
+from examples.pretrain_gde.detector import Detector
 from examples.pretrain_gde.evaluate import DETECTOR, SPLIT
-from examples.pretrain_gde.heatmap import enlarge, grad_cam, has_places, heat_maps
+from examples.pretrain_gde.heatmap import enlarge, grad_cam, heat_maps
 from examples.pretrain_gde.model import CELLS, MAPPED, prepare
 from examples.pretrain_gde.readers import SPLIT_FORM, Split
 from examples.pretrain_gde.storage import read_json
@@ -69,10 +69,10 @@ def main() -> None:
 def all_maps(
     detector: Detector, usual: Images, images: Images, inside: npt.NDArray[np.bool_]
 ) -> Iterator[tuple[str, Maps]]:
-    """Make maps in every way, of the score if it has places, else of places2; Grad-CAM of that."""
-    score = detector.scored[1] if has_places(detector) else "places2"
+    """Make maps in every way: of the score, by Grad-CAM of places2, and what to compare with."""
+    _, score = detector.scored
     inputs = prepare(torch.from_numpy(images)[:, None])
-    for network in (*detector.networks, BOTH):
+    for network in dict.fromkeys((*detector.networks, detector.scored[0])):
         one = replace(detector, scored=(network, score))
         one = replace(one, usual_shares=one.shares(usual).mean(0))
         yield f"{score}, {network}", heat_maps(one, images)

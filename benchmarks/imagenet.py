@@ -40,7 +40,10 @@ def main() -> None:
     split = read_split(options.data)
     dataset = load_dataset(options.data, split, settings, options.cache)
     shortcuts = judge(dataset.covariates, dataset.labels("test"), dataset.labels("valid"))
-    name, alone = strongest(shortcuts) or ("", {"auc": 0.5})
+    found = strongest(shortcuts)
+    if found is None:
+        raise SystemExit("there is no shortcut to adjust for")
+    name, alone = found
     print(f"strongest shortcut: {in_words(name)}, {alone['auc']:.3f}")
     images, masks = dataset.normals("train")
     kept = np.random.default_rng(0).permutation(len(images))[:MOST]

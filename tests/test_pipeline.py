@@ -38,13 +38,14 @@ from examples.pretrain_gde.detector import (  # noqa: E402
     Detector,
     Reference,
     fit_detector,
+    standard,
 )
 from examples.pretrain_gde.errors import PipelineError  # noqa: E402
 from examples.pretrain_gde.heatmap import NO_MAP, grad_cam, heat_maps  # noqa: E402
 from examples.pretrain_gde.metrics import auc_between, best_threshold, measure  # noqa: E402
 from examples.pretrain_gde.model import Network, prepare  # noqa: E402
 from examples.pretrain_gde.phantoms import write_phantoms  # noqa: E402
-from examples.pretrain_gde.readers import Entry, read_split  # noqa: E402
+from examples.pretrain_gde.readers import Entry, Split, read_split  # noqa: E402
 from examples.pretrain_gde.runtime import Runtime  # noqa: E402
 from examples.pretrain_gde.settings import VARIANTS, Settings, derive_seed  # noqa: E402
 from examples.pretrain_gde.shortcuts import WORDS, strongest  # noqa: E402
@@ -1299,6 +1300,10 @@ def test_normal_images_alone_are_enough(preset, normals, tmp_path, capsys):
     network, score = ("both", "mean") if preset == "laptop" else ("trained", "gaussian")
     assert (metrics["scored"]["network"], metrics["scored"]["score"]) == (network, score)
     assert 0 <= metrics["validation"][network][score] <= 1
+    assert metrics["validated_by"] == "pasted"
+    assert "between normals and themselves with something pasted in" in told.out
+    few = "warning: scores are standardized by 2 normal images" in told.err
+    assert few == (preset == "laptop")
     assert not (folder / "scores.csv").exists()
     assert "no abnormal images to validate on" in (folder / "report.html").read_text()
     image = min(normals.iterdir())
@@ -1381,6 +1386,23 @@ def test_scores_are_fitted_to_two_views_and_measured_against_the_validation_part
     every = detector.score_all(dataset.images["valid"][~labels])["untrained"]["places2"]
     expected = (every.mean(), every.std())
     assert detector.standards["untrained"]["places2"] == pytest.approx(expected)
+
+
+def test_stand_ins_are_not_adjusted_for_what_abnormal_images_have(phantoms, cache):
+    settings = Settings(variant="cutpaste", size=32, epochs=0, scores="all")
+    dataset = data.load_dataset(phantoms, read_split(phantoms), settings, cache, progress=False)
+    normals = tuple(entry for entry in dataset.split.valid if not entry.abnormal)
+    images = {**dataset.images, "valid": dataset.normals("valid")[0]}
+    bare = data.Dataset(Split("normals", dataset.split.train, normals, ()), images, {}, ())
+    settings = dataclasses.replace(settings, adjust="brightness")
+    _, aucs = fit_detector({"untrained": Network(settings)}, settings, bare)
+    assert all(0 <= auc <= 1 for auc in aucs["untrained"].values())
+
+
+def test_values_that_are_all_the_same_are_not_divided_by_rounding():
+    assert standard(np.full(6, 0.1)) == pytest.approx((0.1, 1.0))
+    assert standard(np.array([0.0, 2.0])) == (1.0, 1.0)
+    assert standard(np.array([0.0, 2e-6])) == pytest.approx((1e-6, 1e-6))
 
 
 def test_transfer_fits_to_the_other_normals(cropped, phantoms, tmp_path, capsys):

@@ -113,7 +113,7 @@ def load_dataset(
     ------
     PipelineError
         If files are missing or damaged and `skip_bad` is false: the message names them. If the
-        table is none, or the settings choose by a covariate that there is not.
+        table is none, or the settings adjust for a covariate that there is not.
     """
     disk.remove_abandoned(cache)
     caches = (cache, *readable)

@@ -39,7 +39,7 @@ SCORES = {  # by name: the features, whether the pasted are needed too, and the 
     "logit": ("logit", False, "the head's logit"),
 }
 MEAN = "mean"  # of these, each standardized: what is unusual, and mostly in which direction
-PARTS = ("gaussian", *(name for name, (_, relative, _) in SCORES.items() if relative))
+AVERAGED = ("gaussian", *(name for name, (_, relative, _) in SCORES.items() if relative))
 NAMES = {
     MEAN: "mean of Gaussian and relative",
     **{name: words for name, (_, _, words) in SCORES.items()},

@@ -17,8 +17,8 @@ from torch import nn
 from examples.pretrain_gde.augment import Augmenter, second_view
 from examples.pretrain_gde.data import Dataset, Images
 from examples.pretrain_gde.density import (
+    AVERAGED,
     MEAN,
-    PARTS,
     PUBLISHED,
     SCORES,
     Scorer,
@@ -35,7 +35,6 @@ from examples.pretrain_gde.storage import load_tensors, save_tensors
 
 NETWORKS = ("trained", "untrained")
 BOTH = "both"
-VIEWS = {"published": 1, "all": 2}  # of each normal that scores are fitted to
 MOST_FITTED = 4096  # normals, where pasted ones are needed too: a bound for the memory of features
 CALLED = 0.95  # share of the normals below the threshold, where no abnormal image tells more
 
@@ -46,16 +45,15 @@ Standards = dict[str, dict[str, tuple[float, float]]]
 DETECTOR_FORM = {
     "settings": {},
     "threshold": (-LARGE, LARGE),
-    "standards": {str: {str: [(-LARGE, LARGE)] * 2}},
+    "standards": {str: {str: [(-LARGE, LARGE), (1e-12, LARGE)]}},
 }
 
 
 def scored_by(settings: Settings) -> tuple[str, str]:
     """Name the score that counts, and whose it is: fixed, so that no label is needed to choose."""
-    trained = "trained" if settings.epochs else "untrained"
-    if settings.scores == "published":
-        return trained, "gaussian"
-    return BOTH if settings.epochs else trained, MEAN
+    published = settings.scores == "published"
+    network = ("trained" if published else BOTH) if settings.epochs else "untrained"
+    return network, "gaussian" if published else MEAN
 
 
 def score_names(settings: Settings, network: str) -> tuple[str, ...]:
@@ -137,7 +135,7 @@ class Reference:
         return Fitted(scorers, standards, scores, aucs)
 
     def _auc(self, values: npt.NDArray[np.float64], labels: npt.NDArray[np.bool_]) -> float:
-        if not self.settings.adjust:
+        if not (self.settings.adjust and self.dataset.has_labels("valid")):
             return auc_between(values[~labels], values[labels])
         covariate = self.dataset.covariates["valid"][self.settings.adjust]
         return float(measure_adjusted(values, labels, covariate)["auc"])
@@ -309,7 +307,7 @@ def _modules(networks: dict[str, Network], scorers: dict[str, Scorer]) -> nn.Mod
 
 def parts_of(score: str) -> tuple[str, ...]:
     """Name the scores that a score is made of."""
-    return PARTS if score == MEAN else (score,)
+    return AVERAGED if score == MEAN else (score,)
 
 
 def combine(scores: AllScores, standards: Standards) -> AllScores:
@@ -327,8 +325,8 @@ def combine(scores: AllScores, standards: Standards) -> AllScores:
             for name, values in named.items()
         }
         found[network] = dict(named)
-        if named.keys() >= set(PARTS):
-            mean = _mean([scaled[network][name] for name in PARTS])
+        if named.keys() >= set(AVERAGED):
+            mean = _mean([scaled[network][name] for name in AVERAGED])
             found[network][MEAN] = scaled[network][MEAN] = mean
     if len(scaled) == len(NETWORKS):
         one, other = scaled.values()
@@ -383,5 +381,6 @@ def fit_detector(
 
 
 def standard(values: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """Return mean and standard deviation, the latter above 0."""
-    return float(values.mean()), float(values.std()) or 1.0
+    """Return mean and standard deviation; of values that are all the same, 1 for the latter."""
+    mean, deviation = float(values.mean()), float(values.std())
+    return mean, deviation if deviation > 1e-9 * max(abs(mean), 1) else 1.0

@@ -78,6 +78,7 @@ METRICS_FORM = {
     "seconds": (0.0, LARGE),
     "wall_seconds": (0.0, LARGE),
     "scored": {"network": _NETWORKS, "score": tuple(NAMES), "epoch?": EPOCHS},
+    "validated_by": ("labels", "pasted"),
     "validation": _each(_RATE),
     "threshold": (-LARGE, LARGE),
     "data": _DATA,
@@ -109,6 +110,7 @@ def finish(
         "seconds": sum(record["seconds"] for record in progress.epochs),
         "wall_seconds": sum(record["wall_seconds"] for record in progress.epochs),
         "scored": {"network": network, "score": score, "epoch": epoch},
+        "validated_by": "labels" if dataset.has_labels("valid") else "pasted",
         "validation": validation,
         "threshold": detector.threshold,
     }
@@ -273,10 +275,16 @@ def load_metrics(folder: Path) -> dict[str, Any]:
         network, score = scored_by(settings)
         if (network, score) != (metrics["scored"]["network"], metrics["scored"]["score"]):
             raise PipelineError("it was scored by another score than its settings say")
-        for results in filter(None, (metrics["validation"], metrics["test"])):
-            if not all(score in results.get(name, ()) for name in (network, "untrained")):
-                raise PipelineError(f"{score} was not measured")
-        results = [one for found in (metrics["test"] or {}).values() for one in found.values()]
+        for results in (metrics["validation"], metrics["test"]):
+            for name in (network, "untrained") if results is not None else ():
+                if (results.get(name) or {}).get(score) is None:
+                    raise PipelineError(f"{score} was not measured")
+        results = [
+            one
+            for found in (metrics["test"] or {}).values()
+            for one in (found or {}).values()
+            if one
+        ]
         shortcuts = metrics["shortcuts"] or {}
         for one in (result["adjusted"] for result in results):
             pairs = [(each["auc"], each["auc_interval"]) for each in one.values()]

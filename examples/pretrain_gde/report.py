@@ -86,7 +86,7 @@ def write_report(
     if metrics["epochs"]:
         plots.append(_plot(_draw_losses, metrics["epochs"]))
         if sum("valid" in record for record in metrics["epochs"]) > 1:
-            plots.append(_plot(_draw_validation, metrics["epochs"]))
+            plots.append(_plot(_draw_validation, metrics["epochs"], metrics["scored"]["score"]))
     shortcut, _ = strongest(metrics["shortcuts"]) or ("", None)
     values = dataset.covariates["test"].get(shortcut)
     if values is not None and is_number(values):
@@ -99,7 +99,6 @@ def write_report(
         worth=worth(metrics),
         caution=caution(metrics),
         called=CALLED,
-        labeled=dataset.has_labels("valid"),
         most=MOST_GROUPS,
         part=PARTS[part],
         plots=plots,
@@ -184,11 +183,11 @@ def _draw_losses(axes: Axes, epochs: list[dict[str, Any]]) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _draw_validation(axes: Axes, epochs: list[dict[str, Any]]) -> None:
-    """Draw the validation AUC of the best scores of the trained network."""
+def _draw_validation(axes: Axes, epochs: list[dict[str, Any]], score: str) -> None:
+    """Draw the validation AUC of the score that counts, and of the best, of the trained network."""
     measured = [record for record in epochs if "valid" in record]
     last = measured[-1]["valid"]
-    for name in sorted(last, key=lambda name: -last[name])[:DRAWN]:
+    for name in sorted(last, key=lambda name: (name != score, -last[name]))[:DRAWN]:
         axes.plot(
             [record["epoch"] for record in measured],
             [record["valid"][name] for record in measured],

@@ -31,6 +31,7 @@ from examples.pretrain_gde.shortcuts import strongest
 from examples.pretrain_gde.storage import printable, read_json, write_json
 from examples.pretrain_gde.train import CHECKPOINT, train
 
+FEW = 10  # normal images to standardize scores by
 COLUMNS = {"scored": "", "untrained": "untrained"}  # summed up: by whose score, as of `result_of`
 
 
@@ -252,6 +253,9 @@ def load(
             lines = map(printable, dataset.skipped)
             print(f"{len(dataset.skipped)} files skipped:", *lines, sep="\n  ")
         tell_of_lungs(dataset.upright)
+        count = len(dataset.normals("valid")[0])
+        if settings.scores == "all" and count < FEW:
+            print(f"warning: scores are standardized by {count} normal images", file=sys.stderr)
         runtime.wait()
     return dataset
 
@@ -261,7 +265,11 @@ def describe_result(metrics: dict[str, Any]) -> str:
     network, score, epoch = (metrics["scored"][name] for name in ("network", "score", "epoch"))
     if metrics["test"] is None:
         auc = metrics["validation"][network][score]
-        told = f"AUC {auc:.3f} on validation; nothing tested"
+        stands = {
+            "labels": "",
+            "pasted": ", between normals and themselves with something pasted in",
+        }
+        told = f"AUC {auc:.3f} on validation{stands[metrics['validated_by']]}; nothing tested"
     else:
         test = result_of(metrics)
         low, high = test["auc_interval"]

@@ -396,8 +396,10 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 def fingerprint(dataset: Dataset, parts: Sequence[str]) -> dict[str, int]:
     """Sum up images and labels of some parts, to be compared with those of an earlier run."""
     return {
-        part: zlib.crc32(
-            np.ascontiguousarray(dataset.images[part]).data, zlib.crc32(dataset.labels(part).data)
+        part: functools.reduce(
+            lambda crc, image: zlib.crc32(np.ascontiguousarray(image).data, crc),
+            dataset.images[part],
+            zlib.crc32(dataset.labels(part).data),
         )
         for part in parts
     }

@@ -111,8 +111,8 @@ def transfer(
     }
 
 
-def _read(path: Path, view: View, *, described: bool = True) -> Seen:
-    result = attempt(path, view, described=described)
+def _read(path: Path, view: View) -> Seen:
+    result = attempt(path, view)
     if isinstance(result, str):
         raise PipelineError(f"{path} cannot be read: {result}")
     return result
