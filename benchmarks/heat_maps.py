@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from torch.nn import functional
 
 from examples.pretrain_gde.augment import paste_opacities
-from examples.pretrain_gde.data import Images, load_dataset
+from examples.pretrain_gde.data import Images, load_dataset, load_images
 from examples.pretrain_gde.detector import Detector
 from examples.pretrain_gde.evaluate import DETECTOR, SPLIT
 from examples.pretrain_gde.heatmap import enlarge, grad_cam, heat_maps
@@ -43,10 +43,10 @@ def main() -> None:
     for kind in (False, True):
         half, tenth = np.quantile(reddest[dataset.labels("test") == kind], (0.5, 0.9))
         print(f"abnormal {kind}: reddest pixel {half:.2f} (median), 90 % below {tenth:.2f}")
-    # Masks are made of the parts to train and validate on, so the test stands in for the latter.
-    swapped = replace(split, valid=split.test, test=split.valid)
-    images, masks = load_dataset(options.data, swapped, detector.settings, cache).normals("valid")
-    assert masks is not None
+    view = detector.settings.view_with_mask  # the data set has no masks of the test part
+    normal = [entry for entry in dataset.split.test if not entry.abnormal]
+    stored = load_images(options.data, normal, view, cache)
+    images, masks = stored.images, stored.masks
     pasted, alpha = paste_opacities(
         torch.from_numpy(images)[:, None],
         torch.from_numpy(masks)[:, None].bool(),

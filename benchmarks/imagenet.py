@@ -13,19 +13,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from examples.pretrain_gde.augment import Augmenter
 from examples.pretrain_gde.data import Images, load_dataset
 from examples.pretrain_gde.density import Gaussians
 from examples.pretrain_gde.detector import as_tensors
 from examples.pretrain_gde.metrics import measure, measure_adjusted
-from examples.pretrain_gde.model import CELLS, prepare
+from examples.pretrain_gde.model import CELLS, means_by_place, prepare
 from examples.pretrain_gde.readers import read_split
 from examples.pretrain_gde.settings import PRESETS, Settings
 from examples.pretrain_gde.shortcuts import in_words, judge, strongest
 
-BLOCKS = {"stride 4": 2, "stride 8": 4, "stride 16": 10, "stride 32": 15}  # the last of each
+BLOCKS = {2: "stride 4", 4: "stride 8", 10: "stride 16", 15: "stride 32"}  # the last of each
 MOST = 1000  # normals to fit to
 
 
@@ -57,7 +56,7 @@ def main() -> None:
     truth, covariate = dataset.labels("test"), dataset.covariates["test"][name]
     print("| features | Gaussians by place | adjusted | relative by place | adjusted |")
     print("| --- | --- | --- | --- | --- |")
-    for stage in BLOCKS:
+    for stage in BLOCKS.values():
         distances = []
         for given in (near, far):
             gaussians = Gaussians(CELLS**2, given[stage].shape[2])
@@ -83,18 +82,13 @@ def load_network() -> torch.nn.Module:
 @torch.no_grad()
 def embed(network: torch.nn.Module, images: Images) -> dict[str, torch.Tensor]:
     """Return the mean features of each place after some blocks: (N, 16, D)."""
-    kept: dict[str, list[torch.Tensor]] = {name: [] for name in BLOCKS}
-    for name, block in BLOCKS.items():
-
-        def keep(module, given, output, name=name):
-            cells = functional.adaptive_avg_pool2d(output, CELLS)
-            kept[name].append(cells.flatten(2).transpose(1, 2))
-
-        network._blocks[block].register_forward_hook(keep)
+    kept: dict[str, list[torch.Tensor]] = {name: [] for name in BLOCKS.values()}
     for part in torch.from_numpy(np.array(images))[:, None].split(32):
-        network(prepare(part))
-    for block in BLOCKS.values():
-        network._blocks[block]._forward_hooks.clear()
+        values = network._swish(network._bn0(network._conv_stem(prepare(part))))
+        for number, block in enumerate(network._blocks):
+            values = block(values)
+            if number in BLOCKS:
+                kept[BLOCKS[number]].append(means_by_place(values))
     return {name: torch.cat(parts) for name, parts in kept.items()}
 
 

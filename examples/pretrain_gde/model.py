@@ -94,11 +94,15 @@ class Network(nn.Module):
             pooled = values.mean((2, 3))
             found[f"pool{stage}"] = nn.functional.normalize(pooled)
             if stage < 4:
-                cells = nn.functional.adaptive_avg_pool2d(values, CELLS)
-                found[f"cells{stage}"] = cells.flatten(2).transpose(1, 2)
+                found[f"cells{stage}"] = means_by_place(values)
         logits = self.head(pooled)
         found["logit"] = torch.logsumexp(logits[:, 1:], 1) - logits[:, 0]
         return found
+
+
+def means_by_place(values: torch.Tensor) -> torch.Tensor:
+    """Return the means of (B, D, h, w) maps over `CELLS` x `CELLS` places: (B, 16, D)."""
+    return nn.functional.adaptive_avg_pool2d(values, CELLS).flatten(2).transpose(1, 2)
 
 
 def prepare(images: torch.Tensor) -> torch.Tensor:

@@ -253,7 +253,7 @@ def load(
             lines = map(printable, dataset.skipped)
             print(f"{len(dataset.skipped)} files skipped:", *lines, sep="\n  ")
         tell_of_lungs(dataset.upright)
-        count = len(dataset.normals("valid")[0])
+        count = int((~dataset.labels("valid")).sum())
         if settings.scores == "all" and count < FEW:
             print(f"warning: scores are standardized by {count} normal images", file=sys.stderr)
         runtime.wait()

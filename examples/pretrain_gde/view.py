@@ -45,9 +45,14 @@ class View:
     mask: str = ""
 
     @property
+    def needs_lungs(self) -> bool:
+        """Whether the lungs must be found to make an input."""
+        return self.crop or self.tone == "lungs"
+
+    @property
     def finds_lungs(self) -> bool:
         """Whether an upright pair of lungs is looked for."""
-        return self.crop or self.tone == "lungs" or self.mask == "robust"
+        return self.needs_lungs or self.mask == "robust"
 
     def see(self, image: Gray) -> tuple[Gray, bool, Lungs | None]:
         """Make the network's input from a gray image of any size: (S, S) uint8.
@@ -60,10 +65,8 @@ class View:
         native = resize(image, NATIVE_SIZE)
         lungs, upright = find_lungs(native) if self.finds_lungs else (ap.lung_mask(native), True)
         box = self._box(lungs)
-        if self.crop or self.tone == "lungs":
-            seen = resize(image, self.size, box, Image.Resampling.BILINEAR)
-        else:
-            seen = resize(image, self.size)
+        way = Image.Resampling.BILINEAR if self.needs_lungs else Image.Resampling.BICUBIC
+        seen = resize(image, self.size, box, way)
         if self.tone == "lungs":
             seen = scale_tone(seen, self._cut(lungs, box))
         if not self.mask:
