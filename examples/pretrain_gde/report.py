@@ -35,6 +35,8 @@ REPORT = "report.html"
 SHOWN = 6  # images in a row
 DRAWN = 4  # curves of validation
 PARTS = {"test": "test", "valid": "validation"}
+# Of a legend. Matplotlib warns where it takes long to find the best place by itself.
+BELOW: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18)}
 BLUE, ORANGE, GRAY = "#2b6cb0", "#c05621", "#718096"
 
 PAGE = Environment(
@@ -130,8 +132,7 @@ def _draw_roc(
         title="ROC on the test part", xlabel="false positive rate", ylabel="true positive rate"
     )
     axes.set_aspect("equal")
-    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18)}
-    axes.legend(**below, fontsize=8, title="area under the curve", title_fontsize=8)
+    axes.legend(**BELOW, fontsize=8, title="area under the curve", title_fontsize=8)
 
 
 def _draw_histogram(
@@ -173,7 +174,7 @@ def _draw_shortcut(
         xlabel=in_words(name).replace("$", r"\$"),
         ylabel="score",
     )
-    axes.legend(fontsize=8)
+    axes.legend(**BELOW, fontsize=8, ncols=2)
 
 
 def _draw_losses(axes: Axes, epochs: list[dict[str, Any]]) -> None:
