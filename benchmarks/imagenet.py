@@ -18,19 +18,19 @@ import numpy.typing as npt
 import torch
 
 from examples.pretrain_gde.augment import Augmenter
-from examples.pretrain_gde.data import Images, decode, load_dataset
+from examples.pretrain_gde.data import Images, load_dataset
 from examples.pretrain_gde.density import Gaussians
 from examples.pretrain_gde.detector import as_tensors
 from examples.pretrain_gde.metrics import measure, measure_adjusted
 from examples.pretrain_gde.model import CELLS, means_by_place, prepare
 from examples.pretrain_gde.readers import read_split
 from examples.pretrain_gde.settings import PRESETS, Settings
-from examples.pretrain_gde.shortcuts import WORDS, in_words, judge, strongest
+from examples.pretrain_gde.shortcuts import in_words, judge, strongest
+from examples.pretrain_gde.transfer import read_source
 
 BLOCKS = {2: "stride 4", 4: "stride 8", 10: "stride 16", 15: "stride 32"}  # the last of each
 MOST = 1000  # normals to fit to
 FOLDS = 5
-
 
 Features = dict[str, torch.Tensor]
 Fold = tuple[list[int], list[int]]  # normals to fit to, and images to score
@@ -55,6 +55,8 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("runs/imagenet"))
     parser.add_argument("--crop", action="store_true", help="the view of preset laptop")
     options = parser.parse_args()
+    if not options.data and not (options.normal and options.abnormal):
+        parser.error("give --data, or --normal and --abnormal")
     view = PRESETS["laptop"] if options.crop else {"variant": "opacity", "mask": "robust"}
     settings = Settings(**{**view, "size": 224})
     if options.data:
@@ -120,22 +122,17 @@ def load_parts(folder: Path, settings: Settings, cache: Path) -> Case:
 
 
 def load_folds(normal: list[Path], abnormal: list[Path], settings: Settings) -> Case:
-    """Load normals, each scored by a fit to four fifths of the others, and abnormal images."""
-    seen = [decode(path, settings.view_with_mask) for path in (*normal, *abnormal)]
-    images, count = np.stack([each.image for each in seen]), len(normal)
-    truth = np.arange(len(seen)) >= count
-    covariates = dict(zip(WORDS, np.array([each.numbers for each in seen]).T, strict=True))
-    parts = {part: covariates for part in ("valid", "test")}
-    parts["train"] = {name: values[:count] for name, values in covariates.items()}
-    name = name_shortcut(judge(parts, truth, truth))
-    inside, lungs = as_tensors(images[:count], np.stack([each.mask for each in seen[:count]]))
+    """Load abnormal images, and normals, each to be scored by a fit to the other folds."""
+    source = read_source(settings, normal, abnormal)
+    count, every = len(normal), np.arange(len(source.images))
+    inside, lungs = as_tensors(source.images[:count], source.masks)
     order = np.random.default_rng(0).permutation(count)
-    ill = list(range(count, len(seen)))
     folds = [
-        (np.setdiff1d(order, fold).tolist(), [*fold.tolist(), *ill])
+        (np.setdiff1d(order, fold).tolist(), [*fold.tolist(), *every[count:].tolist()])
         for fold in np.array_split(order, FOLDS)
     ]
-    return Case(inside, lungs, images, truth, covariates[name], folds)
+    covariate = source.covariates[name_shortcut(source.shortcuts)]
+    return Case(inside, lungs, source.images, source.truth, covariate, folds)
 
 
 def load_network() -> torch.nn.Module:
