@@ -46,6 +46,8 @@ from anatpaste_aug.transforms import (  # noqa: E402
 )
 
 PASTES = [AnatPaste, CutPaste, CutPasteScar, CutPasteUnion, Opacity]
+# Two workers are started: where there is one core, torch warns of it.
+starts_workers = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 
 def drawn_generator():
@@ -310,6 +312,7 @@ def test_segmenters_may_keep_or_share_their_masks(phantom, tensor, flip):
     np.testing.assert_array_equal(kept, phantom > 100)
 
 
+@starts_workers
 @pytest.mark.parametrize("workers", [0, 2])
 def test_collated_subclasses(tensor, workers):
     images = [tensor.clone().as_subclass(Tagged) for _ in range(8)]
@@ -629,6 +632,7 @@ class Phantoms(torch.utils.data.Dataset):
 
 
 @pytest.mark.parametrize("transform", PASTES)
+@starts_workers
 @pytest.mark.parametrize("workers", [0, 2])
 def test_data_loader_workers(transform, workers):
     def epochs(seed):
@@ -674,6 +678,7 @@ class Radiographs(torch.utils.data.Dataset):
 
 
 @pytest.mark.slow
+@starts_workers
 @pytest.mark.parametrize("size", [224, 256, 512])
 def test_real_radiographs_in_workers(size):
     paths = sorted(real_data("data/zhanglab224/train/normal").iterdir())

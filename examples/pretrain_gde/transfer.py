@@ -92,7 +92,7 @@ def transfer(
     }
 
 
-class Source(NamedTuple):
+class SourceImages(NamedTuple):
     """Images of another source, normal ones first.
 
     Attributes
@@ -123,7 +123,7 @@ def read_source(
     *,
     groups: Sequence[str] = (),
     progress: bool = True,
-) -> Source:
+) -> SourceImages:
     """Read images of another source, and what tells them apart.
 
     Raises
@@ -154,7 +154,7 @@ def read_source(
     parts["train"] = {name: values[~truth] for name, values in numbers.items()}
     shortcuts = judge(parts, truth, truth)
     told = {name: v for name, v in covariates.items() if name in shortcuts or name not in numbers}
-    return Source(images, masks, truth, told, shortcuts)
+    return SourceImages(images, masks, truth, told, shortcuts)
 
 
 def _read(path: Path, view: View) -> Seen:
