@@ -14,7 +14,7 @@ import pytest
 import anatpaste_aug
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = ("batch", "data", "masks", "monai", "operations", "pretext", "transforms")
+MODULES = ("batch", "data", "functions", "masks", "monai", "operations", "pretext", "transforms")
 BLOCKED = """
 import sys
 class Block:

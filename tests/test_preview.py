@@ -83,6 +83,55 @@ def test_the_robust_mask_can_be_chosen(tmp_path):
     np.testing.assert_array_equal(pictures[0][:, :256], pictures[1][:, :256])
 
 
+MASKS = """
+import numpy as np
+
+def corner(image):
+    mask = np.zeros(image.shape, bool)
+    mask[:100, :100] = True
+    return mask
+
+def small(image):
+    return corner(image)[1:]
+
+def picky(image):
+    if image[0, 0] == 255:
+        raise KeyError("too\\nbright")
+    return corner(image)
+"""
+
+
+@pytest.fixture
+def functions(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(MASKS)
+    yield "own.py"
+    for name in [name for name in sys.modules if name.startswith("own_")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("option", ["--mask", "--segment"])
+def test_a_mask_of_one_s_own(option, functions, tmp_path):
+    tiles = show(tmp_path, option, f"{functions}:corner")
+    outline = (tiles[:, 1] == LUNG_COLOR).all(-1)
+    assert outline[99, :100].all()
+    assert not outline[101:].any()
+    assert (tiles[:, 2] > 0).any()
+    assert not tiles[101:, 2].any()
+
+
+def test_images_that_a_mask_of_one_s_own_fails_on_are_named(functions, phantom, capsys):
+    Image.fromarray(phantom).save("a.png")
+    Image.fromarray(np.full_like(phantom, 255)).save("b.png")
+    assert main(["preview", "a.png", "b.png", "--mask", "own.py:picky"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == "b.png: own.py:picky raised KeyError: 'too\\nbright'\n"
+    assert captured.out == "wrote preview.png\n"
+    assert main(["preview", "a.png", "--mask", "own.py:small"]) == 2
+    told = "a.png: the mask returned by own.py:small must have the image's shape (256, 256)"
+    assert capsys.readouterr().err.startswith(told)
+
+
 def test_one_line_for_each_bad_file_whatever_its_name(tmp_path, capsys):
     assert main(["preview", "a\nb.png", "-o", str(tmp_path / "out.png")]) == 2
     assert capsys.readouterr().err == "'a\\nb.png': No such file or directory\n"
@@ -157,6 +206,10 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch, capsys):
         ),
         (["--operation", "cutpaste", "--set", "lengths_for=none"], "lengths_for is no option of"),
         (["--operation", "cutpaste", "--mask", "robust"], "--mask is no option of cutpaste, which"),
+        (["--mask", "best"], "--mask must be published, robust or MODULE:FUNCTION, got 'best'"),
+        (["--mask", "no_such:f"], "no_such:f: there is no module no_such"),
+        (["--segment", "none.py:f"], "none.py:f: none.py: No such file"),
+        (["--mask", "anatpaste_aug:lung_msk"], "there is no lung_msk, only lung_mask"),
         (["--set", "size=2"], "size is no option of anatpaste"),
         (["--set", "margin=x"], "margin must be an integer, got 'x'"),
         (["--set", "blur"], "blur must be an integer, got ''"),

@@ -14,6 +14,7 @@ from anatpaste_aug import operations
 from anatpaste_aug._version import __version__
 from anatpaste_aug.checks import MIN_SIDE, check_integer
 from anatpaste_aug.data import phantom_radiograph, read_image
+from anatpaste_aug.functions import load_segment
 from anatpaste_aug.masks import Segment, lung_mask, lung_mask_robust
 from anatpaste_aug.operations.base import Operation, format_options
 from anatpaste_aug.preview import picture
@@ -56,7 +57,8 @@ def make_parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     parser.add_argument("--version", action="version", version=__version__)
     command = parser.add_subparsers(dest="command", required=True).add_parser(
         "preview",
-        usage="%(prog)s [IMAGE ...] [-o FILE] [--size N] [--operation NAME] [--set NAME=VALUE ...]",
+        usage="%(prog)s [IMAGE ...] [-o FILE] [--size N] [--mask NAME] [--operation NAME] "
+        "[--set NAME=VALUE ...]",
         help="draw images, their lung masks and some pastes into one picture",
         description="One row per image: original, lung mask, alpha, result with its region outlined"
         ", two more draws. Without an image: a procedural phantom.",
@@ -76,7 +78,8 @@ def make_parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         "that the published lengths are made for)"
     )
     add("--size", type=size, default=SIZE, metavar="N", help=pixels)
-    add("--mask", choices=MASKS, help="which lung mask (default: published)")
+    own = f"{' or '.join(MASKS)} lung mask, or MODULE:FUNCTION, your own (default: published)"
+    add("--mask", "--segment", metavar="NAME", help=own)
     pasted = "what to paste (default: %(default)s)"
     add("--operation", choices=OPERATIONS, default="anatpaste", help=pasted)
     given = (
@@ -104,12 +107,26 @@ def make_operation(name: str, settings: Sequence[str], mask: str | None) -> Oper
     return kind(**options)
 
 
+def make_segment(name: str) -> Segment:
+    """Return a lung mask by its name, or import a function of the user's own.
+
+    Raises
+    ------
+    ValueError
+        If there is none of this name.
+    """
+    if name not in MASKS and ":" not in name:
+        raise ValueError(f"--mask must be {', '.join(MASKS)} or MODULE:FUNCTION, got {name!r}")
+    return MASKS.get(name) or load_segment(name)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit status: 0, or 2 where a file or an argument is bad."""
     parser, command = make_parser()
     options = parser.parse_args(arguments)
     try:
         operation = make_operation(options.operation, options.set, options.mask)
+        segment = make_segment(options.mask or "published")
     except (TypeError, ValueError) as error:
         command.error(str(error))
 
@@ -125,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.error(f"--seed must be at least 0, got {options.seed}")
 
     rows, bad = [], 0
-    side, segment = options.size, MASKS[options.mask or "published"]
+    side = options.size
     for path in options.images or [PHANTOM]:
         try:
             if path is PHANTOM:

@@ -4,13 +4,13 @@ Another modality: a slice of a head
 
 Nothing in a paste knows about lungs: it needs a mask of where it may go. ``segment=`` takes any
 function from image to mask, a trained segmenter too; ``mask=`` a mask that is already there. This is
-``examples/own_modality.py`` of the repository, whose slice is drawn by code:
+``examples/head_ct.py`` of the repository, whose slice is drawn by code, as CT shows it:
 
-.. literalinclude:: ../../examples/own_modality.py
+.. literalinclude:: ../../examples/head_ct.py
    :language: python
    :pyobject: head_slice
 
-.. literalinclude:: ../../examples/own_modality.py
+.. literalinclude:: ../../examples/head_ct.py
    :language: python
    :pyobject: brain_mask
 """
@@ -21,21 +21,21 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import anatpaste_aug as ap
-from examples.own_modality import brain_mask, head_slice
+from examples.head_ct import brain_mask, head_slice
 
 
 def show(pictures, outlines):
     """Show images side by side, some with an outline."""
     figure, axes = plt.subplots(1, len(pictures), figsize=(9, 3.4), layout="constrained")
     for axis, (title, picture) in zip(axes, pictures.items()):
-        axis.imshow(picture, cmap="gray", vmin=0, vmax=750)
+        axis.imshow(picture, cmap="gray", vmin=0, vmax=255)
         axis.set_title(title)
         axis.axis("off")
         if title in outlines:
             axis.contour(outlines[title], [0.5], colors="tab:orange", linewidths=1)
 
 
-image = head_slice(256, np.random.default_rng(0))  # float32, 0 to about 800
+image = head_slice(256, np.random.default_rng(0))  # float32, 0 to 255
 brain = brain_mask(image)
 pasted, region = ap.anatpaste(image, rng=4, segment=brain_mask, return_mask=True)
 assert not region[~brain].any()
@@ -59,3 +59,6 @@ from anatpaste_aug.transforms import AnatPaste
 
 augment = AnatPaste(p=0.5, segment=brain_mask)
 print(augment(image).dtype)
+
+# %%
+# The pipeline takes it by its name: :doc:`/other_modalities`.
