@@ -84,7 +84,7 @@ def all_maps(
     if "trained" in detector.networks and detector.settings.map_weight:
         trained = detector.networks["trained"]
         with torch.no_grad():
-            logits = trained.map_heads[0](trained.stages(inputs)[MAPPED[0]])
+            logits = trained.map_heads[0](trained.see(inputs)[1][MAPPED[0]])
         yield "the map head", enlarge(torch.sigmoid(logits), images)
     yield "how often a pixel was pasted", np.broadcast_to(inside.mean(0), images.shape)
     truth = functional.adaptive_avg_pool2d(torch.from_numpy(inside)[:, None].float(), CELLS)

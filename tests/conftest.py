@@ -136,3 +136,16 @@ def any_mask(seed, height, width):
     if seed % 2:
         mask[height // 4 : height // 2, width // 5 : width // 3] = True
     return mask
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Let the pipeline compute in one thread: with more, small networks wait for each other."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        yield
+    torch.set_num_threads(threads)

@@ -23,6 +23,7 @@ MODULES = (
     "data.phantom",
     "data.files",
     "masks.robust",
+    "functions",
 )
 TORCH_MODULES = (
     "transforms",

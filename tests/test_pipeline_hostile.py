@@ -24,7 +24,6 @@ from pipeline import PACKAGES, ROOT, need
 need(*PACKAGES)
 
 import torch  # noqa: E402
-from threadpoolctl import threadpool_limits  # noqa: E402
 
 from examples.pretrain_gde import cli, data, evaluate, storage  # noqa: E402
 from examples.pretrain_gde.disk import locking  # noqa: E402
@@ -59,13 +58,7 @@ TINY = [
 TINY += ["--precision", "fp32", "--variant", "cutpaste"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with threadpool_limits(1):
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -380,7 +373,7 @@ def test_weights_of_another_network_are_refused(copy, capsys):
     (path,) = run_of(copy).glob("weights-*")
     storage.save_tensors(path, {"other": torch.zeros(1)}, {})
     assert train(copy, "--resume") == 1
-    assert f"{path.name} holds no weights of this network" in only_line(capsys)
+    assert f"{path.name} holds no weights of resnet18" in only_line(capsys)
 
 
 def test_all_that_reaches_the_report_is_escaped(copy):
@@ -780,7 +773,7 @@ def test_a_lack_of_memory_is_one_line(kind, made, tmp_path, monkeypatch, capsys)
     def lacks(*arguments, **options):
         raise kind("DefaultCPUAllocator: can't allocate memory: you tried\nto allocate 1 TB")
 
-    monkeypatch.setattr("examples.pretrain_gde.run.train", lacks)
+    monkeypatch.setattr("examples.pretrain_gde.run.Trainer", lacks)
     given = ("--data", made / "data", "--cache", made / "cache", "--out", tmp_path)
     assert main("train", *given, *TINY) == 1
     assert "out of memory: DefaultCPUAllocator" in only_line(capsys)
@@ -790,7 +783,7 @@ def test_other_failures_are_not_hidden(made, tmp_path, monkeypatch):
     def fails(*arguments, **options):
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr("examples.pretrain_gde.run.train", fails)
+    monkeypatch.setattr("examples.pretrain_gde.run.Trainer", fails)
     given = ("--data", made / "data", "--cache", made / "cache", "--out", tmp_path)
     with pytest.raises(RuntimeError, match="a fault of ours"):
         main("train", *given, *TINY)

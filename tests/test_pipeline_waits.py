@@ -130,7 +130,7 @@ def test_masks_are_found_afresh_where_the_kernels_do_it(card, monkeypatch):
     ("options", "fresh"),
     [
         ("--preset paper", True),
-        ("--preset paper --mask default --size 128", True),
+        ("--preset paper --mask published --size 128", True),
         ("--preset paper --no-fresh-masks", False),
         ("--preset paper --crop", False),
         ("--preset paper --mask robust", False),

@@ -10,10 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Generator, Tensor
 from torch.nn import functional
 
 import anatpaste_aug as ap
 from anatpaste_aug import batch
+from examples.pretrain_gde.given import given
 from examples.pretrain_gde.settings import Settings
 from examples.pretrain_gde.view import NATIVE_SIZE
 
@@ -26,9 +28,8 @@ OTHER_JITTER = 0.15
 PIECE = 2**26  # pixels to make something of at a time: some 2 GB in between
 
 
-Paste = Callable[
-    [torch.Tensor, "torch.Tensor | None", torch.Generator], tuple[torch.Tensor, torch.Tensor]
-]
+Pasted = tuple[Tensor, Tensor]  # images and alpha
+Paste = Callable[[Tensor, "Tensor | None", Generator], Pasted]
 
 
 class Classes(NamedTuple):
@@ -45,9 +46,9 @@ class Classes(NamedTuple):
         255 inside.
     """
 
-    inputs: torch.Tensor
-    labels: torch.Tensor
-    alpha: torch.Tensor
+    inputs: Tensor
+    labels: Tensor
+    alpha: Tensor
 
 
 class Augmenter:
@@ -58,7 +59,7 @@ class Augmenter:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.pastes = {
+        pastes: dict[str, tuple[Paste, ...]] = {
             "anatpaste": (_module(batch.AnatPaste(p=1.0)),),
             "cutpaste": (_module(batch.CutPaste(p=1.0)),),
             "scar": (_module(batch.CutPasteScar(p=1.0)),),
@@ -66,13 +67,12 @@ class Augmenter:
             "3way": (_module(batch.CutPaste(p=1.0)), _module(batch.CutPasteScar(p=1.0))),
             "opacity": (paste_opacities,),
             "mix": (paste_mixed,),
-        }[settings.variant]
+        }
+        self.pastes = pastes.get(settings.variant) or (_own(settings.variant),)
         # What abnormal images are like is told by opacities where there are any.
         self.contrast = paste_opacities if settings.variant == "mix" else self.pastes[0]
 
-    def __call__(
-        self, images: torch.Tensor, masks: torch.Tensor | None, generator: torch.Generator
-    ) -> Classes:
+    def __call__(self, images: Tensor, masks: Tensor | None, generator: Generator) -> Classes:
         """Augment one batch.
 
         Parameters
@@ -81,7 +81,7 @@ class Augmenter:
             Originals.
         masks : (B, 1, H, W) bool tensor or None
             Their lung masks; None segments afresh where the variant needs masks.
-        generator : torch.Generator
+        generator : Generator
             Source of every draw.
         """
         settings = self.settings
@@ -89,40 +89,31 @@ class Augmenter:
             images, masks = reframe(images, masks, settings.reframe, generator)
         originals = jitter(images, settings.jitter, generator)
         masks = self.find_masks(originals, masks)
-        inputs, alphas = [originals], [torch.zeros_like(originals)]
-        for paste in self.pastes:
-            pasted, alpha = paste(originals, masks, generator)
-            inputs.append(pasted)
-            alphas.append(alpha)
-        labels = torch.arange(len(inputs), device=images.device).repeat_interleave(len(images))
-        mixed = torch.cat(inputs)
+        made = [(originals, torch.zeros_like(originals))]
+        made += [paste(originals, masks, generator) for paste in self.pastes]
+        labels = torch.arange(len(made), device=images.device).repeat_interleave(len(images))
+        inputs, alpha = map(torch.cat, zip(*made, strict=True))
         if settings.noise:
-            mixed = roughen(mixed, settings.noise, generator)
-        return Classes(mixed, labels, torch.cat(alphas))
+            inputs = roughen(inputs, settings.noise, generator)
+        return Classes(inputs, labels, alpha)
 
-    def find_masks(self, images: torch.Tensor, masks: torch.Tensor | None) -> torch.Tensor | None:
+    def find_masks(self, images: Tensor, masks: Tensor | None) -> Tensor | None:
         """Segment images, if the variant needs masks and there are none."""
         if masks is not None or not self.settings.needs_masks:
             return masks
-        return batch.lung_mask(
-            images, min_area=round(MIN_AREA * (self.settings.size / NATIVE_SIZE) ** 2)
-        )
+        least = round(MIN_AREA * (self.settings.size / NATIVE_SIZE) ** 2)
+        return batch.lung_mask(images, min_area=least)
 
-    def abnormal(
-        self, images: torch.Tensor, masks: torch.Tensor | None, generator: torch.Generator
-    ) -> torch.Tensor:
+    def abnormal(self, images: Tensor, masks: Tensor | None, generator: Generator) -> Tensor:
         """Make of each normal image one to stand for the abnormal: (B, 1, H, W) uint8."""
-        return torch.cat(
-            [
-                self.contrast(part, self.find_masks(part, inside), generator)[0]
-                for part, inside in _pieces(images, masks)
-            ]
-        )
+        made = []
+        for part, inside in _pieces(images, masks):
+            pasted, _ = self.contrast(part, self.find_masks(part, inside), generator)
+            made.append(pasted)
+        return torch.cat(made)
 
 
-def _pieces(
-    images: torch.Tensor, masks: torch.Tensor | None
-) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+def _pieces(images: Tensor, masks: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Cut images and their masks into pieces of at most `PIECE` pixels, but one image at least."""
     count = max(PIECE // images[0].numel(), 1)
     parts = itertools.repeat(None) if masks is None else masks.split(count)
@@ -132,30 +123,31 @@ def _pieces(
 def _module(operation: batch.OperationModule) -> Paste:
     """Let a module of the library return images and alpha."""
 
-    def paste(
-        images: torch.Tensor, masks: torch.Tensor | None, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def paste(images: Tensor, masks: Tensor | None, generator: Generator) -> Pasted:
         result = operation(images, masks=masks, generator=generator)
         return result.images, 255 * result.regions.to(torch.uint8)
 
     return paste
 
 
+def _own(variant: str) -> Paste:
+    """Paste by an operation of the user's own."""
+    own = type("Own", (batch.OperationModule,), {"operation": given("variant", variant)})
+    return _module(own(p=1.0))
+
+
 def segments_quickly(device: torch.device) -> bool:
     """Tell whether the library finds masks in kernels on a device; it warns where it cannot."""
     if device.type != "cuda" or os.environ.get("ANATPASTE_AUG_TRITON") == "0":
         return False
+    image = torch.zeros(1, 1, NATIVE_SIZE, NATIVE_SIZE, dtype=torch.uint8, device=device)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        batch.lung_mask(
-            torch.zeros(1, 1, NATIVE_SIZE, NATIVE_SIZE, dtype=torch.uint8, device=device)
-        )
+        batch.lung_mask(image)
     return not any("go over the CPU" in str(warning.message) for warning in told)
 
 
-def paste_opacities(
-    images: torch.Tensor, masks: torch.Tensor | None, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
+def paste_opacities(images: Tensor, masks: Tensor | None, generator: Generator) -> Pasted:
     """Paste 1 to `MOST` opacities into each image, one by one; return the greatest alpha."""
     assert masks is not None
     seed = torch.randint(2**62, (), generator=generator, device=images.device)
@@ -172,9 +164,7 @@ def paste_opacities(
     return torch.stack(pasted)[:, None].to(images), torch.stack(alphas)[:, None].to(images)
 
 
-def paste_mixed(
-    images: torch.Tensor, masks: torch.Tensor | None, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
+def paste_mixed(images: Tensor, masks: Tensor | None, generator: Generator) -> Pasted:
     """Paste opacities into half of the images, and AnatPaste into the others."""
     shape = (len(images), 1, 1, 1)
     soft = torch.rand(shape, generator=generator, device=images.device) < 0.5
@@ -183,7 +173,7 @@ def paste_mixed(
     return torch.where(soft, opacities, patched), torch.where(soft, alpha, opaque)
 
 
-def jitter(images: torch.Tensor, amount: float, generator: torch.Generator) -> torch.Tensor:
+def jitter(images: Tensor, amount: float, generator: Generator) -> Tensor:
     """Jitter brightness, then contrast, of each gray uint8 image by up to `amount`.
 
     As torchvision's `ColorJitter` does image by image: factors uniform in [1 - amount, 1 + amount],
@@ -197,11 +187,8 @@ def jitter(images: torch.Tensor, amount: float, generator: torch.Generator) -> t
 
 
 def reframe(
-    images: torch.Tensor,
-    masks: torch.Tensor | None,
-    amount: float,
-    generator: torch.Generator,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+    images: Tensor, masks: Tensor | None, amount: float, generator: Generator
+) -> tuple[Tensor, Tensor | None]:
     """Zoom each image along either axis, and shift it, by up to `amount` of half its side."""
     draws = torch.rand(len(images), 4, generator=generator, device=images.device)
     zoom, shift = (amount * (2 * draws - 1)).split(2, 1)
@@ -213,7 +200,7 @@ def reframe(
     return moved.round().to(torch.uint8), masks
 
 
-def roughen(images: torch.Tensor, noise: float, generator: torch.Generator) -> torch.Tensor:
+def roughen(images: Tensor, noise: float, generator: Generator) -> Tensor:
     """Blur half of the images a little, and add noise of up to a standard deviation of `noise`."""
     shape, device = (len(images), 1, 1, 1), images.device
     values = images.float()
@@ -226,8 +213,8 @@ def roughen(images: torch.Tensor, noise: float, generator: torch.Generator) -> t
 
 
 def second_view(
-    images: torch.Tensor, masks: torch.Tensor | None, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+    images: Tensor, masks: Tensor | None, generator: Generator
+) -> tuple[Tensor, Tensor | None]:
     """Show images in another frame and another tone, as another hospital might."""
     views, moved = [], []
     for part, inside in _pieces(images, masks):

@@ -2,45 +2,73 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from examples.pretrain_gde.augment import segments_quickly
-from examples.pretrain_gde.compare import compare
-from examples.pretrain_gde.data import load_dataset, tell_of_lungs
+from examples.pretrain_gde.compare import describe_result, mean_and_sd, write_table
+from examples.pretrain_gde.data import Dataset, load_dataset, tell_of_masks
 from examples.pretrain_gde.density import NAMES
 from examples.pretrain_gde.detector import Detector
 from examples.pretrain_gde.disk import is_among, locking
 from examples.pretrain_gde.errors import PipelineError
-from examples.pretrain_gde.evaluate import (
-    DETECTOR,
-    SPLIT,
-    caution,
-    changed_parts,
-    evaluate,
-    load_metrics,
-    result_of,
-    worth,
+from examples.pretrain_gde.evaluate import DETECTOR, SPLIT, changed_parts, evaluate, load_metrics
+from examples.pretrain_gde.finetune import (
+    FINETUNED,
+    PLAN,
+    check_plan,
+    finetune,
+    read_labeled,
+    starts,
+    write_finetuned,
 )
+from examples.pretrain_gde.given import OPTIONS, code_of, give
 from examples.pretrain_gde.heatmap import NO_MAP, has_map
+from examples.pretrain_gde.model import tell_of_maps
 from examples.pretrain_gde.phantoms import write_phantoms
 from examples.pretrain_gde.predict import find_images, predict, write_predictions
 from examples.pretrain_gde.readers import PUBLISHED_AUC, READERS, SPLIT_FORM, Split
 from examples.pretrain_gde.report import REPORT, write_report
-from examples.pretrain_gde.run import Source, describe_result, run, run_folder, run_seeds, summarize
-from examples.pretrain_gde.runtime import Runtime, start
+from examples.pretrain_gde.run import Source, run, run_all, run_folder
+from examples.pretrain_gde.runtime import Runtime, describe, start
 from examples.pretrain_gde.settings import MASKS, PRESETS, VARIANTS, Settings, default_precision
-from examples.pretrain_gde.shortcuts import in_words, strongest
-from examples.pretrain_gde.storage import printable, read_json, write_json
-from examples.pretrain_gde.transfer import transfer
+from examples.pretrain_gde.storage import printable, read_json, warn, write_json
+from examples.pretrain_gde.transfer import describe_transfer, transfer
 
 RESULTS = "results, by one process at a time, which is not seen to on Windows (runs/gde)"
+BESIDE = "other starts: networks with ImageNet weights of their library, or your own function"
+SAME = "that of the run; needed where it is your own, as files run no code"
 DEMO_PIXELS = 128  # of the phantoms' files
+COMMON = ("--device", "--threads", "--quiet")
+KINDS = ("--normal", "--abnormal")
+FILES = {"type": Path, "nargs": "+", "required": True, "help": "files or folders"}
+SHARED: dict[str, dict[str, Any]] = {  # options of several commands
+    "--device": {"default": "auto", "help": "auto, cpu, cuda or cuda:1 (auto)"},
+    "--threads": {"type": int, "help": "CPU threads (torch's own choice)"},
+    "--quiet": {"action": "store_true", "help": "no progress bars"},
+    "run": {"type": Path, "metavar": "RUN", "help": "folder of a run"},
+    "--data": {"type": Path, "help": "folder of the data set, if it has moved"},
+    "--cache": {"type": Path, "help": "folder of decoded images (OUT/cache, or RUN/cache)"},
+    "--skip-bad": {"action": "store_true", "help": "leave out missing and damaged files"},
+    "--normal": FILES,
+    "--abnormal": FILES,
+    "--published": {
+        "choices": tuple(PUBLISHED_AUC),
+        "help": "data set whose published AUC the report marks (that of the layout)",
+    },
+    "--groups": {
+        "nargs": "+",
+        "default": (),
+        "metavar": ("FILE", "COLUMN"),
+        "help": "a CSV of file and covariates (age, view, ...) to adjust AUCs for; (all columns)",
+    },
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return obey(make_parser().parse_args(given))
 
 
-def obey(options: argparse.Namespace) -> int:
+def obey(options: Namespace) -> int:
     """Run the command that was parsed; return the exit status, and say in a line what failed."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files need not be texts
@@ -84,13 +112,12 @@ def _fail(message: str) -> int:
     return 1
 
 
-def demo_command(options: argparse.Namespace, runtime: Runtime) -> None:
-    """Train on phantoms and show what training changes."""
-    settings = Settings(
-        **PRESETS["demo"], seed=options.seed, precision=default_precision(runtime.device)
-    )
+def demo_command(options: Namespace, runtime: Runtime) -> None:
+    """Show on phantoms what training changes, no data needed; also without a command."""
+    precision = default_precision(runtime.device)
+    settings = Settings(**PRESETS["demo"], seed=options.seed, precision=precision)
     data = options.out / "phantoms"
-    folder = run_folder(options.out, settings.variant, settings.seed)
+    folder = run_folder(options.out, settings)
     if (folder / SPLIT).exists():
         made_from = read_json(folder / SPLIT, SPLIT_FORM).get("folder")
         if made_from != str(data.resolve()):  # the demonstration replaces its own runs alone
@@ -98,8 +125,7 @@ def demo_command(options: argparse.Namespace, runtime: Runtime) -> None:
     if runtime.leads:
         write_phantoms(data, DEMO_PIXELS, progress=runtime.progress)
     runtime.wait()
-    source = Source(data, options.out / "cache")
-    metrics = run(settings, source, folder, runtime, overwrite=True)
+    metrics = run(settings, Source(data, options.out / "cache"), folder, runtime, overwrite=True)
     if not runtime.leads:
         return
     print()
@@ -108,55 +134,59 @@ def demo_command(options: argparse.Namespace, runtime: Runtime) -> None:
     print(f"\nreport: {folder / REPORT}")
 
 
-def train_command(options: argparse.Namespace, runtime: Runtime) -> None:
-    """Train and evaluate one variant with one or several seeds."""
-    settings = make_settings(options, runtime, options.variant)
-    results = run_seeds(
-        settings,
-        options.seeds,
-        make_source(options),
-        options.out,
-        runtime,
-        resume=options.resume,
-    )
-    if runtime.leads and len(results) > 1:
-        scored = summarize(results)["columns"].get("scored")
-        if scored is None:
-            return
-        print(
-            f"{settings.variant}: test AUC {scored['mean']:.3f}, standard deviation "
-            f"{scored['sd']:.3f} over {len(results)} seeds"
-        )
+def train_command(options: Namespace, runtime: Runtime) -> None:
+    """Train and evaluate one variant, one run per seed."""
+    for variant, summary in run_variants(options, runtime, [options.variant]).items():
+        scored = summary["columns"].get("scored")
+        if scored and len(options.seeds) > 1:
+            count = len(options.seeds)
+            print(f"{variant}: test AUC {mean_and_sd(scored)} over {count} seeds")
 
 
-def compare_command(options: argparse.Namespace, runtime: Runtime) -> None:
+def compare_command(options: Namespace, runtime: Runtime) -> None:
     """Run all variants with the same budget and seeds, and print the table."""
-    table = compare(
-        make_settings(options, runtime, options.variants[0]),
-        options.variants,
-        options.seeds,
-        make_source(options),
-        options.out,
-        runtime,
-        resume=options.resume,
-    )
+    summaries = run_variants(options, runtime, options.variants)
     if runtime.leads:
-        print(f"\n{table}")
+        print(f"\n{write_table(summaries, options.out)}")
 
 
-def evaluate_command(options: argparse.Namespace, runtime: Runtime) -> None:
+def run_variants(
+    options: Namespace, runtime: Runtime, variants: Sequence[str | None]
+) -> dict[str, dict[str, Any]]:
+    """Run variants with all seeds; return their summaries."""
+    chosen = [make_settings(options, runtime, variant) for variant in variants]
+    if runtime.leads:
+        tell_of_maps(chosen[0])
+    runs = [replace(one, seed=seed) for one in chosen for seed in options.seeds]
+    return run_all(runs, make_source(options), options.out, runtime, resume=options.resume)
+
+
+def evaluate_command(options: Namespace, runtime: Runtime) -> None:
     """Score the test part of finished runs anew."""
+    for folder in options.runs:  # before the first takes its time
+        settings = Settings(**load_metrics(folder)["settings"])
+        check_own(folder, settings, options, "view_with_mask")
     for folder in options.runs:
-        load_metrics(folder)  # before the first takes its time
-    for folder in options.runs:
-        with locking(folder):
-            metrics = evaluate_run(folder, options, runtime)
+        with locking(folder):  # what its files say is read from, never written to
+            metrics, saved, dataset = load_run(folder, options, runtime)
+            changed = changed_parts(metrics["data"], dataset)
+            if changed and not options.changed_images:
+                raise PipelineError(
+                    f"{folder} was made with other images or labels ({', '.join(changed)}): "
+                    "--changed-images scores these all the same, and the report says so"
+                )
+            detector = Detector.load(folder / DETECTOR, runtime.device)
+            metrics, scores = evaluate(detector, dataset, folder, metrics)
+            write_report(folder, dataset, options.published or saved.get("published"), scores)
         print(f"{folder}: {describe_result(metrics)}")
 
 
-def evaluate_run(folder: Path, options: argparse.Namespace, runtime: Runtime) -> dict[str, Any]:
-    """Score the test part of one run. What its files say is read from, never written to."""
+def load_run(
+    folder: Path, options: Namespace, runtime: Runtime
+) -> tuple[dict[str, Any], dict[str, Any], Dataset]:
+    """Return a run's metrics, what its split says, and its images."""
     metrics = load_metrics(folder)
+    settings = Settings(**metrics["settings"])
     saved = read_json(folder / SPLIT, SPLIT_FORM)
     split = Split.from_dict(saved)
     data = options.data or Path(saved.get("folder", ""))
@@ -173,7 +203,6 @@ def evaluate_run(folder: Path, options: argparse.Namespace, runtime: Runtime) ->
         readable = [Path(saved["cache"])] if saved.get("cache") else []
         if cache.is_symlink():
             raise PipelineError(f"{cache} is a link, which may lead anywhere: give --cache")
-    settings = Settings(**metrics["settings"])
     dataset = load_dataset(
         data,
         split,
@@ -184,44 +213,66 @@ def evaluate_run(folder: Path, options: argparse.Namespace, runtime: Runtime) ->
         skip_bad=options.skip_bad,
         progress=runtime.progress,
     )
-    tell_of_lungs(dataset.upright)
-    changed = changed_parts(metrics["data"], dataset)
-    if changed and not options.changed_images:
-        raise PipelineError(
-            f"{folder} was made with other images or labels ({', '.join(changed)}): "
-            "--changed-images scores these all the same, and the report says so"
-        )
-    detector = Detector.load(folder / DETECTOR, runtime.device)
-    metrics, scores = evaluate(detector, dataset, folder, metrics)
-    write_report(folder, dataset, options.published or saved.get("published"), scores)
-    return metrics
+    tell_of_masks(dataset.upright, settings.mask)
+    return metrics, saved, dataset
 
 
-def predict_command(options: argparse.Namespace, runtime: Runtime) -> int:
-    """Score new images; 3 if some could not be read, 1 if none could."""
+def export_command(options: Namespace, runtime: Runtime) -> None:
+    """Write the trained backbone for other libraries."""
+    detector = Detector.load(options.run / DETECTOR)
+    check_own(options.run, detector.settings, options)
+    _check_output(options.output, list(options.run.rglob("*")))
+    detector.export(options.output)
+
+
+def finetune_command(options: Namespace, runtime: Runtime) -> None:
+    """Learn from few labeled images, pretrained or not, and compare."""
+    own = options.run / FINETUNED
+    page = options.output or own
+    if page.suffix != ".html":
+        raise PipelineError(f"--output must end in .html, got {page}")
+    plan = check_plan({name: getattr(options, name) for name in ("labels", *PLAN)})
     detector = Detector.load(options.run / DETECTOR, runtime.device)
+    check_own(options.run, detector.settings, options, "view_with_mask")
+    networks, settings = starts(detector, options.beside), detector.settings
+    normal, abnormal = find_images(options.normal), find_images(options.abnormal)
+    kept = {*options.run.rglob("*")} - {own, own.with_suffix(".json")}
+    for output in (page, page.with_suffix(".json")):
+        _check_output(output, [*normal, *abnormal, *kept])
+    metrics, _, dataset = load_run(options.run, options, runtime)
+    changed = changed_parts(metrics["data"], dataset)
+    if "test" in changed or settings.as_dict() != metrics["settings"]:
+        raise PipelineError(f"{options.run} was made with other test images or settings")
+    labeled = read_labeled(settings, normal, abnormal, dataset, progress=runtime.progress)
+    result = finetune(networks, labeled, plan, settings.seed, progress=runtime.progress)
+    result |= {"settings": settings.as_dict(), "environment": describe(runtime)}
+    rows = write_finetuned(page, result)
+    width = max(len(name) for name, *_ in rows)
+    for name, way, *cells in rows:
+        print(f"{name:{width}}  {way:13}" + "".join(f"{cell:>16}" for cell in cells))
+    print(f"\nreport: {page}")
+
+
+def predict_command(options: Namespace, runtime: Runtime) -> int:
+    """Score new images with a finished run; exit 3 if some cannot be read, 1 if none can."""
+    detector = Detector.load(options.run / DETECTOR, runtime.device)
+    check_own(options.run, detector.settings, options, "view")
     if options.heat_maps is not None and not has_map(detector):  # before anything is written
         raise PipelineError(NO_MAP)
     paths = find_images(options.images)
     _check_output(options.output, [*paths, options.run / DETECTOR])
-    rows = predict(
-        detector,
-        paths,
-        heat_map_folder=options.heat_maps,
-        progress=runtime.progress,
-    )
-    scored, failed = write_predictions(rows, options.format, options.output)
+    rows = predict(detector, paths, options.heat_maps, progress=runtime.progress)
+    mask = detector.settings.mask
+    scored, failed = write_predictions(rows, options.format, options.output, mask)
     if failed:
         print(f"{failed} of {scored + failed} images could not be read", file=sys.stderr)
     return 0 if not failed else 3 if scored else 1
 
 
-def _print_table(
-    title: str, results: dict[str, Any], key: str, names: Mapping[str, str] = NAMES
-) -> None:
-    """Print one figure of each network's scores, a line for each score, or of other things."""
+def _print_table(title: str, results: dict[str, Any], key: str) -> None:
+    """Print one figure of each network's scores, a line for each score."""
     print(f"{title:32}" + "".join(f"{network:>12}" for network in results))
-    for name, words in names.items():
+    for name, words in NAMES.items():
         figures = [found.get(name, {}).get(key) for found in results.values()]
         cells = ["" if figure is None else f"{figure:.3f}" for figure in figures]
         if any(cells):
@@ -229,69 +280,53 @@ def _print_table(
 
 
 def _check_output(output: Path | None, read: Sequence[Path]) -> None:
-    """Check that no file that is read will be written over."""
+    """Check that no file that is read, or that a run keeps, will be written over."""
     if output is not None and is_among(output, read):
-        raise PipelineError(f"--output must be none of the files read, got {output}")
+        raise PipelineError(f"--output must be none of the files read or of the run, got {output}")
 
 
-def transfer_command(options: argparse.Namespace, runtime: Runtime) -> None:
-    """Test a finished run's networks on images of another source, and print the table."""
+def transfer_command(options: Namespace, runtime: Runtime) -> None:
+    """Test a finished run on another hospital's images, fitted to its normals."""
     detector = Detector.load(options.run / DETECTOR, runtime.device)
+    check_own(options.run, detector.settings, options, "view_with_mask")
     normal, abnormal = find_images(options.normal), find_images(options.abnormal)
     _check_output(options.output, [*normal, *abnormal, options.run / DETECTOR])
     result = transfer(
-        detector,
-        normal,
-        abnormal,
-        options.folds,
-        groups=options.groups,
-        progress=runtime.progress,
+        detector, normal, abnormal, options.folds, groups=options.groups, progress=runtime.progress
     )
     if options.output is not None:
         write_json(options.output, result)
-    aucs, scored = result["auc"], result["scored"]
-    _print_table("AUC, mean of the folds", aucs, "mean")
-    found = aucs[scored["network"]][scored["score"]]
-    print(
-        f"{scored['network']}, {NAMES[scored['score']]}: {found['mean']:.3f}, "
-        f"standard deviation {found['sd']:.3f} over {result['folds']} folds"
-    )
-    if not (found := strongest(result["shortcuts"])):
-        return
-    print()
-    alone = {
-        told: {name: each[key] or {} for name, each in result["shortcuts"].items()}
-        for told, key in (("alone", "raw"), ("distance", "distance"))
-    }
-    _print_table(
-        "AUC of shortcuts", alone, "auc", {name: in_words(name) for name in alone["alone"]}
-    )
-    metrics = {"scored": scored, "test": result["pooled"], "shortcuts": result["shortcuts"]}
-    print(
-        f"all folds together: {result_of(metrics)['auc']:.3f}. {worth(metrics)} {caution(metrics)}"
-    )
-    adjusted = {
-        network: {name: each["adjusted"][found[0]] for name, each in named.items()}
-        for network, named in result["pooled"].items()
-    }
-    print()
-    _print_table("AUC adjusted for it", adjusted, "auc")
+    _print_table("AUC, mean of the folds", result["auc"], "mean")
+    print(describe_transfer(result))
 
 
-def make_settings(options: argparse.Namespace, runtime: Runtime, variant: str | None) -> Settings:
+def check_own(folder: Path, settings: Settings, options: Namespace, needs: str = "") -> None:
+    """Check that the command line names what a run was made with, where it is needed or named."""
+    for option in OPTIONS:
+        made, named = getattr(settings, option), getattr(options, option, None)
+        if named not in (None, made):
+            raise PipelineError(f"{folder} was made with --{option} {made}, not {named}")
+    for option, code in code_of(vars(options)).items():
+        if settings.code.get(option) != code:
+            warn(f"{getattr(options, option)} was edited since {folder} was made")
+    if needs:
+        getattr(settings, needs).made_by()
+
+
+def make_settings(options: Namespace, runtime: Runtime, variant: str | None) -> Settings:
     """Put single options over the preset."""
     given = {each.name: getattr(options, each.name, None) for each in fields(Settings)}
     given["variant"] = variant
     chosen = {"precision": default_precision(runtime.device), **PRESETS[options.preset]}
     chosen |= {name: value for name, value in given.items() if value is not None}
-    if "fresh_masks" not in chosen:  # as published, where it costs nothing
-        whole = not chosen.get("crop") and chosen.get("mask", MASKS[0]) == MASKS[0]
-        paper = options.preset == "paper" and whole and segments_quickly(runtime.device)
-        chosen["fresh_masks"] = paper
+    whole = not chosen.get("crop") and chosen.get("mask", MASKS[0]) == MASKS[0]
+    paper = options.preset == "paper" and whole  # as published, where it costs nothing
+    chosen.setdefault("fresh_masks", paper and segments_quickly(runtime.device))
+    chosen["code"] = code_of(chosen)
     return Settings(**chosen)
 
 
-def make_source(options: argparse.Namespace) -> Source:
+def make_source(options: Namespace) -> Source:
     """Return where the images come from."""
     return Source(
         options.data,
@@ -304,127 +339,98 @@ def make_source(options: argparse.Namespace) -> Source:
     )
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> ArgumentParser:
     """Make the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m examples.pretrain_gde",
         description="Anatomy-aware pretraining and Gaussian density estimation.",
     )
     commands = parser.add_subparsers(title="commands", required=True)
 
-    demo = commands.add_parser("demo", help="phantoms, no data needed; also without a command")
-    _add_common(demo)
+    def add(command: Callable[..., int | None], *shared: str) -> Any:
+        """Add a command, told of by its docstring, and those of its options in `SHARED`."""
+        told = (command.__doc__ or "").rstrip(".")
+        name = command.__name__.removesuffix("_command")
+        added = commands.add_parser(name, help=told[:1].lower() + told[1:])
+        added.set_defaults(command=command)
+        for option in (*COMMON, *shared):
+            added.add_argument(*option.split(), **SHARED[option])
+        return added
+
+    demo = add(demo_command)
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="(runs/demo)")
     demo.add_argument("--seed", type=int, default=0, help="(0)")
-    demo.set_defaults(command=demo_command, compile=None)
+    demo.set_defaults(compile=None)
 
-    training = commands.add_parser("train", help="train and evaluate, one run per seed")
+    of_runs = ("--cache", "--skip-bad", "--published", "--groups")
+    training = add(train_command, *of_runs)
     _add_run_options(training)
-    training.add_argument("--variant", choices=VARIANTS, help="(that of the preset)")
-    training.set_defaults(command=train_command)
+    _add_own(training, "variant", help=f"{', '.join(VARIANTS)}, or your own class")
 
-    table = commands.add_parser("compare", help="all variants, same budget and seeds, one table")
+    table = add(compare_command, *of_runs)
     _add_run_options(table)
-    table.add_argument("--variants", choices=VARIANTS, nargs="+", default=list(VARIANTS))
-    table.set_defaults(command=compare_command)
+    table.add_argument("--variants", type=partial(give, "variant"), nargs="+", default=VARIANTS)
 
-    again = commands.add_parser("evaluate", help="score the test part of finished runs anew")
-    _add_common(again)
+    again = add(evaluate_command, "--data", *of_runs)
     again.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
-    again.add_argument("--data", type=Path, help="folder of the data set, if it has moved")
-    again.add_argument("--cache", type=Path, help="folder of decoded images (RUN/cache)")
-    again.add_argument("--skip-bad", action="store_true", help="leave out damaged files")
-    again.add_argument(
-        "--changed-images",
-        action="store_true",
-        help="score images or labels that are not those of the run; the report says so",
-    )
-    _add_published(again)
-    _add_groups(again)
-    again.set_defaults(command=evaluate_command)
+    told = "score images or labels that are not those of the run; the report says so"
+    again.add_argument("--changed-images", action="store_true", help=told)
+    _add_own(again, "mask", "variant", "backbone")
 
-    scoring = commands.add_parser("predict", help="score new images with a finished run")
-    _add_common(scoring)
-    scoring.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+    scoring = add(predict_command, "run")
     scoring.add_argument("images", type=Path, nargs="+", metavar="IMAGES", help="files or folders")
     scoring.add_argument("--format", choices=("csv", "jsonl"), default="csv", help="(csv)")
     scoring.add_argument("--output", type=Path, help="file to write (standard output)")
+    _add_own(scoring, "mask", "backbone")
     scoring.add_argument("--heat-maps", type=Path, metavar="DIR", help="where to write heat maps")
-    scoring.set_defaults(command=predict_command)
 
-    elsewhere = commands.add_parser(
-        "transfer", help="test a finished run on another hospital's images, fitted to its normals"
-    )
-    _add_common(elsewhere)
-    elsewhere.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
-    for kind in ("normal", "abnormal"):
-        elsewhere.add_argument(
-            f"--{kind}", type=Path, nargs="+", required=True, help="files or folders"
-        )
-    _add_groups(elsewhere)
+    elsewhere = add(transfer_command, "run", *KINDS, "--groups")
     elsewhere.add_argument("--folds", type=int, default=5, help="of the normals (5)")
     elsewhere.add_argument("--output", type=Path, help="JSON file to write")
-    elsewhere.set_defaults(command=transfer_command)
+    _add_own(elsewhere, "mask", "variant", "backbone")
+
+    weights = add(export_command, "run")
+    weights.add_argument("-o", "--output", type=Path, required=True, help="safetensors file")
+    _add_own(weights, "backbone")
+
+    places = ("--data", "--cache", "--skip-bad", "--groups")
+    tuning = add(finetune_command, "run", *KINDS, *places)
+    tuning.add_argument("--labels", type=int, nargs="+", required=True, help="of either kind")
+    for name, (default, _, text) in PLAN.items():
+        told = f"{text} ({default})"
+        tuning.add_argument(f"--{name}", type=type(default), default=default, help=told)
+    named = partial(give, "backbone")
+    tuning.add_argument("--beside", nargs="+", default=(), metavar="NAME", type=named, help=BESIDE)
+    tuning.add_argument("-o", "--output", type=Path, help="HTML file (RUN/finetune.html)")
+    _add_own(tuning, "mask", "variant", "backbone")
     return parser
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (auto)")
-    parser.add_argument("--threads", type=int, help="CPU threads (torch's own choice)")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+def _add_own(parser: ArgumentParser, *names: str, help: str = SAME) -> None:
+    """Add options of words, or of code of the user's own, which is imported as they are parsed."""
+    for name in names:
+        flags = ("--mask", "--segment") if name == "mask" else (f"--{name}",)
+        parser.add_argument(*flags, type=partial(give, name), metavar="NAME", help=help)
 
 
-def _add_published(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--published",
-        choices=tuple(PUBLISHED_AUC),
-        help="data set whose published AUC the report marks (that of the layout)",
-    )
-
-
-def _add_groups(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--groups",
-        nargs="+",
-        default=(),
-        metavar=("FILE", "COLUMN"),
-        help="a CSV of file and covariates (age, view, ...) to adjust AUCs for; (all columns)",
-    )
-
-
-def _add_run_options(parser: argparse.ArgumentParser) -> None:
-    _add_common(parser)
+def _add_run_options(parser: ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the data set")
     parser.add_argument("--layout", default="auto", choices=("auto", *READERS))
-    parser.add_argument("--cache", type=Path, help="folder of decoded images (OUT/cache)")
-    parser.add_argument(
-        "--skip-bad", action="store_true", help="leave out missing and damaged files"
-    )
     parser.add_argument("--out", type=Path, default=Path("runs/gde"), help=RESULTS)
     parser.add_argument("--preset", choices=tuple(PRESETS), default="laptop", help="(laptop)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run per seed (0)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoints")
-    parser.add_argument(
-        "--held-out",
-        type=int,
-        nargs=2,
-        metavar=("VALID", "TEST"),
-        help="images per class set aside, where the data set leaves it open",
-    )
-    _add_published(parser)
-    _add_groups(parser)
-    parser.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, help="torch.compile (on a GPU)"
-    )
+    told = "images per class set aside, where the data leave it open"
+    parser.add_argument("--held-out", type=int, nargs=2, metavar=("VALID", "TEST"), help=told)
+    parser.add_argument("--compile", action=BooleanOptionalAction, help="torch.compile (on a GPU)")
     parser.add_argument("--tensorboard", action="store_true", help="write logs for TensorBoard")
+    _add_own(parser, "mask", help="of the lungs (published, robust), or your own function")
+    _add_own(parser, "backbone", help="classifier of torchvision or timm, or your own function")
     for each in fields(Settings):
         form = each.metadata["form"]
-        if form is bool:
-            how: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
-        elif isinstance(form, tuple) and isinstance(form[0], str):
-            how = {"choices": form}
-        else:
-            how = {"type": str if form is str else type(form[0])}
-        if each.name not in ("variant", "seed"):
+        texts = isinstance(form, tuple) and isinstance(form[0], str)
+        kind = {"type": type(each.default), "choices": form if texts else None}
+        how: dict[str, Any] = {"action": BooleanOptionalAction} if form is bool else kind
+        if each.name not in ("seed", "code", *OPTIONS):
             option = f"--{each.name.replace('_', '-')}"
             parser.add_argument(option, help=each.metadata["help"], **how)

@@ -1,16 +1,14 @@
-"""All variants under the same budget and seeds, in one table."""
+"""What runs come to: in words, summed up over seeds, and all variants in one table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from examples.pretrain_gde.run import Source, check_runs, run_seeds, summarize
-from examples.pretrain_gde.runtime import Runtime
-from examples.pretrain_gde.settings import Settings
-from examples.pretrain_gde.shortcuts import in_words
+from examples.pretrain_gde.evaluate import caution, result_of, worth
+from examples.pretrain_gde.metrics import summary
+from examples.pretrain_gde.shortcuts import in_words, strongest
 from examples.pretrain_gde.storage import write_json, write_text
 
 COLUMNS = {
@@ -22,59 +20,85 @@ COLUMNS = {
     "scored_adjusted": "adjusted for it",
     "untrained_adjusted": "untrained, adjusted for it",
 }
+SUMMED_UP = {"scored": "", "untrained": "untrained"}  # by whose score, as of `result_of`
 
 
-def compare(
-    settings: Settings,
-    variants: Sequence[str],
-    seeds: Sequence[int],
-    source: Source,
-    out: Path,
-    runtime: Runtime,
-    *,
-    resume: bool = False,
-) -> str:
-    """Run every variant with every seed; give, and write, a table in Markdown.
+def describe_result(metrics: dict[str, Any]) -> str:
+    """Say in a line how a run went, and in another what the figure is worth."""
+    network, score, epoch = (metrics["scored"][name] for name in ("network", "score", "epoch"))
+    if metrics["test"] is None:
+        told = f"AUC {metrics['validation'][network][score]:.3f} on validation"
+        if metrics["validated_by"] == "pasted":
+            told += ", between normals and themselves with something pasted in"
+        told += "; nothing tested"
+    else:
+        test = result_of(metrics)
+        low, high = test["auc_interval"]
+        told = (
+            f"test AUC {test['auc']:.3f} (95 % {low:.3f}-{high:.3f}), AP {test['ap']:.3f}, "
+            f"untrained {result_of(metrics, 'untrained')['auc']:.3f}"
+        )
+    of_epoch = f" of epoch {epoch}" if epoch else ""
+    return (
+        f"{told}; {network} {score}{of_epoch}; {metrics['seconds'] / 60:.1f} min of training\n"
+        f"{worth(metrics)} {caution(metrics)}"
+    ).strip()
 
-    Runs that are finished already are taken as they are with `resume`.
+
+def summarize(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the mean and standard deviation of the test AUCs and APs over seeds."""
+    columns: dict[str, list[Any]] = {}
+    shortcuts = [strongest(metrics["shortcuts"]) for metrics in results]
+    if all(metrics["test"] for metrics in results):
+        for name, which in SUMMED_UP.items():
+            columns[name] = [result_of(metrics, which)["auc"] for metrics in results]
+            columns[f"{name}_adjusted"] = [
+                result_of(metrics, which)["adjusted"][found[0]]["auc"] if found else None
+                for metrics, found in zip(results, shortcuts, strict=True)
+            ]
+        columns["shortcut"] = [found[1]["auc"] if found else None for found in shortcuts]
+        for network, scores in results[0]["test"].items():
+            for name in scores:
+                measured = [metrics["test"][network][name] for metrics in results]
+                columns[f"{network}_{name}"] = [result["auc"] for result in measured]
+                columns[f"{network}_{name}_ap"] = [result["ap"] for result in measured]
+    return {
+        "seeds": [metrics["settings"]["seed"] for metrics in results],
+        "minutes": [metrics["seconds"] / 60 for metrics in results],
+        "shortcuts": [found and found[0] for found in shortcuts],
+        "columns": {name: summary(values) for name, values in columns.items()},
+    }
+
+
+def write_table(summaries: dict[str, dict[str, Any]], out: Path) -> str:
+    """Write the summaries of several variants, and a Markdown table of them; return the table.
+
+    The best comes first.
     """
-    chosen = [replace(settings, variant=variant) for variant in variants]
-    check_runs(chosen, seeds, source, out, runtime, resume=resume)
-    summaries: dict[str, dict[str, Any]] = {}
-    for one in chosen:
-        results = run_seeds(one, seeds, source, out, runtime, resume=resume)
-        if runtime.leads:
-            summaries[one.variant] = summarize(results)
-    if not runtime.leads:
-        return ""
-    table = make_table(summaries)
-    write_json(out / "compare.json", summaries)
-    write_text(out / "compare.md", table)
-    return table
-
-
-def make_table(summaries: dict[str, dict[str, Any]]) -> str:
-    """Put the summaries of several variants into one Markdown table, best first."""
     lines = [
         f"| variant | {' | '.join(COLUMNS.values())} | which it is | seeds | minutes a seed |",
         "| --- " * (len(COLUMNS) + 4) + "|",
     ]
-    for variant, summary in sorted(summaries.items(), key=_order):
-        cells = [_mean_and_sd(summary["columns"].get(name)) for name in COLUMNS]
-        named = dict.fromkeys(in_words(name) for name in summary["shortcuts"] if name)
+    for variant, found in sorted(summaries.items(), key=_order):
+        cells = [mean_and_sd(found["columns"].get(name)) for name in COLUMNS]
+        named = dict.fromkeys(in_words(name) for name in found["shortcuts"] if name)
         cells.append(", ".join(named) or "-")
-        seeds = ", ".join(map(str, summary["seeds"]))
-        minutes = sum(summary["minutes"]) / len(summary["minutes"])
+        seeds = ", ".join(map(str, found["seeds"]))
+        minutes = sum(found["minutes"]) / len(found["minutes"])
         lines.append(f"| {variant} | {' | '.join(cells)} | {seeds} | {minutes:.1f} |")
-    return "\n".join(lines) + "\n"
+    table = "\n".join(lines) + "\n"
+    write_json(out / "compare.json", summaries)
+    write_text(out / "compare.md", table)
+    return table
 
 
 def _order(pair: tuple[str, dict[str, Any]]) -> float:
     return -pair[1]["columns"]["scored"]["mean"] if pair[1]["columns"] else 0.0
 
 
-def _mean_and_sd(column: dict[str, Any] | None) -> str:
-    if column is None:
+def mean_and_sd(figures: dict[str, Any] | None) -> str:
+    """Put a `summary` in words: mean ± deviation, or a dash for none."""
+    if figures is None:
         return "-"
-    spread = "" if column["sd"] is None else f" ± {column['sd']:.3f}"
-    return f"{column['mean']:.3f}{spread}"
+    spread = "" if figures["sd"] is None else f" ± {figures['sd']:.3f}"
+    return f"{figures['mean']:.3f}{spread}"

@@ -5,12 +5,12 @@ Everything becomes 8-bit gray on a square grid, as the method was published.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import io
 import os
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,6 @@ import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
-import anatpaste_aug as ap
 from anatpaste_aug.data import read_image
 from examples.pretrain_gde import disk
 from examples.pretrain_gde.errors import PipelineError
@@ -30,14 +29,13 @@ from examples.pretrain_gde.metrics import LEAST, LEAST_FITTED, measure_adjusted
 from examples.pretrain_gde.readers import PARTS, Entry, Split, check_split
 from examples.pretrain_gde.settings import Settings
 from examples.pretrain_gde.shortcuts import WORDS, Covariates, describe, read_groups
-from examples.pretrain_gde.storage import first, printable, read_json, replacing, write_json
+from examples.pretrain_gde.storage import first, read_json, replacing, warn, write_json
 from examples.pretrain_gde.view import View
 
 Images = npt.NDArray[np.uint8]
-Notes = npt.NDArray[np.float64]  # (N, K): whether the lungs of each image are upright, its numbers
-MISSING = "no such file"
+Notes = npt.NDArray[np.float64]  # (N, K): whether the mask of each image is fine, its numbers
 LONGEST = 500  # characters of a reason: a file may hold what it is quoted with
-CACHE_VERSION = 6  # to be raised when decoding changes, or what is kept beside an array
+CACHE_VERSION = 7  # to be raised when decoding changes, or what is kept beside an array
 
 
 class Seen(NamedTuple):
@@ -65,7 +63,7 @@ class Dataset:
     skipped : tuple of str
         Files that were missing or damaged, with the reason.
     upright : dict of str to bool
-        By file, where lungs were looked for: whether an upright pair was found.
+        By file, where masks were looked for: whether it is fine, as of `View.see`.
     covariates : dict of str to Covariates
         For each part, the images' numbers and what a table says of them.
     """
@@ -138,15 +136,14 @@ def load_dataset(
             continue
         parts[part] = tuple(split[part][index] for index in stored.kept)
         images[part] = stored.images
-        if view.mask:
+        if stored.masks is not None:
             masks[part] = stored.masks
         skipped += stored.bad
         covariates[part] = dict(zip(WORDS, stored.notes[:, 1:].T, strict=True))
         covariates[part] |= {name: values[stored.kept] for name, values in known[part].items()}
-        if view.finds_lungs:
-            upright |= zip(
-                (entry.path for entry in parts[part]), stored.notes[:, 0] > 0, strict=True
-            )
+        if view.finds_mask:
+            names = [entry.path for entry in parts[part]]
+            upright |= zip(names, stored.notes[:, 0] > 0, strict=True)
     if bad:
         raise BadFilesError(folder, bad)
     remaining = Split(split.layout, **parts)
@@ -168,12 +165,13 @@ def _check_adjust(name: str, split: Split, covariates: Covariates) -> None:
         )
 
 
-def tell_of_lungs(upright: Mapping[Any, bool]) -> None:
-    """Say in one line, on standard error, in which images no upright pair of lungs was found."""
-    turned = [str(name) for name, fine in upright.items() if not fine]
-    if turned:
-        told = f"no upright pair of lungs in {len(turned)} of {len(upright)} images"
-        print(printable(f"warning: {told}: {first(turned, 10)}"), file=sys.stderr)
+def tell_of_masks(upright: Mapping[Any, bool], mask: str) -> None:
+    """Say in one line, on standard error, in which images the mask of this name is not fine."""
+    poor = [str(name) for name, fine in upright.items() if not fine]
+    if poor:
+        told = "no upright pair of lungs" if mask == "robust" else f"empty mask ({mask})"
+        which = "is --mask the right one?" if len(poor) == len(upright) else first(poor, 10)
+        warn(f"{told} in {len(poor)} of {len(upright)} images: {which}")
 
 
 @dataclass(frozen=True)
@@ -182,30 +180,23 @@ class StoredImages:
 
     Attributes
     ----------
-    planes : (N, P, S, S) uint8 array
-        The images that could be read, and their masks, 0 or 1, if the view has some.
+    images : (N, S, S) uint8 array
+        Those that could be read.
+    masks : (N, S, S) uint8 array or None
+        Their masks, 0 or 1, if the view has some.
     kept : list of int
         Their positions in the list of files.
     bad : list of str
         The others, with the reason.
     notes : (N, K) float array
-        Of each image whether its lungs are upright, and what `describe` says of it.
+        Of each image whether its mask is fine, and what `describe` says of it.
     """
 
-    planes: Images
+    images: Images
+    masks: Images | None
     kept: list[int]
     bad: list[str]
     notes: Notes
-
-    @property
-    def images(self) -> Images:
-        """The images: (N, S, S)."""
-        return self.planes[:, 0]
-
-    @property
-    def masks(self) -> Images:
-        """The masks: (N, S, S)."""
-        return self.planes[:, 1]
 
 
 def load_images(
@@ -227,45 +218,33 @@ def load_images(
     BadFilesError
         If files are missing or damaged and `skip_bad` is false.
     """
-    form = (2 if view.mask else 1, view.size, view.size)
     if not entries:  # an empty file cannot be mapped
-        return StoredImages(np.zeros((0, *form), np.uint8), [], [], np.zeros((0, 1 + len(WORDS))))
+        none, notes = np.zeros((0, view.size, view.size), np.uint8), np.zeros((0, 1 + len(WORDS)))
+        return StoredImages(none, none if view.masked else None, [], [], notes)
     names = [entry.path for entry in entries]
-    with ThreadPoolExecutor(_workers()) as pool:
-        digests = list(pool.map(_digest, (folder / name for name in names)))
-    # What finds lungs is the library; all else is what a file and the view give.
-    key = _key(ap.__version__ if view.finds_lungs or view.mask else "", view, *digests)
-    shape = (len(names), *form)
     paths = [folder / name for name in names]
-    missing = {i: MISSING for i, digest in enumerate(digests) if digest == "missing"}
+    with ThreadPoolExecutor(_workers()) as pool:
+        digests = list(pool.map(_digest, paths))
+    key = _key(*view.made_by(), *digests)
+    shape = (len(names), 2 if view.masked else 1, view.size, view.size)
+
+    def lines(reasons: dict[int, str]) -> list[str]:
+        # The cache does not keep names: two data sets may hold the same bytes under different ones.
+        told = [f"{names[index]}: {reason}" for index, reason in sorted(reasons.items())]
+        if told and not skip_bad:
+            raise BadFilesError(folder, told)
+        return told
+
     found = _cached(key, shape, caches)
-    if found is not None and any(
-        not isinstance(attempt(paths[index], view), str)  # a decoder was missing, perhaps
-        for index in found[1]
-        if index not in missing
-    ):
-        found = None
+    if found is not None and any(isinstance(attempt(paths[i], view), Seen) for i in found[1]):
+        found = None  # a decoder was missing, perhaps
     if found is None:
-        bad = dict(missing)
-
-        def listed() -> dict[int, str]:
-            if bad and not skip_bad:
-                raise BadFilesError(folder, _lines(names, bad))
-            return bad
-
-        rows = _decoded(paths, view, bad, progress)
-        found = _store(key, rows, shape, caches[0], listed)
+        found = _store(key, _decoded(paths, view, progress), shape, caches[0], lines)
     stored, reasons, notes = found
-    if reasons and not skip_bad:
-        raise BadFilesError(folder, _lines(names, reasons))
     kept = [index for index in range(len(names)) if index not in reasons]
     planes = stored[kept] if reasons else stored
-    return StoredImages(planes, kept, _lines(names, reasons), notes[kept])
-
-
-def _lines(names: Sequence[str], reasons: dict[int, str]) -> list[str]:
-    # The cache does not keep names: two data sets may hold the same bytes under different ones.
-    return [f"{names[index]}: {reason}" for index, reason in sorted(reasons.items())]
+    masks = planes[:, 1] if view.masked else None
+    return StoredImages(planes[:, 0], masks, kept, lines(reasons), notes[kept])
 
 
 def decode(path: Path, view: View, *, described: bool = True) -> Seen:
@@ -315,6 +294,10 @@ def attempt(path: Path, view: View, *, described: bool = True) -> Seen | str:
     """
     try:
         return decode(path, view, described=described)
+    except PipelineError:
+        raise
+    except FileNotFoundError:
+        return "no such file"
     except Exception as error:  # decoders raise whatever they like on damaged files
         told = getattr(error, "strerror", None) or str(error).removeprefix(f"{path}: ")
         if isinstance(error, (ImportError, MemoryError)) or _lacks(error):
@@ -327,26 +310,12 @@ def _lacks(error: Exception) -> bool:
     return getattr(error, "errno", None) in (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 
-def _decoded(
-    paths: Sequence[Path], view: View, bad: dict[int, str], progress: bool
-) -> Iterable[Seen]:
-    """Decode files in order, blank where one is bad, and put down why in `bad`."""
-
-    def result_of(index: int) -> Seen | str:
-        return bad[index] if index in bad else attempt(paths[index], view)
-
+def _decoded(paths: Sequence[Path], view: View, progress: bool) -> Iterator[Seen | str]:
+    """Decode files in order, or say why one cannot be."""
+    told = f"decoding at {view.size} px"
     with ThreadPoolExecutor(_workers()) as pool:
-        results = pool.map(result_of, range(len(paths)))
-        for index, result in enumerate(
-            tqdm(
-                results, f"decoding at {view.size} px", len(paths), unit="img", disable=not progress
-            )
-        ):
-            if isinstance(result, str):
-                bad[index] = result
-                blank = np.zeros((view.size, view.size), np.uint8)
-                result = Seen(blank, mask=blank > 0)
-            yield result
+        results = pool.map(lambda path: attempt(path, view), paths)
+        yield from tqdm(results, told, len(paths), unit="img", disable=not progress)
 
 
 class BadFilesError(PipelineError):
@@ -368,28 +337,32 @@ SIDECAR_FORM = {"bad": {str: str}, "notes": [[(-LARGE, LARGE)]], "sha256": str}
 
 def _store(
     key: str,
-    rows: Iterable[Seen],
+    rows: Iterable[Seen | str],
     shape: tuple[int, int, int, int],
     cache: Path,
-    bad: Callable[[], dict[int, str]],
+    check: Callable[[dict[int, str]], object],
 ) -> Stored:
-    """Write an array row by row, and open it; it appears last and complete."""
+    """Write an array row by row, blank where one is bad, and open it; it appears last and complete.
+
+    What is bad is checked before.
+    """
     path = cache / f"{key}.npy"
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        header, {"descr": "|u1", "fortran_order": False, "shape": shape}
-    )
+    header, form = io.BytesIO(), {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, form)
     digest = hashlib.sha256(header.getvalue())
-    notes = []
+    notes, bad, blank = [], {}, np.zeros(shape[2:], np.uint8)
     with replacing(path) as file:
         file.write(header.getvalue())
-        for row in rows:
+        for index, row in enumerate(rows):
+            if isinstance(row, str):
+                bad[index], row = row, Seen(blank, mask=blank > 0)
             for plane in (row.image, row.mask)[: shape[1]]:
                 data = np.asarray(plane, np.uint8).tobytes()
                 file.write(data)
                 digest.update(data)
             notes.append([int(row.upright), *row.numbers])
-        told = {"bad": bad(), "notes": notes, "sha256": _key(digest.hexdigest(), notes)}
+        check(bad)
+        told = {"bad": bad, "notes": notes, "sha256": _key(digest.hexdigest(), notes)}
         write_json(path.with_suffix(".json"), told)
     found = _cached(key, shape, [cache])
     if found is None:
@@ -400,7 +373,7 @@ def _store(
 def _cached(key: str, shape: tuple[int, int, int, int], caches: Iterable[Path]) -> Stored | None:
     """Open an array that a cache holds as it was written; None if none does."""
     for path in (cache / f"{key}.npy" for cache in caches):
-        try:
+        with contextlib.suppress(Exception):  # whatever is wrong with it, it is made again
             sidecar = read_json(path.with_suffix(".json"), SIDECAR_FORM)
             reasons = {int(index): reason for index, reason in sidecar["bad"].items()}
             notes = np.array(sidecar["notes"], float)
@@ -411,8 +384,6 @@ def _cached(key: str, shape: tuple[int, int, int, int], caches: Iterable[Path]) 
             fits = stored.shape == shape and notes.shape == (shape[0], 1 + len(WORDS))
             if fits and stored.dtype == np.uint8:
                 return stored, reasons, notes
-        except Exception:  # whatever is wrong with it, it is made again
-            continue
     return None
 
 
@@ -429,8 +400,6 @@ def _digest(path: Path) -> str:
         with disk.reading(path) as file:
             while block := file.read(2**20):
                 digest.update(block)
-    except FileNotFoundError:
-        return "missing"
     except OSError as error:
         if _lacks(error):
             raise PipelineError(f"{path} was not read: {error.strerror}") from error

@@ -10,7 +10,7 @@ the difference in which direction. All is kept as plain arrays, and can be diffe
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from sklearn.covariance import LedoitWolf
 from torch import nn
 
 from examples.pretrain_gde.errors import PipelineError
-from examples.pretrain_gde.model import CELLS, WIDTHS, Features
+from examples.pretrain_gde.model import CELLS, Features
 
 PUBLISHED = ("kde", "gaussian")
 SCORES = {  # by name: the features, whether the pasted are needed too, and the words for it
@@ -40,10 +40,8 @@ SCORES = {  # by name: the features, whether the pasted are needed too, and the 
 }
 MEAN = "mean"  # of these, each standardized: what is unusual, and mostly in which direction
 AVERAGED = ("gaussian", *(name for name, (_, relative, _) in SCORES.items() if relative))
-NAMES = {
-    MEAN: "mean of Gaussian and relative",
-    **{name: words for name, (_, _, words) in SCORES.items()},
-}
+NAMES = {MEAN: "mean of Gaussian and relative"}
+NAMES |= {name: words for name, (_, _, words) in SCORES.items()}
 NO_GAUSSIAN = ("kde", "nearest", "logit")  # scores that need none
 BANDWIDTH = 1.0
 NEIGHBORS = 5
@@ -105,12 +103,14 @@ class Scorer(nn.Module):
     ----------
     names : collection of str
         The scores to give, out of `SCORES`.
+    widths : dict of str to int
+        Of the features, as of `Network.widths`.
     count : int, optional
         Of the normals whose fit a state holds that is to be loaded.
 
     Attributes
     ----------
-    centers : (N, 512) double tensor
+    centers : (N, D) double tensor
         ``pool4`` of the normals: the kernels' centers, and the neighbors.
     normal, pasted : dict of str to Gaussians
         By feature: of the normals, and of the same with something pasted in.
@@ -118,20 +118,20 @@ class Scorer(nn.Module):
 
     centers: torch.Tensor
 
-    def __init__(self, names: Collection[str], count: int = 0) -> None:
+    def __init__(self, names: Collection[str], widths: Mapping[str, int], count: int = 0) -> None:
         super().__init__()
         self.names = tuple(names)
-        self.register_buffer("centers", torch.empty(count, WIDTHS[4], dtype=torch.double))
+        self.register_buffer("centers", torch.empty(count, widths["pool4"], dtype=torch.double))
         self.normal, self.pasted = nn.ModuleDict(), nn.ModuleDict()
         for feature, relative, _ in (SCORES[name] for name in names if name not in NO_GAUSSIAN):
             places = count_places(feature)
             for kind in (self.normal, self.pasted) if relative else (self.normal,):
-                kind[feature] = Gaussians(places, WIDTHS[int(feature[-1])])
+                kind[feature] = Gaussians(places, widths[feature])
 
     @classmethod
     def fit(cls, normal: Features, pasted: Features | None, names: Collection[str]) -> Scorer:
         """Fit to the features of normals, and of the same normals with something pasted in."""
-        scorer = cls(names)
+        scorer = cls(names, {feature: values.shape[-1] for feature, values in normal.items()})
         scorer.centers = normal["pool4"].double()
         for modules, features in ((scorer.normal, normal), (scorer.pasted, pasted or {})):
             for feature, gaussians in modules.items():

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from examples.pretrain_gde.augment import Augmenter, second_view
+from examples.pretrain_gde.backbones import check_size
 from examples.pretrain_gde.data import Dataset, Images
 from examples.pretrain_gde.density import (
     AVERAGED,
@@ -28,18 +29,22 @@ from examples.pretrain_gde.density import (
 )
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.forms import LARGE
-from examples.pretrain_gde.metrics import auc_between, best_threshold, measure_adjusted
+from examples.pretrain_gde.given import NotGivenError
+from examples.pretrain_gde.metrics import auc_between, best_threshold, by_score, measure_adjusted
 from examples.pretrain_gde.model import Features, Network, embed
 from examples.pretrain_gde.settings import Settings, derive_seed
-from examples.pretrain_gde.storage import load_tensors, save_tensors
+from examples.pretrain_gde.storage import load_tensors, save_tensors, write_tensors
 
 NETWORKS = ("trained", "untrained")
 BOTH = "both"
+EVERY = (*NETWORKS, BOTH)
 MOST_FITTED = 4096  # normals, where pasted ones are needed too: a bound for the memory of features
 CALLED = 0.95  # share of the normals below the threshold, where no abnormal image tells more
 
+Networks = dict[str, Network]  # by name
 AllScores = dict[str, Scores]  # by network, then by score
 AUCs = dict[str, dict[str, float]]
+How = Callable[[Scorer, Features, str], torch.Tensor]  # a method of `Scorer`
 Standards = dict[str, dict[str, tuple[float, float]]]
 
 DETECTOR_FORM = {
@@ -56,11 +61,12 @@ def scored_by(settings: Settings) -> tuple[str, str]:
     return network, "gaussian" if published else MEAN
 
 
-def score_names(settings: Settings, network: str) -> tuple[str, ...]:
+def score_names(settings: Settings, name: str, network: Network) -> tuple[str, ...]:
     """Name the scores of a network; that of an untrained head says nothing."""
     if settings.scores == "published":
         return PUBLISHED
-    return tuple(name for name in SCORES if network == "trained" or name != "logit")
+    known = {*network.widths, *(["logit"] if name == "trained" else [])}
+    return tuple(score for score, (feature, _, _) in SCORES.items() if feature in known)
 
 
 class Reference:
@@ -74,14 +80,12 @@ class Reference:
         scores nothing is pasted.
     """
 
-    normal: Images
-    pasted: Images | None
-
     def __init__(self, settings: Settings, dataset: Dataset) -> None:
         self.settings, self.dataset = settings, dataset
         self.augmenter = Augmenter(settings)
         images, masks = dataset.normals("train")
-        self.normal, self.pasted = images, None
+        self.normal: Images = images
+        self.pasted: Images | None = None
         if settings.scores == "all":
             generator = torch.Generator().manual_seed(derive_seed(settings.seed, 2))
             if len(images) > MOST_FITTED:
@@ -97,11 +101,8 @@ class Reference:
     def embed(self, network: Network, names: Collection[str]) -> tuple[Features, Features | None]:
         """Return the features of the normal and of the pasted that some scores need."""
         needed = needed_features(names) | {"pool4"}
-        relative = any(SCORES[name][1] for name in names)
-        normal = embed(network, self.normal, needed)
-        if self.pasted is None or not relative:
-            return normal, None
-        return normal, embed(network, self.pasted, needed)
+        pasted = None if self.pasted is None else embed(network, self.pasted, needed)
+        return embed(network, self.normal, needed), pasted
 
     @functools.cached_property
     def valid(self) -> tuple[Images, npt.NDArray[np.bool_]]:
@@ -118,20 +119,14 @@ class Reference:
         """Fit the scores of some networks, and score the validation part."""
         (images, labels), scorers, found = self.valid, {}, {}
         for name, network in networks.items():
-            names = score_names(self.settings, name)
+            names = score_names(self.settings, name, network)
             scorers[name] = Scorer.fit(*self.embed(network, names), names)
             found[name] = scorers[name].score(embed(network, images, needed_features(names)))
         standards = {}
         if self.settings.scores == "all":
-            standards = {
-                network: {name: standard(values[~labels]) for name, values in named.items()}
-                for network, named in found.items()
-            }
+            standards = by_score(lambda values: standard(values[~labels]), found)
         scores = check_scores(combine(found, standards))
-        aucs = {
-            network: {name: self._auc(values, labels) for name, values in named.items()}
-            for network, named in scores.items()
-        }
+        aucs = by_score(lambda values: self._auc(values, labels), scores)
         return Fitted(scorers, standards, scores, aucs)
 
     def _auc(self, values: npt.NDArray[np.float64], labels: npt.NDArray[np.bool_]) -> float:
@@ -186,7 +181,7 @@ class Detector:
     """
 
     settings: Settings
-    networks: dict[str, Network]
+    networks: Networks
     scorers: dict[str, Scorer]
     standards: Standards
     scored: tuple[str, str]
@@ -202,11 +197,8 @@ class Detector:
         PipelineError
             If a score is not finite: the weights or what was fitted are of no use.
         """
-        scores = {}
-        for name, scorer in self.scorers.items():
-            features = embed(self.networks[name], images, needed_features(scorer.names))
-            scores[name] = scorer.score(features)
-        return check_scores(combine(scores, self.standards))
+        names = {network: scorer.names for network, scorer in self.scorers.items()}
+        return self._score(images, names, Scorer.forward)
 
     def score(self, images: Images) -> npt.NDArray[np.float64]:
         """Score (N, S, S) uint8 images by the score that counts alone: (N,).
@@ -216,43 +208,75 @@ class Detector:
         PipelineError
             As for `score_all`.
         """
-        return self._score(images, Scorer.forward)
+        return self._counted(images, Scorer.forward)
 
     def shares(self, images: Images) -> npt.NDArray[np.float64]:
         """Split that score of (N, S, S) uint8 images by place: (N, K), which sum to it.
 
         What has no places is shared by all alike.
         """
-        values = self._score(images, Scorer.by_place)
+        values = self._counted(images, Scorer.by_place)
         return values / values.shape[1]
 
-    def _score(
-        self, images: Images, how: Callable[[Scorer, Features, str], torch.Tensor]
-    ) -> npt.NDArray[np.float64]:
+    def _counted(self, images: Images, how: How) -> npt.NDArray[np.float64]:
+        """Score images by what the score that counts is made of."""
         whose, score = self.scored
-        names, scores = parts_of(score), {}
-        for network in self.networks if whose == BOTH else (whose,):
+        networks = self.networks if whose == BOTH else (whose,)
+        parts = {network: parts_of(score, self.scorers[network]) for network in networks}
+        return self._score(images, parts, how)[whose][score]
+
+    def _score(self, images: Images, parts: Mapping[str, Collection[str]], how: How) -> AllScores:
+        scores = {}
+        for network, names in parts.items():
             features = embed(self.networks[network], images, needed_features(names))
             with torch.no_grad():
                 values = {name: how(self.scorers[network], features, name) for name in names}
             scores[network] = {name: value.double().numpy() for name, value in values.items()}
-        return check_scores(combine(scores, self.standards))[whose][score]
+        return check_scores(combine(scores, self.standards))
 
     def share_below(self, scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Return the share of the validation normals that score lower, 0..1."""
         below = np.searchsorted(self.normal_scores, scores, side="left")
         return below / len(self.normal_scores)
 
+    @property
+    def trained(self) -> Network:
+        """The trained network.
+
+        Raises
+        ------
+        PipelineError
+            If the run was not trained.
+        """
+        if "trained" not in self.networks:
+            raise PipelineError("the run was not trained (epochs 0): it has no weights of its own")
+        return self.networks["trained"]
+
+    def export(self, path: Path) -> None:
+        """Write the trained backbone as plain safetensors, by the names of its library.
+
+        The metadata say which architecture it is and what it was shown.
+
+        Raises
+        ------
+        PipelineError
+            If the run was not trained, or the file cannot be written.
+        """
+        settings = self.settings
+        metadata = {
+            "architecture": settings.backbone,
+            "inputs": "gray repeated to 3 channels, scaled from 0..255 to [-1, 1]",
+            "view": f"{settings.size} pixels, crop {settings.crop}, tone {settings.tone}",
+        }
+        write_tensors(path, self.trained.backbone.state_dict(), metadata)
+
     def save(self, path: Path) -> None:
         """Write everything into one file."""
         tensors = _modules(self.networks, self.scorers).state_dict()
         tensors["normal_scores"] = torch.from_numpy(self.normal_scores)
         tensors["usual_shares"] = torch.from_numpy(self.usual_shares)
-        info = {
-            "settings": self.settings.as_dict(),
-            "threshold": self.threshold,
-            "standards": self.standards,
-        }
+        settings = self.settings.as_dict()
+        info = {"settings": settings, "threshold": self.threshold, "standards": self.standards}
         save_tensors(path, tensors, info)
 
     @classmethod
@@ -271,21 +295,27 @@ class Detector:
             if normal.ndim != 1 or not normal.size or (np.diff(normal) < 0).any():
                 raise ValueError("normal_scores must be sorted, one at least")
             usual = tensors.pop("usual_shares").numpy()
+            own = "untrained.network.backbone."
+            check_size(settings.backbone, sum(tensors[n].numel() for n in tensors if own in n))
             networks, scorers = {}, {}
             for name in NETWORKS if settings.epochs else ("untrained",):
                 networks[name] = Network(settings)
                 count = len(tensors[f"{name}.scorer.centers"])
                 if not count:
                     raise ValueError("it was fitted to nothing")
-                scorers[name] = Scorer(score_names(settings, name), count)
+                names = score_names(settings, name, networks[name])
+                scorers[name] = Scorer(names, networks[name].widths, count)
             _modules(networks, scorers).load_state_dict(tensors)
             standards = {
                 each: {name: info["standards"][each][name] for name in scorers[each].names}
                 for each in (networks if settings.scores == "all" else ())
             }
-            places = max(count_places(SCORES[name][0]) for name in parts_of(scored_by(settings)[1]))
+            parts = parts_of(scored_by(settings)[1], scorers["untrained"])
+            places = max(count_places(SCORES[name][0]) for name in parts)
             if usual.shape != (places,):
                 raise ValueError("usual_shares must be one for each place")
+        except NotGivenError:
+            raise
         except (KeyError, TypeError, ValueError, RuntimeError, PipelineError) as error:
             reason = textwrap.shorten(str(error), 300)
             raise PipelineError(f"{path} holds no detector: {reason}") from error
@@ -295,19 +325,15 @@ class Detector:
         return cls(settings, networks, scorers, standards, scored, normal, threshold, usual)
 
 
-def _modules(networks: dict[str, Network], scorers: dict[str, Scorer]) -> nn.ModuleDict:
+def _modules(networks: Networks, scorers: dict[str, Scorer]) -> nn.ModuleDict:
     """Put together what a file keeps, to give each tensor a name."""
-    return nn.ModuleDict(
-        {
-            name: nn.ModuleDict({"network": network, "scorer": scorers[name]})
-            for name, network in networks.items()
-        }
-    )
+    parts = {name: {"network": networks[name], "scorer": scorers[name]} for name in networks}
+    return nn.ModuleDict({name: nn.ModuleDict(part) for name, part in parts.items()})
 
 
-def parts_of(score: str) -> tuple[str, ...]:
+def parts_of(score: str, scorer: Scorer) -> tuple[str, ...]:
     """Name the scores that a score is made of."""
-    return AVERAGED if score == MEAN else (score,)
+    return tuple(n for n in AVERAGED if n in scorer.names) if score == MEAN else (score,)
 
 
 def combine(scores: AllScores, standards: Standards) -> AllScores:
@@ -318,16 +344,11 @@ def combine(scores: AllScores, standards: Standards) -> AllScores:
     """
     if not standards:
         return scores
-    found, scaled = {}, {}
-    for network, named in scores.items():
-        scaled[network] = {
-            name: (values - standards[network][name][0]) / standards[network][name][1]
-            for name, values in named.items()
-        }
-        found[network] = dict(named)
-        if named.keys() >= set(AVERAGED):
-            mean = _mean([scaled[network][name] for name in AVERAGED])
-            found[network][MEAN] = scaled[network][MEAN] = mean
+    found = {network: dict(named) for network, named in scores.items()}
+    scaled = by_score(lambda values, fit: (values - fit[0]) / fit[1], scores, standards)
+    for network, named in scaled.items():
+        if averaged := [named[name] for name in AVERAGED if name in named]:
+            found[network][MEAN] = named[MEAN] = _mean(averaged)
     if len(scaled) == len(NETWORKS):
         one, other = scaled.values()
         found[BOTH] = {name: _mean([one[name], other[name]]) for name in one if name in other}
@@ -343,15 +364,11 @@ def check_scores(scores: AllScores) -> AllScores:
     for network, found in scores.items():
         for name, values in found.items():
             if not np.isfinite(values).all():
-                raise PipelineError(
-                    f"the detector gives scores that are not finite ({network}, {name})"
-                )
+                raise PipelineError(f"there are scores that are not finite ({network}, {name})")
     return scores
 
 
-def fit_detector(
-    networks: dict[str, Network], settings: Settings, dataset: Dataset
-) -> tuple[Detector, AUCs]:
+def fit_detector(networks: Networks, settings: Settings, dataset: Dataset) -> tuple[Detector, AUCs]:
     """Fit all scores of some networks, and set the threshold; return AUCs of the validation, too.
 
     These are of its labels, or, if it has normals alone, between them and the same with something
@@ -362,20 +379,12 @@ def fit_detector(
     _, labels = reference.valid
     network, score = scored_by(settings)
     scores = fitted.scores[network][score]
+    normal = np.sort(scores[~labels])
+    threshold = float(np.quantile(normal, CALLED))
     if dataset.has_labels("valid"):
         threshold = best_threshold(scores, labels)
-    else:
-        threshold = float(np.quantile(scores[~labels], CALLED))
-    detector = Detector(
-        settings,
-        networks,
-        fitted.scorers,
-        fitted.standards,
-        (network, score),
-        np.sort(scores[~labels]),
-        threshold,
-        np.empty(0),
-    )
+    parts = networks, fitted.scorers, fitted.standards, (network, score)
+    detector = Detector(settings, *parts, normal, threshold, usual_shares=np.empty(0))
     usual = detector.shares(dataset.normals("valid")[0]).mean(0)
     return replace(detector, usual_shares=usual), fitted.aucs
 

@@ -19,7 +19,6 @@ if sys.platform != "win32":
     import fcntl
 
 PART = ".part~"  # what the names of unfinished files end with
-LOCK = ".lock"
 # Neither wait for a pipe's other end, nor follow a link that somebody put in a file's place.
 CAUTIOUS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
@@ -147,7 +146,7 @@ def locking(folder: Path) -> Iterator[None]:
     if sys.platform == "win32":
         yield
         return
-    path = folder / LOCK
+    path = folder / ".lock"
     with refusing(f"work in {folder}"):
         try:
             descriptor = _open_locked(path, wait=False)

@@ -7,23 +7,14 @@ import io
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from sklearn.metrics import average_precision_score
 
 from examples.pretrain_gde.data import Dataset
 from examples.pretrain_gde.density import NAMES
-from examples.pretrain_gde.detector import (
-    BOTH,
-    NETWORKS,
-    AllScores,
-    Detector,
-    fit_detector,
-    scored_by,
-)
+from examples.pretrain_gde.detector import EVERY, AllScores, Detector, fit_detector, scored_by
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.forms import COUNT, LARGE
-from examples.pretrain_gde.metrics import measure, measure_adjusted
+from examples.pretrain_gde.metrics import Values, by_score, measure, measure_adjusted
 from examples.pretrain_gde.model import Network, seeded_network
 from examples.pretrain_gde.readers import PARTS, SHARED_FORM, shared_patients
 from examples.pretrain_gde.runtime import Runtime, describe
@@ -48,12 +39,11 @@ _ADJUSTED = {
 }
 _RESULT = {**_AUC, "ap": _RATE, "adjusted": {str: _ADJUSTED}}
 _SHORTCUT = {"way?": ("higher", "lower", "by group"), "raw?": _AUC, "distance?": _AUC}
-_NETWORKS = (*NETWORKS, BOTH)
 
 
 def _each(form: Any) -> dict[str, Any]:
     """Make the form of values by network and score."""
-    return {f"{network}?": {f"{score}?": form for score in NAMES} for network in _NETWORKS}
+    return {f"{network}?": {f"{score}?": form for score in NAMES} for network in EVERY}
 
 
 _DATA = {
@@ -77,7 +67,7 @@ METRICS_FORM = {
     "epochs": [EPOCH_FORM],
     "seconds": (0.0, LARGE),
     "wall_seconds": (0.0, LARGE),
-    "scored": {"network": _NETWORKS, "score": tuple(NAMES), "epoch?": EPOCHS},
+    "scored": {"network": EVERY, "score": tuple(NAMES), "epoch?": EPOCHS},
     "validated_by": ("labels", "pasted"),
     "validation": _each(_RATE),
     "threshold": (-LARGE, LARGE),
@@ -126,7 +116,7 @@ def _load_best(settings: Settings, progress: Progress, folder: Path) -> Network:
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise PipelineError(f"{path} holds no weights of this network") from error
+        raise PipelineError(f"{path} holds no weights of {settings.backbone}") from error
     return network
 
 
@@ -159,64 +149,44 @@ def evaluate(
     if (detector.settings.as_dict(), detector.threshold) != (metrics["settings"], threshold):
         raise PipelineError(f"{folder / DETECTOR} and {METRICS} are not of one run")
     changed = changed_parts(metrics["data"], dataset)
-    metrics = {
-        **metrics,
-        "evaluated": describe_data(dataset) if changed else None,
-        "test": None,
-        "shortcuts": None,
-    }
     scores: AllScores = {}
+    test = shortcuts = None
     if dataset.has_labels("test"):
-        scores = detector.score_all(dataset.images["test"])
-        labels = dataset.labels("test")
+        scores, labels = detector.score_all(dataset.images["test"]), dataset.labels("test")
         shortcuts = judge(dataset.covariates, labels, dataset.labels("valid"))
         told = {name: dataset.covariates["test"][name] for name in shortcuts}
-        metrics["shortcuts"] = shortcuts
-        metrics["test"] = measure_all(scores, labels, told)
+        test = measure_all(scores, labels, told)
         write_scores(folder / SCORE_TABLE, dataset, scores)
+    evaluated = describe_data(dataset) if changed else None
+    metrics = {**metrics, "evaluated": evaluated, "test": test, "shortcuts": shortcuts}
     write_json(folder / METRICS, metrics)
     return metrics, scores
 
 
-def measure_all(
-    scores: AllScores, abnormal: npt.NDArray[np.bool_], covariates: Covariates
-) -> dict[str, Any]:
+def measure_all(scores: AllScores, abnormal: Values, covariates: Covariates) -> dict[str, Any]:
     """Measure all scores of some images, plain and adjusted for each covariate."""
-    return {
-        network: {
-            name: {
-                **measure(values, abnormal),
-                "ap": float(average_precision_score(abnormal, values)),
-                "adjusted": {
-                    n: measure_adjusted(values, abnormal, v) for n, v in covariates.items()
-                },
-            }
-            for name, values in named.items()
-        }
-        for network, named in scores.items()
-    }
+
+    def figures(values: Values) -> dict[str, Any]:
+        adjusted = {n: measure_adjusted(values, abnormal, v) for n, v in covariates.items()}
+        average_precision = float(average_precision_score(abnormal, values))
+        return {**measure(values, abnormal), "ap": average_precision, "adjusted": adjusted}
+
+    return by_score(figures, scores)
 
 
 def write_scores(path: Path, dataset: Dataset, scores: AllScores) -> None:
     """Write the covariates and scores of the test part as CSV, a column for each."""
     columns = {
-        csv_cell(f"image_{name}"): values for name, values in dataset.covariates["test"].items()
+        "path": [entry.path for entry in dataset.split.test],
+        "abnormal": [str(int(entry.abnormal)) for entry in dataset.split.test],
     }
-    columns |= {
-        f"{network}_{name}": values
-        for network, named in scores.items()
-        for name, values in named.items()
-    }
+    columns |= {f"image_{name}": v for name, v in dataset.covariates["test"].items()}
+    for network, named in scores.items():
+        columns |= {f"{network}_{name}": values for name, values in named.items()}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "abnormal", *columns])
-    for index, entry in enumerate(dataset.split.test):
-        cells = [column[index] for column in columns.values()]
-        values = [
-            csv_cell(c) if isinstance(c, str) else "" if np.isnan(c) else repr(float(c))
-            for c in cells
-        ]
-        writer.writerow([csv_cell(entry.path), int(entry.abnormal), *values])
+    writer.writerow(map(csv_cell, columns))
+    writer.writerows(map(csv_cell, row) for row in zip(*columns.values(), strict=True))
     write_text(path, text.getvalue())
 
 
@@ -273,25 +243,23 @@ def load_metrics(folder: Path) -> dict[str, Any]:
         if bool(metrics["epochs"]) != bool(settings.epochs):
             raise PipelineError(f"it holds {len(metrics['epochs'])} epochs of {settings.epochs}")
         network, score = scored_by(settings)
-        if (network, score) != (metrics["scored"]["network"], metrics["scored"]["score"]):
+        scored = metrics["scored"]
+        if (network, score) != (scored["network"], scored["score"]):
             raise PipelineError("it was scored by another score than its settings say")
         for results in (metrics["validation"], metrics["test"]):
             for name in (network, "untrained") if results is not None else ():
                 if (results.get(name) or {}).get(score) is None:
                     raise PipelineError(f"{score} was not measured")
-        results = [
-            one
-            for found in (metrics["test"] or {}).values()
-            for one in (found or {}).values()
-            if one
-        ]
         shortcuts = metrics["shortcuts"] or {}
-        for one in (result["adjusted"] for result in results):
-            pairs = [(each["auc"], each["auc_interval"]) for each in one.values()]
-            if one.keys() != shortcuts.keys() or any(pair.count(None) == 1 for pair in pairs):
-                raise PipelineError("its adjusted AUCs are not of its shortcuts")
-        if shortcuts and not results:
+        if shortcuts and metrics["test"] is None:
             raise PipelineError("it holds shortcuts, but nothing was tested")
+        for named in filter(None, (metrics["test"] or {}).values()):
+            for result in filter(None, named.values()):
+                adjusted = result["adjusted"]
+                pairs = [(each["auc"], each["auc_interval"]) for each in adjusted.values()]
+                halved = any(pair.count(None) == 1 for pair in pairs)
+                if halved or adjusted.keys() != shortcuts.keys():
+                    raise PipelineError("its adjusted AUCs are not of its shortcuts")
     except (KeyError, TypeError, PipelineError) as error:
         raise PipelineError(f"{folder / METRICS} is not one of the pipeline's: {error}") from error
     return metrics

@@ -7,21 +7,23 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from examples.pretrain_gde.backbones import STRIDES
 from examples.pretrain_gde.data import Images
 from examples.pretrain_gde.density import SCORES, Scorer
 from examples.pretrain_gde.detector import Detector, standard
 from examples.pretrain_gde.errors import PipelineError
-from examples.pretrain_gde.model import CELLS, STRIDES, Network, prepare
+from examples.pretrain_gde.model import CELLS, Network, prepare
 
 RED, OPACITY = np.array([255, 48, 0]), 0.8
 BATCH = 16  # images at a time, for Grad-CAM
 MIN_MAP = 8  # pixels: coarser maps of Grad-CAM point at nothing
-NO_MAP = "there are no heat maps: the score has no places, and the network was not trained"
+NO_MAP = "there are no heat maps: the score has no places, and the network no maps or no training"
 
 
 def has_map(detector: Detector) -> bool:
     """Tell whether the score has places, or a trained network for Grad-CAM."""
-    return has_places(detector) or detector.scored[0] == "trained"
+    whose, _ = detector.scored
+    return has_places(detector) or (whose == "trained" and bool(detector.networks[whose].stages))
 
 
 def has_places(detector: Detector) -> bool:
@@ -65,19 +67,12 @@ def heat_maps(detector: Detector, images: Images) -> npt.NDArray[np.float32]:
     else:
         network, score = detector.networks["trained"].eval(), detector.scored[1]
         device = next(network.parameters()).device
+        scorer = detector.scorers["trained"]
         parts = torch.from_numpy(images)[:, None].split(BATCH)
-        cams = [
-            grad_cam(network, detector.scorers["trained"], score, prepare(part.to(device)))
-            for part in parts
-        ]
+        cams = [grad_cam(network, scorer, score, prepare(part.to(device))) for part in parts]
         found = torch.cat(cams).cpu()
         found /= found.amax((1, 2, 3), keepdim=True).clamp(min=torch.finfo(found.dtype).tiny)
-    return enlarge(found, images)
-
-
-def enlarge(maps: torch.Tensor, images: Images) -> npt.NDArray[np.float32]:
-    """Bring (N, 1, h, w) maps smoothly to the size of images."""
-    return nn.functional.interpolate(maps, images.shape[1:], mode="bicubic")[:, 0].numpy()
+    return nn.functional.interpolate(found, images.shape[1:], mode="bicubic")[:, 0].numpy()
 
 
 def grad_cam(network: Network, scorer: Scorer, name: str, inputs: torch.Tensor) -> torch.Tensor:
@@ -85,14 +80,13 @@ def grad_cam(network: Network, scorer: Scorer, name: str, inputs: torch.Tensor) 
     feature = SCORES[name][0]
     deepest = 4 if feature == "logit" else int(feature[-1])
     fine = [s for s in range(2, deepest + 1) if inputs.shape[-1] // STRIDES[s] >= MIN_MAP]
-    layer = getattr(network.backbone, f"layer{max(fine, default=1)}")
-    kept: list[torch.Tensor] = []
-    with layer.register_forward_hook(lambda *given: kept.append(given[2])):
-        values = network.features(inputs)[feature]
+    pooled, maps = network.see(inputs)
+    kept = maps[max(fine, default=1)]
+    values = network.describe(pooled, maps)[feature]
     # The scorer stays where it is, on the CPU.
     score = scorer({feature: values.to(scorer.centers.device)}, name).sum()
     (slope,) = torch.autograd.grad(score, kept)
-    weighted = slope.mean((2, 3), keepdim=True) * kept[0].detach()
+    weighted = slope.mean((2, 3), keepdim=True) * kept.detach()
     return weighted.sum(1, keepdim=True).relu()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ LEFT_OUT = 40  # parts of the normals, in turn, for the variance
 LEAST = 5  # normals of a group to place abnormal images among
 LEAST_FITTED = 20  # normals to fit a model to
 Values = npt.NDArray[Any]
+Placed = tuple[Values, float, dict[str, Any]]  # abnormal images, the variance, what of groups
 
 
 def measure(scores: npt.ArrayLike, abnormal: npt.ArrayLike) -> dict[str, Any]:
@@ -116,9 +118,7 @@ def measure_adjusted(scores: Values, abnormal: Values, covariate: Values) -> dic
     return {**found, "counted": placed.size, "left_out": left_out, "groups": groups}
 
 
-def _by_group(
-    scores: Values, abnormal: Values, covariate: Values
-) -> tuple[Values, float, dict[str, Any]]:
+def _by_group(scores: Values, abnormal: Values, covariate: Values) -> Placed:
     placed, variances, groups = [np.zeros(0)], [], {}
     for group in np.unique(covariate[abnormal & (covariate != "")]):
         values, truth = scores[covariate == group], abnormal[covariate == group]
@@ -132,9 +132,7 @@ def _by_group(
     return every, sum(variances) / max(every.size, 1) ** 2, groups
 
 
-def _by_number(
-    scores: Values, abnormal: Values, covariate: Values
-) -> tuple[Values, float, dict[str, Any]]:
+def _by_number(scores: Values, abnormal: Values, covariate: Values) -> Placed:
     normals = covariate[~abnormal & np.isfinite(covariate)]
     if normals.size < LEAST_FITTED:
         return np.zeros(0), 0.0, {}
@@ -179,6 +177,14 @@ def _fitted(x: Values, y: Values, among: Values, degree: int) -> Values:
     """Return a polynomial at all places that is fitted to some of the points."""
     powers = np.vander(x, degree + 1)
     return powers @ np.linalg.lstsq(powers[among], y[among], rcond=None)[0]
+
+
+def by_score(how: Callable[..., Any], *scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return by network and score what becomes of the values there, of one record or of several."""
+    return {
+        network: {name: how(*(each[network][name] for each in scores)) for name in named}
+        for network, named in scores[0].items()
+    }
 
 
 def best_threshold(scores: npt.ArrayLike, abnormal: npt.ArrayLike) -> float:

@@ -1,24 +1,25 @@
-"""The network: a ResNet-18 whose features are kept, and the heads that pretraining needs."""
+"""The network: a backbone whose features are kept, and the heads that pretraining needs."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import sys
 from collections.abc import Collection, Iterator
 from typing import NamedTuple, cast
 
-import numpy as np
-import numpy.typing as npt
 import torch
-import torchvision
 from torch import nn
 
+from examples.pretrain_gde.backbones import POOLED, make_backbone
+from examples.pretrain_gde.data import Images
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.settings import Settings
 
-WIDTHS = {1: 64, 2: 128, 3: 256, 4: 512}  # channels after each stage of a ResNet-18
-STRIDES = {1: 4, 2: 8, 3: 16, 4: 32}
+WIDTH = 512  # of the head's hidden layers
 MAPPED = (2, 3)  # stages after which a head says where
 CELLS = 4  # places along each side
+MOST = 256  # channels by place; of more, as many are drawn once (Defard et al., PaDiM, 2021)
 
 Features = dict[str, torch.Tensor]
 
@@ -31,73 +32,99 @@ class Outputs(NamedTuple):
 
 
 class Network(nn.Module):
-    """ResNet-18, then a head of fully connected layers, and heads of one convolution for maps.
+    """A backbone, then a head of fully connected layers, and heads of one convolution for maps.
 
     Parameters
     ----------
     settings : Settings
-        Of the run: they decide the heads.
+        Of the run: they name the backbone and decide the heads.
     imagenet : bool, optional
-        Whether the backbone starts from ImageNet weights (downloaded by torchvision).
+        Whether the backbone starts from ImageNet weights (downloaded by torchvision or timm).
+
+    Attributes
+    ----------
+    width : int
+        Of the features.
+    stages : dict of int to int
+        The channels after each stage; empty if the backbone has no maps.
 
     Raises
     ------
     PipelineError
-        If these weights cannot be had.
+        As of `make_backbone`.
     """
 
     def __init__(self, settings: Settings, *, imagenet: bool = False) -> None:
         super().__init__()
-        weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1 if imagenet else None
-        try:
-            self.backbone = torchvision.models.resnet18(weights=weights)
-        except OSError as error:  # no network, and not in torch's cache
-            raise PipelineError(f"ImageNet weights cannot be had: {error}") from error
-        self.backbone.fc = nn.Identity()
+        made = make_backbone(settings.backbone, settings.size, imagenet=imagenet)
+        self.backbone, self.width, self.stages = made
         layers: list[nn.Module] = []
-        for width in (*[WIDTHS[4]] * settings.head_layers, 128):
-            layers += [nn.Linear(WIDTHS[4], width), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
+        before = self.width
+        for width in (*[WIDTH] * settings.head_layers, 128):
+            layers += [nn.Linear(before, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
+            before = width
         self.head = nn.Sequential(*layers, nn.Linear(128, settings.classes))
-        mapped = MAPPED if settings.map_weight > 0 else ()
-        self.map_heads = nn.ModuleList(nn.Conv2d(WIDTHS[stage], 1, 1) for stage in mapped)
+        mapped = MAPPED if settings.map_weight > 0 and self.stages else ()
+        self.map_heads = nn.ModuleList(nn.Conv2d(self.stages[stage], 1, 1) for stage in mapped)
         for head in self.map_heads:
             nn.init.zeros_(cast(nn.Conv2d, head).bias)
 
     def forward(self, images: torch.Tensor) -> Outputs:
         """Classify (B, 1, H, W) uint8 images."""
-        stages = self.stages(prepare(images))
-        maps = [head(stages[stage]) for head, stage in zip(self.map_heads, MAPPED, strict=False)]
-        return Outputs(self.head(stages[4].mean((2, 3))), tuple(maps))
+        pooled, maps = self.see(prepare(images))
+        told = [head(maps[stage]) for head, stage in zip(self.map_heads, MAPPED, strict=False)]
+        return Outputs(self.head(pooled), tuple(told))
 
-    def stages(self, inputs: torch.Tensor) -> dict[int, torch.Tensor]:
-        """Return what each stage of the backbone makes of (B, 3, H, W) inputs."""
-        net = self.backbone
-        values = net.maxpool(net.relu(net.bn1(net.conv1(inputs))))
-        found = {}
-        for stage in WIDTHS:
-            found[stage] = values = getattr(net, f"layer{stage}")(values)
+    def pooled(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the backbone's (B, D) features of (B, 3, H, W) inputs."""
+        return self.see(inputs)[0]
+
+    def see(self, inputs: torch.Tensor) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+        """Return the backbone's (B, D) features of (B, 3, H, W) inputs, and each stage's maps."""
+        found = self.backbone(inputs)
+        found = found if isinstance(found, dict) else {POOLED: found}
+        pooled = found[POOLED]
+        maps = {stage: found[f"stage{stage}"] for stage in self.stages}
+        return pooled.mean((2, 3)) if pooled.ndim == 4 else pooled, maps
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The widths of the `features` that Gaussians are fitted to, by name."""
+        found = {"pool4": self.width}
+        for stage, width in list(self.stages.items())[:-1]:
+            found |= {f"pool{stage}": width, f"cells{stage}": min(width, MOST)}
         return found
 
     def features(self, inputs: torch.Tensor) -> Features:
-        """Return all that is scored of (B, 3, H, W) inputs.
+        """Return all that is scored of (B, 3, H, W) inputs; `describe` what `see` gives of them."""
+        return self.describe(*self.see(inputs))
+
+    def describe(self, pooled: torch.Tensor, maps: dict[int, torch.Tensor]) -> Features:
+        """Return all that is scored.
 
         Returns
         -------
         dict of str to tensor
-            ``pool1`` to ``pool4``, (B, D): the mean of a stage over the image, L2-normalized.
+            ``pool4``, (B, D): the backbone's features, L2-normalized; ``pool1`` to ``pool3``: the
+            mean of a stage over the image, likewise.
             ``cells1`` to ``cells3``, (B, 16, D): the means over `CELLS` x `CELLS` places.
             ``logit``, (B,): how much sooner the head takes the image for augmented.
         """
-        stages = self.stages(inputs)
-        found = {}
-        for stage, values in stages.items():
-            pooled = values.mean((2, 3))
-            found[f"pool{stage}"] = nn.functional.normalize(pooled)
-            if stage < 4:
-                found[f"cells{stage}"] = means_by_place(values)
         logits = self.head(pooled)
+        found = {"pool4": nn.functional.normalize(pooled)}
         found["logit"] = torch.logsumexp(logits[:, 1:], 1) - logits[:, 0]
+        for stage, values in list(maps.items())[:-1]:
+            found[f"pool{stage}"] = nn.functional.normalize(values.mean((2, 3)))
+            found[f"cells{stage}"] = means_by_place(values[:, drawn_channels(values.shape[1])])
         return found
+
+
+@functools.cache
+def drawn_channels(width: int) -> slice | torch.Tensor:
+    """Return which channels are scored by place."""
+    if width <= MOST:
+        return slice(None)
+    return torch.randperm(width, generator=torch.Generator().manual_seed(0))[:MOST].sort().values
 
 
 def means_by_place(values: torch.Tensor) -> torch.Tensor:
@@ -111,6 +138,13 @@ def prepare(images: torch.Tensor) -> torch.Tensor:
     return scaled.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
 
 
+def tell_of_maps(settings: Settings) -> None:
+    """Make the network once, so that it fails soon if it does, and say if it has no maps."""
+    if not seeded_network(settings).stages:
+        told = "gives no maps that can be followed: pooled scores only, none by place"
+        print(f"backbone {settings.backbone} {told}", file=sys.stderr)
+
+
 def seeded_network(settings: Settings) -> Network:
     """Make the network whose initial weights a seed stands for; torch's own seed is left alone."""
     with torch.random.fork_rng(devices=[]):
@@ -119,9 +153,7 @@ def seeded_network(settings: Settings) -> Network:
 
 
 @torch.no_grad()
-def embed(
-    network: Network, images: npt.NDArray[np.uint8], names: Collection[str], batch: int = 128
-) -> Features:
+def embed(network: Network, images: Images, names: Collection[str], batch: int = 128) -> Features:
     """Return the named features of (N, S, S) uint8 images, float32 on the CPU.
 
     Always in fp32 without TF32, whatever the training's precision, so that scores agree between
@@ -136,7 +168,7 @@ def embed(
     training = network.training
     network.eval()
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in names}
-    with full_precision(device):
+    with full_precision():
         for part in torch.from_numpy(images)[:, None].split(batch):
             found = network.features(prepare(part.to(device)))
             for name in names:
@@ -149,11 +181,8 @@ def embed(
 
 
 @contextlib.contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Switch TF32 off on a GPU, for convolutions and for matrices."""
-    if device.type != "cuda":
-        yield
-        return
+def full_precision() -> Iterator[None]:
+    """Switch TF32 off, for convolutions and for matrices; the CPU has none."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from anatpaste_aug.data import phantom_radiograph
 from examples.pretrain_gde.storage import replacing
 
-COUNTS = {
+Counts = dict[tuple[str, str], int]
+COUNTS: Counts = {
     ("train", "normal"): 300,
     ("valid", "normal"): 60,
     ("valid", "abnormal"): 60,
@@ -22,12 +22,7 @@ COUNTS = {
 
 
 def write_phantoms(
-    folder: Path,
-    size: int = 256,
-    seed: int = 0,
-    *,
-    counts: dict[tuple[str, str], int] | None = None,
-    progress: bool = True,
+    folder: Path, size: int, seed: int = 0, *, counts: Counts | None = None, progress: bool = True
 ) -> None:
     """Write phantom radiographs as PNG into ``{train,valid,test}/{normal,abnormal}``.
 
@@ -35,7 +30,7 @@ def write_phantoms(
     ----------
     folder : Path
         Where to write; files that are there already stay.
-    size : int, optional
+    size : int
         Side in pixels.
     seed : int, optional
         Seed of all phantoms; no two share their anatomy.
@@ -58,8 +53,4 @@ def write_phantoms(
         with replacing(path) as file:
             Image.fromarray(image).save(file, "png")
 
-    with ThreadPoolExecutor() as pool:
-        for _ in tqdm(
-            pool.map(write, jobs), "phantoms", len(jobs), unit="img", disable=not progress
-        ):
-            pass
+    thread_map(write, jobs, desc="phantoms", unit="img", disable=not progress)

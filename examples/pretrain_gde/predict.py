@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,23 +16,19 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from examples.pretrain_gde.data import Images, attempt, tell_of_lungs
+from examples.pretrain_gde.data import Images, attempt, tell_of_masks
 from examples.pretrain_gde.detector import Detector
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.heatmap import heat_maps, overlay
 from examples.pretrain_gde.readers import left_out, list_images
-from examples.pretrain_gde.storage import csv_cell, printable, replacing
+from examples.pretrain_gde.storage import csv_cell, printable, replacing, warn
 
 COLUMNS = ("path", "score", "percentile", "abnormal", "network", "kind", "heat_map")
 BATCH = 32
 
 
 def predict(
-    detector: Detector,
-    paths: Sequence[Path],
-    *,
-    heat_map_folder: Path | None = None,
-    progress: bool = True,
+    detector: Detector, paths: Sequence[Path], maps: Path | None, *, progress: bool
 ) -> Iterator[dict[str, Any]]:
     """Score image files, in order; files that cannot be read give a row with an ``error``.
 
@@ -41,9 +38,9 @@ def predict(
         From a finished run.
     paths : sequence of Path
         Images of any size that `decode` reads.
-    heat_map_folder : Path, optional
+    maps : Path or None
         Where to write a heat map for each image, as PNG.
-    progress : bool, optional
+    progress : bool
         Whether to show a progress bar, on standard error.
 
     Yields
@@ -53,50 +50,45 @@ def predict(
         normals that score lower, in per cent; ``abnormal``, whether the score reaches the threshold
         chosen on the validation part; ``network`` and ``kind``, the score;
         ``heat_map``, the file or None. The map is of what the detector sees of the image.
-        ``upright``, whether its lungs are an upright pair, or were not needed.
+        ``upright``, whether its mask is fine, or was not needed.
     """
-    bar = tqdm(total=len(paths), desc="scoring", unit="img", disable=not progress)
-    with bar:
+    with tqdm(total=len(paths), desc="scoring", unit="img", disable=not progress) as bar:
         for begin in range(0, len(paths), BATCH):
-            batch = paths[begin : begin + BATCH]
-            images: list[Images] = []
             rows: list[dict[str, Any]] = []
-            for path in batch:
-                result = attempt(path, detector.settings.view, described=False)
-                if isinstance(result, str):
-                    rows.append({"path": str(path), "error": result})
+            images: list[Images] = []
+            for path in paths[begin : begin + BATCH]:
+                seen = attempt(path, detector.settings.view, described=False)
+                if isinstance(seen, str):
+                    rows.append({"path": str(path), "error": seen})
                 else:
-                    images.append(result[0])
-                    rows.append({"path": str(path), "upright": result[1]})
+                    rows.append({"path": str(path), "upright": seen.upright})
+                    images.append(seen.image)
                 bar.update()
-            good = [row for row in rows if "error" not in row]
-            if good:
-                _fill(good, np.stack(images), detector, heat_map_folder, begin)
+            if images:
+                good = [row for row in rows if "error" not in row]
+                _fill(good, np.stack(images), detector, maps, begin)
             yield from rows
 
 
 def _fill(
-    rows: list[dict[str, Any]],
-    images: Images,
-    detector: Detector,
-    heat_map_folder: Path | None,
-    begin: int,
+    rows: list[dict[str, Any]], images: Images, detector: Detector, maps: Path | None, begin: int
 ) -> None:
     scores = detector.score(images)
     percentiles = 100 * detector.share_below(scores)
-    maps = None if heat_map_folder is None else heat_maps(detector, images)
-    for index, row in enumerate(rows):
-        row["score"] = float(scores[index])
-        row["percentile"] = float(percentiles[index])
-        row["abnormal"] = bool(scores[index] >= detector.threshold)
+    for row, score, percentile in zip(rows, scores, percentiles, strict=True):
+        row["score"], row["percentile"] = float(score), float(percentile)
+        row["abnormal"] = bool(score >= detector.threshold)
         row["network"], row["kind"] = detector.scored
         row["heat_map"] = None
-        if heat_map_folder is not None and maps is not None:
-            # Numbered, as images of several folders may bear one name; the name may be too long.
-            path = heat_map_folder / f"{begin + index:05d}_{Path(row['path']).stem[:60]}.png"
-            with replacing(path) as file:
-                Image.fromarray(overlay(images[index], maps[index])).save(file, "png")
-            row["heat_map"] = str(path)
+    if maps is None:
+        return
+    heat = heat_maps(detector, images)
+    for number, (row, image, warm) in enumerate(zip(rows, images, heat, strict=True), begin):
+        # Numbered, as images of several folders may bear one name; the name may be too long.
+        path = maps / f"{number:05d}_{Path(row['path']).stem[:60]}.png"
+        with replacing(path) as file:
+            Image.fromarray(overlay(image, warm)).save(file, "png")
+        row["heat_map"] = str(path)
 
 
 def find_images(names: Sequence[Path]) -> list[Path]:
@@ -109,27 +101,20 @@ def find_images(names: Sequence[Path]) -> list[Path]:
     """
     paths = []
     for name in names:
-        if _is_folder(name):
+        if os.path.isdir(name):  # which too long a name is not, either: reading it will tell
             inside, _, _ = list_images(name)
             if not inside:
                 raise PipelineError(f"{name} holds no images")
             paths += inside
             if told := left_out(name, [name]):
-                print(printable(f"warning: {told}"), file=sys.stderr)
+                warn(told)
         else:
             paths.append(name)
     return paths
 
 
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # too long a name, for instance: reading it will tell
-        return False
-
-
 def write_predictions(
-    rows: Iterator[dict[str, Any]], form: str, output: Path | None
+    rows: Iterator[dict[str, Any]], form: str, output: Path | None, mask: str
 ) -> tuple[int, int]:
     """Write scored rows to a file, or to standard output as they come; report the others.
 
@@ -163,5 +148,5 @@ def write_predictions(
             target.flush()
         if file is not None:
             file.write(text.getvalue().encode())
-    tell_of_lungs(upright)
+    tell_of_masks(upright, mask)
     return scored, failed

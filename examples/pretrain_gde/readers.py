@@ -7,11 +7,10 @@ are named. Normal images alone are enough: what is to be set aside of them is dr
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -62,9 +61,7 @@ class Entry:
             raise PipelineError(f"{self.path!r} is no name of a file in this locale") from error
         named = PurePath(self.path)
         if not named.parts or named.anchor or ".." in named.parts or "\0" in self.path:
-            raise PipelineError(
-                f"the path of an image must lead into the data folder, got {self.path!r}"
-            )
+            raise PipelineError(f"a path must lead into the data folder, got {self.path!r}")
 
     @property
     def owner(self) -> str:
@@ -72,16 +69,19 @@ class Entry:
         return self.patient or _named_patient(Path(self.path)) or self.path
 
 
+Entries = tuple[Entry, ...]
+
+
 @dataclass(frozen=True)
 class Split:
     """The files of the three parts of a data set."""
 
     layout: str
-    train: tuple[Entry, ...]
-    valid: tuple[Entry, ...]
-    test: tuple[Entry, ...]
+    train: Entries
+    valid: Entries
+    test: Entries
 
-    def __getitem__(self, part: str) -> tuple[Entry, ...]:
+    def __getitem__(self, part: str) -> Entries:
         """Return the entries of a part, by name."""
         return getattr(self, part)
 
@@ -127,9 +127,7 @@ def read_split(
         raise PipelineError(f"layout must be auto or one of {', '.join(READERS)}, got {layout!r}")
     if held_out is not None:
         if name not in HELD_OUT:
-            raise PipelineError(
-                f"held-out numbers cannot be given for {name}: its folders are the split"
-            )
+            raise PipelineError(f"held-out numbers cannot be given for {name}: its folders decide")
         if min(held_out) < 0:
             raise PipelineError(f"held-out numbers must be at least 0, got {held_out}")
         if name == "zhanglab" and held_out[1] != 0:
@@ -158,24 +156,21 @@ def find_layout(folder: Path) -> str:
         return "normals"
     raise PipelineError(
         f"{folder} has no known layout: expected train/normal (plain), images (normals), "
-        "train/NORMAL (Zhanglab), "
-        "train.csv (CheXpert) or stage_2_detailed_class_info.csv (RSNA)"
+        "train/NORMAL (Zhanglab), train.csv (CheXpert) or stage_2_detailed_class_info.csv (RSNA)"
     )
 
 
 def check_split(split: Split, folder: Path) -> None:
     """Check that a split can train and be scored, and that no patient is on two sides."""
-    if len(split.train) < MIN_TRAIN:
-        raise PipelineError(
-            f"training needs at least {MIN_TRAIN} normal images, {folder} has {len(split.train)}"
-        )
+    needed = {"training": (split.train, MIN_TRAIN), "validation": (split.valid, MIN_VALID)}
+    for what, (entries, least) in needed.items():
+        count = sum(not entry.abnormal for entry in entries)
+        if count < least:
+            raise PipelineError(
+                f"{what} needs at least {least} normal images, {folder} has {count}"
+            )
     if any(entry.abnormal for entry in split.train):
         raise PipelineError("the training part holds abnormal images")
-    if sum(not entry.abnormal for entry in split.valid) < MIN_VALID:
-        raise PipelineError(
-            f"validation needs at least {MIN_VALID} normal images, {folder} has "
-            f"{sum(not entry.abnormal for entry in split.valid)}"
-        )
     kinds = {entry.abnormal for entry in split.test}
     if len(kinds) == 1:
         kind = "abnormal" if kinds == {True} else "normal"
@@ -189,10 +184,8 @@ def check_split(split: Split, folder: Path) -> None:
             if entry.path in paths:
                 raise PipelineError(f"{entry.path} is given twice")
             paths.add(entry.path)
-            if entry.patient and owner.setdefault(entry.patient, part) != part:
-                raise PipelineError(
-                    f"patient {entry.patient} is in both {owner[entry.patient]} and {part}"
-                )
+            if entry.patient and (known := owner.setdefault(entry.patient, part)) != part:
+                raise PipelineError(f"patient {entry.patient} is in both {known} and {part}")
 
 
 def shared_patients(split: Split) -> dict[str, Any]:
@@ -251,15 +244,12 @@ def read_plain(folder: Path, rng: np.random.Generator, held_out: tuple[int, int]
 
     Without ``valid`` the training part is split by `set_aside`.
     """
-    parts = {}
-    for part in PARTS:
-        kinds = ("normal",) if part == "train" else ("normal", "abnormal")
-        parts[part] = tuple(
-            entry
-            for kind in kinds
-            if part == "train" or (folder / part / kind).is_dir()
-            for entry in _entries(folder, folder / part / kind, kind == "abnormal")
-        )
+    parts = {"train": tuple(_entries(folder, folder / "train" / "normal"))}
+    for part in ("valid", "test"):
+        parts[part] = ()
+        for kind in ("normal", "abnormal"):
+            if (folder / part / kind).is_dir():
+                parts[part] += tuple(_entries(folder, folder / part / kind, kind == "abnormal"))
     if not (folder / "valid").is_dir():
         parts["valid"], parts["train"] = set_aside(parts["train"], rng)
     return Split("plain", **parts)
@@ -271,19 +261,15 @@ def read_normals(folder: Path, rng: np.random.Generator, held_out: tuple[int, in
     return Split("normals", train, valid, ())
 
 
-def set_aside(
-    entries: Sequence[Entry], rng: np.random.Generator
-) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
+def set_aside(entries: Sequence[Entry], rng: np.random.Generator) -> tuple[Entries, Entries]:
     """Draw normals to validate with: `SHARE_HELD_OUT` of them, at most `MOST_HELD_OUT`.
 
     Whole patients at a time where file names give them, as those of Kermany et al. do.
     """
     count = min(round(SHARE_HELD_OUT * len(entries)), MOST_HELD_OUT)
     drawn = set(_draw(entries, count, rng))
-    return (
-        tuple(entry for entry in entries if entry in drawn),
-        tuple(entry for entry in entries if entry not in drawn),
-    )
+    rest = tuple(entry for entry in entries if entry not in drawn)
+    return tuple(entry for entry in entries if entry in drawn), rest
 
 
 def read_zhanglab(folder: Path, rng: np.random.Generator, held_out: tuple[int, int]) -> Split:
@@ -324,25 +310,26 @@ def read_chexpert(folder: Path, rng: np.random.Generator, held_out: tuple[int, i
     """
     root = folder / "CheXpert-v1.0-small" if (folder / "CheXpert-v1.0-small").is_dir() else folder
     entries = []
-    table = root / "train.csv"
-    columns = ("Path", "Frontal/Lateral", "No Finding", *CHEXPERT_FINDINGS)
-    for line, row in read_csv(table, columns):
+
+    def take(row: dict[str, str]) -> None:
         # Paths in the CSV begin with the data set's own folder, whatever it is called here.
         named = Path(row["Path"])
         patient = next((part for part in named.parts if re.fullmatch(r"patient\d+", part)), None)
-        with _in_line(table, line):
-            if patient is None:
-                raise ValueError(f"Path must name a patient, got {row['Path']!r}")
-            view = row["Frontal/Lateral"]
-            if view not in ("Frontal", "Lateral"):
-                raise ValueError(f"Frontal/Lateral must be one of them, got {view!r}")
-            if view == "Lateral":
-                continue
-            normal = _is_one(row["No Finding"])
-            ill = any([_is_one(row[finding]) for finding in CHEXPERT_FINDINGS])
+        if patient is None:
+            raise ValueError(f"Path must name a patient, got {row['Path']!r}")
+        view = row["Frontal/Lateral"]
+        if view not in ("Frontal", "Lateral"):
+            raise ValueError(f"Frontal/Lateral must be one of them, got {view!r}")
+        if view == "Lateral":
+            return
+        normal = _is_one(row["No Finding"])
+        ill = any([_is_one(row[finding]) for finding in CHEXPERT_FINDINGS])
         if normal or ill:
             path = _below(folder, root.joinpath(*named.parts[1:]))
             entries.append(Entry(path, not normal, patient))
+
+    columns = ("Path", "Frontal/Lateral", "No Finding", *CHEXPERT_FINDINGS)
+    read_csv(root / "train.csv", columns, take)
     return split_by_patient("chexpert", entries, held_out, rng)
 
 
@@ -378,17 +365,18 @@ def read_rsna(folder: Path, rng: np.random.Generator, held_out: tuple[int, int])
 
     Normal is the class "Normal", abnormal the other two. An image is named after its patient.
     """
-    table = folder / "stage_2_detailed_class_info.csv"
     classes: dict[str, str] = {}
-    for line, row in read_csv(table, ("patientId", "class")):  # a row per box
+
+    def take(row: dict[str, str]) -> None:  # a row per box
         patient, kind = row["patientId"], row["class"]
-        with _in_line(table, line):
-            if not patient:
-                raise ValueError("patientId must not be empty")
-            if kind not in RSNA_CLASSES:
-                raise ValueError(f"class must be one of {', '.join(RSNA_CLASSES)}, got {kind!r}")
-            if classes.setdefault(patient, kind) != kind:
-                raise ValueError(f"patient {patient} is given two classes")
+        if not patient:
+            raise ValueError("patientId must not be empty")
+        if kind not in RSNA_CLASSES:
+            raise ValueError(f"class must be one of {', '.join(RSNA_CLASSES)}, got {kind!r}")
+        if classes.setdefault(patient, kind) != kind:
+            raise ValueError(f"patient {patient} is given two classes")
+
+    read_csv(folder / "stage_2_detailed_class_info.csv", ("patientId", "class"), take)
     entries = [
         Entry(f"stage_2_train_images/{patient}.dcm", kind != "Normal", patient)
         for patient, kind in classes.items()
@@ -439,15 +427,6 @@ def _draw(entries: Iterable[Entry], size: int, rng: np.random.Generator) -> list
         if len(drawn) + len(groups[index]) <= size:
             drawn += groups[index]
     return drawn
-
-
-@contextlib.contextmanager
-def _in_line(table: Path, line: int) -> Iterator[None]:
-    """Say of a ValueError in which line of a table it comes up."""
-    try:
-        yield
-    except ValueError as error:
-        raise PipelineError(f"{table}, line {line}: {error}") from error
 
 
 def _names(folder: Path) -> set[str]:

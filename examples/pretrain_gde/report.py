@@ -10,7 +10,6 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import numpy.typing as npt
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.axes import Axes
@@ -25,7 +24,7 @@ from examples.pretrain_gde.density import NAMES
 from examples.pretrain_gde.detector import CALLED, AllScores, Detector, as_tensors
 from examples.pretrain_gde.evaluate import DETECTOR, caution, load_metrics, worth
 from examples.pretrain_gde.heatmap import NO_MAP, has_map, has_places, heat_maps, overlay
-from examples.pretrain_gde.metrics import is_number
+from examples.pretrain_gde.metrics import Values, is_number
 from examples.pretrain_gde.readers import PUBLISHED_AUC
 from examples.pretrain_gde.settings import Settings
 from examples.pretrain_gde.shortcuts import MOST_GROUPS, WORDS, in_words, strongest
@@ -39,22 +38,19 @@ PARTS = {"test": "test", "valid": "validation"}
 BELOW: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18)}
 BLUE, ORANGE, GRAY = "#2b6cb0", "#c05621", "#718096"
 
-PAGE = Environment(
+PAGES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
     autoescape=True,
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
-).get_template("report.html.jinja")
+)
 
 Picture = tuple[str, str]  # where it comes from, and what it shows
 
 
 def write_report(
-    folder: Path,
-    dataset: Dataset,
-    published: str | None = None,
-    scores: AllScores | None = None,
+    folder: Path, dataset: Dataset, published: str | None, scores: AllScores | None
 ) -> None:
     """Write `REPORT` beside the results of a finished run.
 
@@ -64,36 +60,32 @@ def write_report(
         Of the run.
     dataset : Dataset
         What it was trained and tested on.
-    published : str, optional
-        Data set whose published AUC is marked; by default that of the layout, if it has one.
-    scores : dict of str to Scores, optional
+    published : str or None
+        Data set whose published AUC is marked, if not that of the layout.
+    scores : dict of str to Scores, or None
         Of the test part, where they are at hand.
     """
     metrics = load_metrics(folder)
     detector = Detector.load(folder / DETECTOR)
-    settings = Settings(**metrics["settings"])
-    tested = metrics["test"] is not None
-    part = "test" if tested else "valid"
-    truth = dataset.labels(part)
+    part = "valid" if metrics["test"] is None else "test"
+    truth, images = dataset.labels(part), dataset.images[part]
+    network, score = detector.scored
+    scores = scores or detector.score_all(images)
+    chosen = scores[network][score]
     plots = []
-    if tested:
-        scores = scores or detector.score_all(dataset.images[part])
-        network, score = detector.scored
-        chosen = scores[network][score]
+    if part == "test":
         known = PUBLISHED_AUC.get(published or dataset.split.layout)
-        plots.append(_plot(_draw_roc, truth, scores, metrics, known))
-    else:
-        chosen = detector.score(dataset.images[part])
-    plots.append(_plot(_draw_histogram, truth, chosen, metrics, part))
+        plots.append(plot(_draw_roc, truth, scores, detector.scored, known))
+    plots.append(plot(_draw_scores, truth, chosen, detector, part))
     if metrics["epochs"]:
-        plots.append(_plot(_draw_losses, metrics["epochs"]))
+        plots.append(plot(_draw_losses, metrics["epochs"]))
         if sum("valid" in record for record in metrics["epochs"]) > 1:
-            plots.append(_plot(_draw_validation, metrics["epochs"], metrics["scored"]["score"]))
+            plots.append(plot(_draw_validation, metrics["epochs"], score))
     shortcut, _ = strongest(metrics["shortcuts"]) or ("", None)
     values = dataset.covariates["test"].get(shortcut)
     if values is not None and is_number(values):
-        plots.append(_plot(_draw_shortcut, truth, values, chosen, shortcut))
-    page = PAGE.render(
+        plots.append(plot(_draw_shortcut, truth, values, chosen, shortcut))
+    page = PAGES.get_template("report.html.jinja").render(
         metrics=metrics,
         names=NAMES,
         shortcuts=WORDS,
@@ -104,9 +96,9 @@ def write_report(
         most=MOST_GROUPS,
         part=PARTS[part],
         plots=plots,
-        pasted=_gallery(settings, dataset),
-        highest=_ranked(detector, dataset, part, chosen, highest=True),
-        lowest=_ranked(detector, dataset, part, chosen, highest=False),
+        pasted=_gallery(detector.settings, dataset),
+        highest=_ranked(detector, dataset, part, chosen, np.argsort(-chosen, kind="stable")),
+        lowest=_ranked(detector, dataset, part, chosen, np.argsort(chosen, kind="stable")),
         places=len(detector.usual_shares) if has_places(detector) else 0,
         no_map="" if has_map(detector) else NO_MAP,
     )
@@ -114,17 +106,13 @@ def write_report(
 
 
 def _draw_roc(
-    axes: Axes,
-    truth: npt.NDArray[np.bool_],
-    scores: AllScores,
-    metrics: dict[str, Any],
-    published: float | None,
+    axes: Axes, truth: Values, scores: AllScores, scored: tuple[str, str], published: float | None
 ) -> None:
-    scored = metrics["scored"]
-    for network, color in {"untrained": GRAY, scored["network"]: BLUE}.items():
-        false, true, _ = roc_curve(truth, scores[network][scored["score"]])
-        told = f"{network} {scored['score']}"
-        axes.plot(false, true, color=color, label=f"{told}: {np.trapezoid(true, false):.3f}")
+    counted, score = scored
+    for network, color in {"untrained": GRAY, counted: BLUE}.items():
+        false, true, _ = roc_curve(truth, scores[network][score])
+        told = f"{network} {score}: {np.trapezoid(true, false):.3f}"
+        axes.plot(false, true, color=color, label=told)
     if published is not None:  # the paper gives the area, not the curve
         axes.plot([], [], " ", label=f"AnatPaste as published: {published:.3f}")
     axes.plot([0, 1], [0, 1], color="#cbd5e0", linewidth=1)
@@ -135,45 +123,26 @@ def _draw_roc(
     axes.legend(**BELOW, fontsize=8, title="area under the curve", title_fontsize=8)
 
 
-def _draw_histogram(
-    axes: Axes,
-    truth: npt.NDArray[np.bool_],
-    scores: npt.NDArray[np.float64],
-    metrics: dict[str, Any],
-    part: str,
-) -> None:
+def _draw_scores(axes: Axes, truth: Values, scores: Values, detector: Detector, part: str) -> None:
     # The tail of a few outliers would squeeze all the others into one bar.
     low, high = np.quantile(scores, (0.005, 0.995))
     edges = np.linspace(low, high, 31)
     for kind, label, color in ((False, "normal", BLUE), (True, "abnormal", ORANGE)):
         values = scores[truth == kind].clip(low, high)
         if len(values):
-            label = f"{label} ({len(values)})"
-            axes.hist(values, edges.tolist(), color=color, alpha=0.6, label=label)
-    axes.axvline(metrics["threshold"], color="#1a202c", linestyle=":", label="threshold")
-    scored = metrics["scored"]
-    axes.set(
-        title=f"Scores of the {PARTS[part]} part",
-        xlabel=f"score ({scored['network']} {scored['score']})",
-        ylabel="images",
-    )
+            told = f"{label} ({len(values)})"
+            axes.hist(values, edges.tolist(), color=color, alpha=0.6, label=told)
+    axes.axvline(detector.threshold, color="#1a202c", linestyle=":", label="threshold")
+    xlabel = f"score ({' '.join(detector.scored)})"
+    axes.set(title=f"Scores of the {PARTS[part]} part", xlabel=xlabel, ylabel="images")
     axes.legend(loc="upper right", fontsize=8)
 
 
-def _draw_shortcut(
-    axes: Axes,
-    truth: npt.NDArray[np.bool_],
-    values: npt.NDArray[np.float64],
-    scores: npt.NDArray[np.float64],
-    name: str,
-) -> None:
+def _draw_shortcut(axes: Axes, truth: Values, values: Values, scores: Values, name: str) -> None:
     for kind, label, color in ((True, "abnormal", ORANGE), (False, "normal", BLUE)):
         axes.scatter(values[truth == kind], scores[truth == kind], 8, color, alpha=0.6, label=label)
-    axes.set(
-        title="The strongest shortcut",
-        xlabel=in_words(name).replace("$", r"\$"),
-        ylabel="score",
-    )
+    xlabel = in_words(name).replace("$", r"\$")
+    axes.set(title="The strongest shortcut", xlabel=xlabel, ylabel="score")
     axes.legend(**BELOW, fontsize=8, ncols=2)
 
 
@@ -188,19 +157,17 @@ def _draw_validation(axes: Axes, epochs: list[dict[str, Any]], score: str) -> No
     """Draw the validation AUC of the score that counts, and of the best, of the trained network."""
     measured = [record for record in epochs if "valid" in record]
     last = measured[-1]["valid"]
+    numbers = [record["epoch"] for record in measured]
     for name in sorted(last, key=lambda name: (name != score, -last[name]))[:DRAWN]:
-        axes.plot(
-            [record["epoch"] for record in measured],
-            [record["valid"][name] for record in measured],
-            marker=".",
-            label=NAMES[name],
-        )
+        aucs = [record["valid"][name] for record in measured]
+        axes.plot(numbers, aucs, marker=".", label=NAMES[name])
     axes.set(title="Validation", xlabel="epoch", ylabel="AUC")
     axes.legend(loc="lower right", fontsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _plot(draw: Callable[..., None], *arguments: Any) -> Picture:
+def plot(draw: Callable[..., None], *arguments: Any) -> Picture:
+    """Draw a plot as an SVG image."""
     figure = Figure(figsize=(5.2, 3.9), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
@@ -225,7 +192,7 @@ def _gallery(settings: Settings, dataset: Dataset) -> Iterator[list[Picture]]:
         "3way": ("CutPaste normal", "CutPaste scar"),
         "opacity": ("opacities",),
         "mix": ("opacities, or AnatPaste",),
-    }[settings.variant]
+    }.get(settings.variant, (settings.label,))
     yield _row((image, "original") for image in inputs[labels == 0][:, 0].numpy())
     for number, title in enumerate(titles, 1):
         yield _row((image, title) for image in inputs[labels == number][:, 0].numpy())
@@ -233,14 +200,9 @@ def _gallery(settings: Settings, dataset: Dataset) -> Iterator[list[Picture]]:
 
 
 def _ranked(
-    detector: Detector,
-    dataset: Dataset,
-    part: str,
-    scores: npt.NDArray[np.float64],
-    *,
-    highest: bool,
+    detector: Detector, dataset: Dataset, part: str, scores: Values, order: Values
 ) -> Iterator[list[Picture]]:
-    order = np.argsort(-scores if highest else scores, kind="stable")[:SHOWN]
+    order = order[:SHOWN]
     images = np.array(dataset.images[part][order])
     captions = []
     for index, share in zip(order, detector.share_below(scores[order]), strict=True):

@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from examples.pretrain_gde.data import Dataset, load_dataset, tell_of_lungs
+from examples.pretrain_gde.compare import describe_result, summarize
+from examples.pretrain_gde.data import Dataset, load_dataset, tell_of_masks
 from examples.pretrain_gde.disk import locking
 from examples.pretrain_gde.errors import PipelineError
-from examples.pretrain_gde.evaluate import (
-    METRICS,
-    SPLIT,
-    caution,
-    changed_parts,
-    finish,
-    load_metrics,
-    result_of,
-    worth,
-)
-from examples.pretrain_gde.metrics import summary
+from examples.pretrain_gde.evaluate import METRICS, SPLIT, changed_parts, finish, load_metrics
 from examples.pretrain_gde.readers import SPLIT_FORM, Split, read_split, shared_patients, unread
 from examples.pretrain_gde.report import REPORT, write_report
 from examples.pretrain_gde.runtime import Runtime
 from examples.pretrain_gde.settings import Settings
-from examples.pretrain_gde.shortcuts import strongest
-from examples.pretrain_gde.storage import printable, read_json, write_json
-from examples.pretrain_gde.train import CHECKPOINT, train
+from examples.pretrain_gde.storage import printable, read_json, warn, write_json
+from examples.pretrain_gde.train import CHECKPOINT, Trainer
 
 FEW = 10  # normal images to standardize scores by
-COLUMNS = {"scored": "", "untrained": "untrained"}  # summed up: by whose score, as of `result_of`
 
 
 @dataclass(frozen=True)
@@ -66,9 +54,9 @@ class Source:
     groups: tuple[str, ...] = ()
 
 
-def run_folder(out: Path, variant: str, seed: int) -> Path:
+def run_folder(out: Path, settings: Settings) -> Path:
     """Return the folder of one run."""
-    return out / variant / f"seed{seed}"
+    return out / settings.label / f"seed{settings.seed}"
 
 
 def run(
@@ -88,10 +76,9 @@ def run(
         If `folder` holds a run already, and it is neither to go on nor to be replaced, or it was
         made with other settings or images.
     """
-    with contextlib.ExitStack() as stack:
-        if runtime.leads:
-            folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locking(folder))
+    if runtime.leads:
+        folder.mkdir(parents=True, exist_ok=True)
+    with locking(folder) if runtime.leads else contextlib.nullcontext():
         if not overwrite:
             check_folder(settings, source, folder, runtime, resume=resume)
         finished = resume and (folder / METRICS).exists()
@@ -104,7 +91,7 @@ def run(
             if metrics["evaluated"]:
                 raise PipelineError(f"{folder} was last evaluated on other images: do it again")
         else:
-            progress = train(settings, dataset, folder, runtime, resume=resume)
+            progress = Trainer(settings, dataset, folder, runtime, resume=resume).run()
             if runtime.leads:
                 metrics, scores = finish(settings, dataset, progress, folder, runtime)
         if runtime.leads and not (finished and (folder / REPORT).exists()):
@@ -131,8 +118,7 @@ def check_folder(
     if (folder / METRICS).exists():
         metrics = load_metrics(folder)
         now = {**settings.as_dict(), "number of processes": runtime.world}
-        processes = metrics["environment"]["processes"]
-        then = {**metrics["settings"], "number of processes": processes}
+        then = {**metrics["settings"], "number of processes": metrics["environment"]["processes"]}
         if other := [f"{name} ({then.get(name)})" for name in now if then.get(name) != now[name]]:
             raise PipelineError(f"{folder} was made with another {', '.join(other)}")
     if (folder / SPLIT).exists():
@@ -140,71 +126,45 @@ def check_folder(
         layout = Split.from_dict(saved).layout
         if source.layout not in ("auto", layout):
             raise PipelineError(f"{folder} was made with another layout: {layout}")
-        for name, given in (("held_out", source.held_out), ("groups", source.groups)):
-            if (saved.get(name) or []) != list(given or []):
-                told = saved.get(name) or "none"
-                raise PipelineError(
-                    f"{folder} was made with other --{name.replace('_', '-')}: {told}"
-                )
+        for name in ("held_out", "groups"):
+            given = saved.get(name) or []
+            if given != list(getattr(source, name) or ()):
+                option = name.replace("_", "-")
+                raise PipelineError(f"{folder} was made with other --{option}: {given or 'none'}")
 
 
-def check_runs(
-    variants: Sequence[Settings],
-    seeds: Sequence[int],
-    source: Source,
-    out: Path,
-    runtime: Runtime,
-    *,
-    resume: bool = False,
-) -> None:
-    """Check the folders and splits of several runs, before the first of them takes its time.
+def run_all(
+    runs: Sequence[Settings], source: Source, out: Path, runtime: Runtime, *, resume: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Do several runs, a folder each; return and write a summary of each variant's.
+
+    Other processes than the first return none.
 
     Raises
     ------
     PipelineError
-        If a seed or a variant is given twice, a split cannot be drawn, or as `check_folder`.
+        Before the first training, if any of the runs cannot be made: one is given twice, a split
+        cannot be drawn, or as `check_folder`.
     """
-    for kind, given in (("seed", seeds), ("variant", [one.variant for one in variants])):
-        twice = sorted({value for value in given if list(given).count(value) > 1}, key=str)
-        if twice:
-            raise PipelineError(f"{kind} {', '.join(map(str, twice))} is given twice")
-    for seed in seeds:
-        drawn = False
-        for one in variants:
-            folder = run_folder(out, one.variant, seed)
-            check_folder(replace(one, seed=seed), source, folder, runtime, resume=resume)
-            if not drawn and not (resume and (folder / SPLIT).exists()):
-                read_split(source.folder, source.layout, seed, source.held_out)
-                drawn = True
-
-
-def run_seeds(
-    settings: Settings,
-    seeds: Sequence[int],
-    source: Source,
-    out: Path,
-    runtime: Runtime,
-    *,
-    resume: bool = False,
-) -> list[dict[str, Any]]:
-    """Do one run per seed; return the metrics of all.
-
-    Raises
-    ------
-    PipelineError
-        Before the first training, if any of the runs cannot be made. See `check_runs`.
-    """
-    check_runs([settings], seeds, source, out, runtime, resume=resume)
-    results = []
-    for seed in seeds:
-        folder = run_folder(out, settings.variant, seed)
-        metrics = run(replace(settings, seed=seed), source, folder, runtime, resume=resume)
-        results.append(metrics)
+    drawn: set[int] = set()
+    folders = [run_folder(out, one) for one in runs]
+    for one, folder in zip(runs, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise PipelineError(f"variant {one.label}, seed {one.seed} is given twice")
+        check_folder(one, source, folder, runtime, resume=resume)
+        if one.seed not in drawn and not (resume and (folder / SPLIT).exists()):
+            read_split(source.folder, source.layout, one.seed, source.held_out)
+            drawn.add(one.seed)
+    results: dict[str, list[dict[str, Any]]] = {}
+    summaries = {}
+    for one, folder in zip(runs, folders, strict=True):
+        metrics = run(one, source, folder, runtime, resume=resume)
         if runtime.leads:
             print(f"{folder}: {describe_result(metrics)}", flush=True)
-    if runtime.leads:
-        write_json(out / settings.variant / "summary.json", summarize(results))
-    return results
+            results.setdefault(one.label, []).append(metrics)
+            summaries[one.label] = summarize(results[one.label])
+            write_json(folder.parent / "summary.json", summaries[one.label])
+    return summaries
 
 
 def load(
@@ -228,82 +188,32 @@ def load(
         progress=runtime.progress,
     )
     if runtime.leads:
+        shared = shared_patients(dataset.split)
         if not (resume and path.exists()):
-            made_from: dict[str, Any] = {
+            made_from = {
                 "seed": settings.seed,
                 "folder": str(source.folder.resolve()),
                 "cache": str(source.cache.resolve()),
                 "held_out": source.held_out,
                 "published": source.published,
-                "groups": list(source.groups),
+                "groups": source.groups,
+                "shared_patients": shared,
             }
-            made_from["shared_patients"] = shared_patients(dataset.split)
             write_json(path, {**split.as_dict(), **made_from})
-        shared = shared_patients(dataset.split)
         if shared["patients"]:
             counts = ", ".join(f"{count} {part}" for part, count in shared["images"].items())
-            print(
-                f"warning: by the file names, {shared['patients']} patients are in several parts "
-                f"(images: {counts}): the test is not of new patients only",
-                file=sys.stderr,
+            warn(
+                f"by the file names, {shared['patients']} patients are in several parts "
+                f"(images: {counts}): the test is not of new patients only"
             )
         if told := unread(source.folder, dataset.split):
-            print(printable(f"warning: {told}"), file=sys.stderr)
+            warn(told)
         if dataset.skipped:
             lines = map(printable, dataset.skipped)
             print(f"{len(dataset.skipped)} files skipped:", *lines, sep="\n  ")
-        tell_of_lungs(dataset.upright)
+        tell_of_masks(dataset.upright, settings.mask)
         count = int((~dataset.labels("valid")).sum())
         if settings.scores == "all" and count < FEW:
-            print(f"warning: scores are standardized by {count} normal images", file=sys.stderr)
+            warn(f"scores are standardized by {count} normal images")
         runtime.wait()
     return dataset
-
-
-def describe_result(metrics: dict[str, Any]) -> str:
-    """Say in a line how a run went, and in another what the figure is worth."""
-    network, score, epoch = (metrics["scored"][name] for name in ("network", "score", "epoch"))
-    if metrics["test"] is None:
-        auc = metrics["validation"][network][score]
-        stands = {
-            "labels": "",
-            "pasted": ", between normals and themselves with something pasted in",
-        }
-        told = f"AUC {auc:.3f} on validation{stands[metrics['validated_by']]}; nothing tested"
-    else:
-        test = result_of(metrics)
-        low, high = test["auc_interval"]
-        told = (
-            f"test AUC {test['auc']:.3f} (95 % {low:.3f}-{high:.3f}), AP {test['ap']:.3f}, "
-            f"untrained {result_of(metrics, 'untrained')['auc']:.3f}"
-        )
-    of_epoch = f" of epoch {epoch}" if epoch else ""
-    return (
-        f"{told}; {network} {score}{of_epoch}; {metrics['seconds'] / 60:.1f} min of training\n"
-        f"{worth(metrics)} {caution(metrics)}"
-    ).strip()
-
-
-def summarize(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the mean and standard deviation of the test AUCs and APs over seeds."""
-    columns: dict[str, list[Any]] = {}
-    shortcuts = [strongest(metrics["shortcuts"]) for metrics in results]
-    if all(metrics["test"] for metrics in results):
-        for name, which in COLUMNS.items():
-            columns[name] = [result_of(metrics, which)["auc"] for metrics in results]
-            columns[f"{name}_adjusted"] = [
-                result_of(metrics, which)["adjusted"][found[0]]["auc"] if found else None
-                for metrics, found in zip(results, shortcuts, strict=True)
-            ]
-        columns["shortcut"] = [found[1]["auc"] if found else None for found in shortcuts]
-        for network, scores in results[0]["test"].items():
-            for name in scores:
-                measured = [metrics["test"][network][name] for metrics in results]
-                columns[f"{network}_{name}"] = [result["auc"] for result in measured]
-                columns[f"{network}_{name}_ap"] = [result["ap"] for result in measured]
-    return {
-        "seeds": [metrics["settings"]["seed"] for metrics in results],
-        "minutes": [metrics["seconds"] / 60 for metrics in results],
-        "shortcuts": [found and found[0] for found in shortcuts],
-        "columns": {name: summary(values) for name, values in columns.items()},
-    }

@@ -84,10 +84,7 @@ def start(
         If the device is not there, `threads` is out of range, or another of the processes ended.
     """
     if threads is not None:
-        try:
-            check_form(threads, (1, 1024), "threads")
-        except ValueError as error:
-            raise PipelineError(str(error)) from error
+        check_form(threads, (1, 1024), "threads")
         torch.set_num_threads(threads)
         threadpool_limits(threads)  # of NumPy's and SciPy's linear algebra
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
@@ -103,23 +100,16 @@ def start(
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise PipelineError(f"device {device!r} cannot be used: {reason}") from error
-    if chosen.type == "cuda":
+    gpu = chosen.type == "cuda"
+    compiled = gpu if compiled is None else compiled
+    if gpu:
         torch.cuda.set_device(chosen)
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
     if world > 1:
-        torch.distributed.init_process_group(
-            "nccl" if chosen.type == "cuda" else "gloo", timeout=PATIENCE
-        )
+        torch.distributed.init_process_group("nccl" if gpu else "gloo", timeout=PATIENCE)
     try:
-        yield Runtime(
-            chosen,
-            rank,
-            world,
-            chosen.type == "cuda" if compiled is None else compiled,
-            progress and rank == 0,
-            tensorboard,
-        )
+        yield Runtime(chosen, rank, world, compiled, progress and rank == 0, tensorboard)
     except RuntimeError as error:
         if world > 1 and (isinstance(error, torch.distributed.DistError) or "peer" in str(error)):
             raise PipelineError("another of the processes has ended; it says why") from error

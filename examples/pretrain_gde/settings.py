@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from anatpaste_aug.functions import is_function
 from examples.pretrain_gde.errors import PipelineError
-from examples.pretrain_gde.forms import LARGE, check_form
+from examples.pretrain_gde.forms import LARGE, OWN, check_form
+from examples.pretrain_gde.given import given
 from examples.pretrain_gde.view import TONES, View
 
 VARIANTS = ("anatpaste", "cutpaste", "scar", "union", "3way", "opacity", "mix")
-MASKS = ("default", "robust")
+MASKS = ("published", "robust")
 PRECISIONS = ("fp32", "bf16")
 SCORINGS = ("published", "all")
 EPOCHS = (0, 10**6)
@@ -35,11 +37,12 @@ class Settings:
     `density`, also of the network as it was before training and of both, and the mean of them.
     """
 
-    variant: str = _setting("anatpaste", VARIANTS, "augmentation to tell from the original")
+    variant: str = _setting("anatpaste", (*VARIANTS, OWN), "augmentation to tell from originals")
     seed: int = _setting(0, (0, 2**63 - 1), "of initial weights, order, every draw, and the split")
     size: int = _setting(256, (32, 4096), "side of the square input in pixels")
-    crop: bool = _setting(False, bool, "whether to cut images to the lungs")
+    crop: bool = _setting(False, bool, "whether to cut images to the mask")
     tone: str = _setting("image", TONES, "whose gray values decide the tone")
+    backbone: str = _setting("resnet18", str, "of torchvision or timm, or MODULE:FUNCTION")
     epochs: int = _setting(256, EPOCHS, "epochs; 0: no training")
     updates: int = _setting(256, (1, 10**6), "updates per epoch")
     batch: int = _setting(64, (1, 2**20), "originals per update, over all processes")
@@ -52,32 +55,32 @@ class Settings:
     reframe: float = _setting(0.0, (0.0, 0.5), "zoom and shift before it, in half sides")
     noise: float = _setting(0.0, (0.0, 255.0), "greatest deviation of noise, in gray levels")
     map_weight: float = _setting(0.0, (0.0, LARGE), "weight of the heads that say where it pasted")
-    mask: str = _setting("default", MASKS, "which lung mask: the published or the robust one")
-    fresh_masks: bool = _setting(
-        False, bool, "segment at every draw (preset paper on a GPU with the kernels)"
-    )
+    mask: str = _setting("published", (*MASKS, OWN), "of the lungs, or your own function's")
+    fresh_masks: bool = _setting(False, bool, "segment at every draw (preset paper with kernels)")
     imagenet: bool = _setting(False, bool, "start from ImageNet weights")
     freeze_epochs: int = _setting(20, (0, 10**6), "epochs with a frozen backbone, with --imagenet")
     precision: str = _setting("fp32", PRECISIONS, "of training (bf16 where the hardware has it)")
     scores: str = _setting("published", SCORINGS, "which scores to fit")
+    code: dict[str, str] = field(
+        default_factory=dict, metadata={"form": {str: str}, "help": "digests of your own code"}
+    )
     adjust: str = _setting("", str, "covariate to adjust the AUC for that chooses the epoch")
 
     def __post_init__(self) -> None:
         """Check every setting."""
         for each in fields(self):
-            try:
-                check_form(getattr(self, each.name), each.metadata["form"], each.name)
-            except ValueError as error:
-                raise PipelineError(str(error)) from error
+            check_form(getattr(self, each.name), each.metadata["form"], each.name)
         if self.batch * self.size**2 > MAX_PIXELS:
             raise PipelineError(
                 f"batch must be at most {MAX_PIXELS // self.size**2} at {self.size} pixels, "
                 f"got {self.batch}"
             )
-        if self.fresh_masks and self.mask != "default":
+        if self.imagenet and is_function(self.backbone):
+            raise PipelineError("imagenet is of torchvision and timm: a function gives its weights")
+        if self.fresh_masks and self.mask != "published":
             raise PipelineError(
-                f"mask {self.mask!r} and fresh_masks cannot be combined: only the default mask is "
-                "made in batches, at every draw"
+                f"mask {self.mask!r} and fresh_masks cannot be combined: only the published mask "
+                "is made in batches, at every draw"
             )
 
     @property
@@ -92,18 +95,25 @@ class Settings:
 
     @property
     def needs_masks(self) -> bool:
-        """Whether the augmentation pastes into the lungs."""
+        """Whether the augmentation pastes into the mask."""
+        if is_function(self.variant):
+            return bool(given("variant", self.variant).needs_lungs)
         return self.variant in ("anatpaste", "opacity", "mix")
 
     @property
     def view(self) -> View:
-        """What the network sees of a radiograph."""
-        return View(self.size, self.crop, self.tone)
+        """What the network sees of an image."""
+        return View(self.size, self.crop, self.tone, self.mask)
 
     @property
     def view_with_mask(self) -> View:
-        """What the network sees of a radiograph that is pasted into."""
-        return replace(self.view, mask=self.mask if self.needs_masks else "")
+        """What the network sees of an image that is pasted into."""
+        return replace(self.view, masked=self.needs_masks)
+
+    @property
+    def label(self) -> str:
+        """The variant in a word: of an operation of one's own, the class."""
+        return self.variant.rpartition(":")[2]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as JSON can hold them."""

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.forms import LARGE, check_form
-from examples.pretrain_gde.metrics import auc_between, is_number, measure
-from examples.pretrain_gde.storage import first, printable, read_csv
+from examples.pretrain_gde.metrics import Values, auc_between, is_number, measure
+from examples.pretrain_gde.storage import first, printable, read_csv, warn
 from examples.pretrain_gde.view import Gray, resize
 
 WORDS = {  # what `describe` returns, in this order
@@ -36,7 +34,7 @@ LONGEST = 100  # characters of a cell
 MOST_GROUPS = 10  # different numbers: a column with more is one of numbers, not of groups
 NEAR = 0.05  # AUC: a shortcut that comes as close to the score is warned of
 
-Covariates = dict[str, npt.NDArray[Any]]  # by name: (N,) floats, or texts for groups
+Covariates = dict[str, Values]  # by name: (N,) floats, or texts for groups
 
 
 def describe(gray: Gray, seen: Gray, size: int) -> tuple[float, ...]:
@@ -90,31 +88,33 @@ def read_groups(
         column, or one of numbers that holds something else.
     """
     rows: dict[str, dict[str, str]] = {}
-    for line, row in read_csv(path, ("file", *columns)):
+
+    def take(row: dict[str, str]) -> None:
         if rows.setdefault(row.pop("file").strip().replace("\\", "/"), row) is not row:
-            raise PipelineError(f"{path}, line {line}: this file is given twice")
+            raise ValueError("this file is given twice")
+
+    read_csv(path, ("file", *columns), take)
     columns = columns or [name for name in next(iter(rows.values()), {}) if name]
     if not columns or {"file", *WORDS} & set(columns):
         told = first(columns, 3) or "none"
         raise PipelineError(f"{path} must have rows, and columns of names of its own, got {told}")
-    alike = Counter(PurePath(name).name for names in images.values() for name in names)
-    found: dict[str, list[dict[str, str]]] = {part: [] for part in images}
-    for part, names in images.items():
-        for name in names:
-            short = PurePath(name).name
-            if name not in rows and short in rows and alike[short] > 1:
-                raise PipelineError(f"{path} names {short}, as several images are called")
-            found[part].append(rows.get(name, rows.get(short, {})))
-    every = [row for those in found.values() for row in those]
-    if missing := every.count({}):
-        if missing == len(every):
+    every = [name for names in images.values() for name in names]
+    alike = Counter(PurePath(name).name for name in every)
+    found: dict[str, dict[str, str]] = {}
+    for name in every:
+        short = PurePath(name).name
+        if name not in rows and short in rows and alike[short] > 1:
+            raise PipelineError(f"{path} names {short}, as several images are called")
+        found[name] = rows.get(name, rows.get(short, {}))
+    if missing := list(found.values()).count({}):
+        if missing == len(found):
             raise PipelineError(f"{path} names none of the images")
-        print(f"warning: {path} says nothing of {missing} of {len(every)} images", file=sys.stderr)
+        warn(f"{path} says nothing of {missing} of {len(found)} images")
     covariates: dict[str, Covariates] = {part: {} for part in images}
     for column in columns:
         numbers = _are_numbers(path, column, [row[column] for row in rows.values()])
-        for part, those in found.items():
-            cells = np.array([row.get(column, "").strip() for row in those], str)
+        for part, names in images.items():
+            cells = np.array([found[name].get(column, "").strip() for name in names], str)
             values = np.where(cells == "", "nan", cells).astype(float) if numbers else cells
             covariates[part][column] = values
     return covariates
@@ -136,11 +136,7 @@ def _are_numbers(path: Path, column: str, cells: list[str]) -> bool:
     return len(numbers) > MOST_GROUPS and not others
 
 
-def judge(
-    covariates: Mapping[str, Covariates],
-    truth: npt.NDArray[np.bool_],
-    labels: npt.NDArray[np.bool_],
-) -> dict[str, Any]:
+def judge(covariates: Mapping[str, Covariates], truth: Values, labels: Values) -> dict[str, Any]:
     """Measure how well each covariate alone tells the abnormal images of the test part, both ways.
 
     What is the same for all of them, or not known for half of them, is left out.
@@ -177,13 +173,11 @@ def judge(
     return found
 
 
-def _known(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+def _known(values: Values) -> Values:
     return np.isfinite(values) if is_number(values) else values != ""
 
 
-def _direct(
-    values: npt.NDArray[Any], valid: npt.NDArray[Any], labels: npt.NDArray[np.bool_]
-) -> tuple[str, npt.NDArray[np.float64]]:
+def _direct(values: Values, valid: Values, labels: Values) -> tuple[str, Values]:
     """Turn values so that abnormal ones are higher, as labels of others say."""
     if is_number(values):
         higher = auc_between(valid[~labels], valid[labels]) >= 0.5
@@ -192,7 +186,7 @@ def _direct(
     return "by group", np.array([shares.get(group, labels.mean()) for group in values])
 
 
-def _distance(values: npt.NDArray[Any], normal: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+def _distance(values: Values, normal: Values) -> Values:
     if is_number(values):
         return np.abs(values - np.median(normal))
     return np.array([-np.mean(normal == group) for group in values])

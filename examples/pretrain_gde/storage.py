@@ -10,7 +10,9 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,14 +34,21 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode("utf-8", "backslashreplace"))
 
 
-def csv_cell(text: str) -> str:
-    """Make a text safe as a cell, where a spreadsheet would run it: ``'`` before ``=``, escapes."""
-    return printable(f"'{text}" if text.startswith(("=", "+", "-", "@")) else text)
+def csv_cell(value: str | float) -> str:
+    """Make a cell: a number in full, none of NaN; a text with ``'`` where it would be run."""
+    if not isinstance(value, str):
+        return "" if math.isnan(value) else repr(float(value))
+    return printable(f"'{value}" if value.startswith(("=", "+", "-", "@")) else value)
 
 
 def printable(text: str) -> str:
     """Escape what would change a line or steer a terminal; all else stays."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def warn(text: str) -> None:
+    """Say something in a line on standard error."""
+    print(printable(f"warning: {text}"), file=sys.stderr)
 
 
 def first(names: Sequence[str], most: int) -> str:
@@ -84,29 +93,30 @@ def read_json(path: Path, form: Any) -> Any:
     return value
 
 
-def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Read the rows of a CSV file with their line numbers; cells that are missing are empty.
+def read_csv(path: Path, columns: Sequence[str], take: Callable[[dict[str, str]], None]) -> None:
+    """Read a CSV file, and hand over row by row; cells that are missing are empty.
 
     Raises
     ------
     PipelineError
-        If it cannot be read, lacks one of the columns or has it twice, or a row has more cells than
-        there are columns.
+        If it cannot be read, lacks one of the columns or has it twice, a row has more cells than
+        there are columns, or `take` raises ValueError: the message names the line.
     """
     with reading(path) as file:
         text = file.read().decode("utf-8-sig")  # Excel begins a file with a mark of the byte order
         reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
         found = list(reader.fieldnames or ())
-        missing = [name for name in columns if name not in found]
-        if missing:
+        if missing := [name for name in columns if name not in found]:
             raise PipelineError(f"{path} has no column {', '.join(missing)}")
-        twice = [name for name in dict.fromkeys(found) if name and found.count(name) > 1]
-        if twice:
+        if twice := [name for name in dict.fromkeys(found) if name and found.count(name) > 1]:
             raise PipelineError(f"{path} has the column {', '.join(twice)} twice")
         for row in reader:
-            if reader.restkey in row:
-                raise PipelineError(f"{path}, line {reader.line_num}: more cells than columns")
-            yield reader.line_num, row
+            try:
+                if reader.restkey in row:
+                    raise ValueError("more cells than columns")
+                take(row)
+            except ValueError as error:
+                raise PipelineError(f"{path}, line {reader.line_num}: {error}") from error
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -120,10 +130,14 @@ def parse_json(text: str | bytes) -> Any:
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], info: Any) -> None:
     """Write tensors and a JSON value into one safetensors file, atomically."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps(info, allow_nan=False)
-    metadata = {"info": text, "sha256": _digest(plain, text)}
-    data = safetensors.torch.save(plain, metadata)
+    write_tensors(path, plain, {"info": text, "sha256": _digest(plain, text)})
+
+
+def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
+    """Write tensors of the CPU and some texts into one safetensors file, atomically."""
+    data = safetensors.torch.save(tensors, metadata)
     with replacing(path) as file:
         file.write(data)
 

@@ -15,10 +15,12 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from examples.pretrain_gde.augment import Augmenter, Classes
+from examples.pretrain_gde.backbones import is_torchvisions
 from examples.pretrain_gde.data import Dataset, Images
 from examples.pretrain_gde.detector import Reference, scored_by
 from examples.pretrain_gde.errors import PipelineError
@@ -30,13 +32,10 @@ from examples.pretrain_gde.storage import Tensors, load_tensors, save_tensors
 
 CHECKPOINT = "checkpoint.safetensors"
 WEIGHTS = "weights-epoch{:04d}.safetensors"
+LOGGED = ("loss", "learning_rate", "augmentation_share")  # of an epoch
 EPOCH_FORM = {
     "epoch": EPOCHS,
-    "loss": (0.0, LARGE),
-    "learning_rate": (0.0, LARGE),
-    "seconds": (0.0, LARGE),
-    "wall_seconds": (0.0, LARGE),
-    "augmentation_share": (0.0, LARGE),
+    **dict.fromkeys((*LOGGED, "seconds", "wall_seconds"), (0.0, LARGE)),
     "valid?": {str: (0.0, 1.0)},
 }
 CHECKPOINT_FORM = {
@@ -68,10 +67,8 @@ class Progress:
     best: dict[str, Any] | None = None
 
 
-def train(
-    settings: Settings, dataset: Dataset, folder: Path, runtime: Runtime, *, resume: bool = False
-) -> Progress:
-    """Pretrain one network and keep the weights of its best validation.
+class Trainer:
+    """One run: pretrains one network and keeps the weights of its best validation.
 
     The state of the last epoch is written to `folder` every `SAVE_EVERY` seconds and at the end,
     that of an interrupt included; with `resume` the run goes on from there, to the same numbers as
@@ -82,11 +79,6 @@ def train(
     PipelineError
         If the checkpoint belongs to other settings or is damaged, or the loss is not finite.
     """
-    return Trainer(settings, dataset, folder, runtime, resume).run()
-
-
-class Trainer:
-    """One run: the network, the optimizer and the data. See `train`."""
 
     def __init__(
         self,
@@ -100,6 +92,9 @@ class Trainer:
         self.network = seeded_network(settings).to(runtime.device)
         self.network.to(memory_format=torch.channels_last)
         if runtime.world > 1 and runtime.device.type == "cuda":
+            if not is_torchvisions(settings.backbone):  # others normalize in layers of their own
+                told = "several GPUs train torchvision's networks alone"
+                raise PipelineError(f"{told}, got {settings.backbone}")
             nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
         self.optimizer = torch.optim.SGD(
             self.network.parameters(),
@@ -110,17 +105,18 @@ class Trainer:
         self.wrapped: dict[bool, nn.Module] = {}  # by whether the backbone is frozen
         self.progress = Progress()
         self.unsaved: tuple[Tensors, dict[str, Any]] | None = None
-        self.source = Batches(
-            dataset.images["train"], dataset.masks.get("train"), settings, runtime
-        )
+        images, masks = dataset.images["train"], dataset.masks.get("train")
+        self.source = Batches(images, masks, settings, runtime)
         self.augment = Augmenter(settings)
         self.files = fingerprint(dataset, ("train", "valid"))
         path = folder / CHECKPOINT
         if resume and path.exists():
             try:
                 self._restore(path)
+            except PipelineError:
+                raise
             except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-                raise PipelineError(f"{path} holds no checkpoint of this network") from error
+                raise PipelineError(f"{path} holds no checkpoint of {settings.backbone}") from error
 
     def run(self) -> Progress:
         """Train the remaining epochs."""
@@ -132,9 +128,10 @@ class Trainer:
             unit="step",
             disable=not self.runtime.progress,
         )
+        gpus = [self.runtime.device] if self.runtime.device.type == "cuda" else []
         begin = saved = time.perf_counter()
         try:
-            with bar, self._logs(done) as logs:
+            with bar, self._logs(done) as logs, torch.random.fork_rng(gpus):
                 for epoch in range(done, settings.epochs):
                     record = self._epoch(epoch, bar)
                     last = epoch + 1 == settings.epochs
@@ -184,6 +181,7 @@ class Trainer:
                 group["lr"] = rate
             with clock:
                 classes = self.augment(*self.source(step))
+            torch.manual_seed(derive_seed(settings.seed, 6, step, self.runtime.rank))  # of dropout
             total += self.update(model, classes)
             bar.update()
         loss = self.runtime.mean(total / settings.updates).item()
@@ -200,18 +198,14 @@ class Trainer:
 
     def update(self, model: nn.Module, classes: Classes) -> torch.Tensor:
         """Do one step of the optimizer and return the loss, without waiting for the device."""
-        with torch.autocast(
-            self.runtime.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"
-        ):
+        bf16 = self.settings.precision == "bf16"
+        with torch.autocast(self.runtime.device.type, torch.bfloat16, enabled=bf16):
             outputs: Outputs = model(classes.inputs)
-        loss = nn.functional.cross_entropy(outputs.logits.float(), classes.labels)
+        loss = functional.cross_entropy(outputs.logits.float(), classes.labels)
         for logits in outputs.maps:
-            where = nn.functional.adaptive_avg_pool2d(
-                classes.alpha.float() / 255, logits.shape[-2:]
-            )
-            loss = loss + self.settings.map_weight * (
-                nn.functional.binary_cross_entropy_with_logits(logits.float(), where)
-            )
+            where = functional.adaptive_avg_pool2d(classes.alpha.float() / 255, logits.shape[-2:])
+            missed = functional.binary_cross_entropy_with_logits(logits.float(), where)
+            loss = loss + self.settings.map_weight * missed
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -275,10 +269,8 @@ class Trainer:
     def _restore(self, path: Path) -> None:
         tensors, info = load_tensors(path, CHECKPOINT_FORM)
         now, then = self.settings.as_dict(), Settings(**info["settings"]).as_dict()
-        other = [name for name in now if then[name] != now[name]]
-        if other:
-            told = ", ".join(f"{name} {then[name]!r}" for name in other)
-            raise PipelineError(f"{path} was made with other settings: {told}")
+        if other := [f"{name} {then[name]!r}" for name in now if then[name] != now[name]]:
+            raise PipelineError(f"{path} was made with other settings: {', '.join(other)}")
         if info["processes"] != self.runtime.world:
             raise PipelineError(f"{path} was made by {info['processes']} processes")
         if info["files"] != self.files:
@@ -379,7 +371,7 @@ class Clock:
 
 def _log(writer: Any, record: dict[str, Any]) -> None:
     """Write one epoch into TensorBoard's event files."""
-    for name in ("loss", "learning_rate", "augmentation_share"):
+    for name in LOGGED:
         writer.add_scalar(f"train/{name}", record[name], record["epoch"])
     for score, auc in record.get("valid", {}).items():
         writer.add_scalar(f"valid/auc_{score}", auc, record["epoch"])
@@ -395,11 +387,9 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def fingerprint(dataset: Dataset, parts: Sequence[str]) -> dict[str, int]:
     """Sum up images and labels of some parts, to be compared with those of an earlier run."""
-    return {
-        part: functools.reduce(
-            lambda crc, image: zlib.crc32(np.ascontiguousarray(image).data, crc),
-            dataset.images[part],
-            zlib.crc32(dataset.labels(part).data),
-        )
-        for part in parts
-    }
+    found = {}
+    for part in parts:
+        found[part] = zlib.crc32(dataset.labels(part).data)
+        for image in dataset.images[part]:  # of which a view may have no contiguous whole
+            found[part] = zlib.crc32(np.ascontiguousarray(image).data, found[part])
+    return found

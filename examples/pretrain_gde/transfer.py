@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from examples.pretrain_gde.data import Dataset, Images, Seen, attempt, tell_of_lungs
+from examples.pretrain_gde.compare import mean_and_sd
+from examples.pretrain_gde.data import Dataset, Seen, attempt, tell_of_masks
+from examples.pretrain_gde.density import NAMES
 from examples.pretrain_gde.detector import AllScores, Detector, fit_detector
 from examples.pretrain_gde.errors import PipelineError
-from examples.pretrain_gde.evaluate import measure_all
-from examples.pretrain_gde.metrics import LEAST_FITTED, auc_between, is_number, summary
+from examples.pretrain_gde.evaluate import caution, measure_all, result_of, worth
+from examples.pretrain_gde.metrics import LEAST_FITTED, auc_between, by_score, is_number, summary
 from examples.pretrain_gde.readers import Entry, Split, set_aside
 from examples.pretrain_gde.settings import Settings
-from examples.pretrain_gde.shortcuts import WORDS, Covariates, judge, read_groups
+from examples.pretrain_gde.shortcuts import WORDS, judge, read_groups, strongest
 from examples.pretrain_gde.view import View
+
+Floats = npt.NDArray[np.float64]
 
 
 def transfer(
@@ -54,77 +58,74 @@ def transfer(
             f"folds must be 2 or more and leave {LEAST_FITTED} normals, got {folds}"
         )
     settings = detector.settings
-    source = read_source(settings, normal, abnormal, groups=groups, progress=progress)
-    images, masks, truth, shortcuts = source.images, source.masks, source.truth, source.shortcuts
+    seen, truth = see_all(settings, normal, abnormal, masked=True, progress=progress)
+    images = np.stack([each.image for each in seen])
+    masks = np.array([each.mask for each in seen if each.mask is not None], np.uint8)
+    covariates = dict(zip(WORDS, np.array([each.numbers for each in seen]).T, strict=True))
+    if groups:
+        paths = {"test": [path.as_posix() for path in (*normal, *abnormal)]}
+        covariates |= read_groups(Path(groups[0]), groups[1:], paths)["test"]
+    # Of groups, the same images would be learned by heart.
+    numbers = {name: values for name, values in covariates.items() if is_number(values)}
+    normals = {name: values[~truth] for name, values in numbers.items()}
+    shortcuts = judge({"train": normals, "valid": numbers, "test": numbers}, truth, truth)
+    told = {name: v for name, v in covariates.items() if name in shortcuts or name not in numbers}
+
     order = np.random.default_rng(settings.seed).permutation(len(normal))
-    aucs: dict[str, dict[str, list[float]]] = {}
-    pooled: AllScores = {}
-    for number, fold in enumerate(
-        tqdm(np.array_split(order, folds), "folds", disable=not progress)
-    ):
-        rest = [Entry(str(index), False) for index in np.sort(np.setdiff1d(order, fold))]
+    parts = np.array_split(order, folds)
+    scores: list[AllScores] = []
+    for number, fold in enumerate(tqdm(parts, "folds", disable=not progress)):
+        rest = [Entry(str(index), False) for index in np.setdiff1d(order, fold)]
         valid, train = set_aside(rest, np.random.default_rng((settings.seed, number)))
         rows = {"train": [int(e.path) for e in train], "valid": [int(e.path) for e in valid]}
-        dataset = Dataset(
-            Split("normals", train, valid, ()),
-            {part: images[chosen] for part, chosen in rows.items()},
-            {part: masks[chosen] for part, chosen in rows.items()} if len(masks) else {},
-            (),
-        )
+        shown = {part: images[chosen] for part, chosen in rows.items()}
+        lungs = {part: masks[chosen] for part, chosen in rows.items()} if len(masks) else {}
+        dataset = Dataset(Split("normals", train, valid, ()), shown, lungs, ())
         fitted, _ = fit_detector(detector.networks, settings, dataset)
-        for network, named in fitted.score_all(images).items():
-            for name, values in named.items():
-                auc = auc_between(values[fold], values[truth])
-                aucs.setdefault(network, {}).setdefault(name, []).append(auc)
-                every = pooled.setdefault(network, {}).setdefault(name, np.zeros(len(images)))
-                every[fold] = values[fold]
-                every[truth] += values[truth] / folds
+        scores.append(fitted.score_all(images))
+
+    def average(*found: Floats) -> dict[str, Any] | None:
+        pairs = zip(found, parts, strict=True)
+        return summary([auc_between(values[fold], values[truth]) for values, fold in pairs])
+
+    def pool(*found: Floats) -> Floats:
+        every = sum(values / folds for values in found)
+        for values, fold in zip(found, parts, strict=True):
+            every[fold] = values[fold]
+        return every
+
     return {
         "folds": folds,
         "images": {"normal": len(normal), "abnormal": len(abnormal)},
         "scored": dict(zip(("network", "score"), detector.scored, strict=True)),
-        "auc": {
-            network: {name: summary(values) for name, values in named.items()}
-            for network, named in aucs.items()
-        },
-        "pooled": measure_all(pooled, truth, source.covariates),
+        "auc": by_score(average, *scores),
+        "pooled": measure_all(by_score(pool, *scores), truth, told),
         "shortcuts": shortcuts,
     }
 
 
-class SourceImages(NamedTuple):
-    """Images of another source, normal ones first.
-
-    Attributes
-    ----------
-    images : (N, S, S) uint8 array
-        What the network sees.
-    masks : (M, S, S) uint8 array
-        Of the normals, if the settings need masks, else empty.
-    truth : (N,) bool array
-        Which are abnormal.
-    covariates : Covariates
-        Shortcuts and groups, to adjust for.
-    shortcuts : dict
-        As of `judge`, of the numbers, where all images are every part.
-    """
-
-    images: Images
-    masks: Images
-    truth: npt.NDArray[np.bool_]
-    covariates: Covariates
-    shortcuts: dict[str, Any]
+def describe_transfer(result: dict[str, Any]) -> str:
+    """Say in a line how the score that counts does, and in another what the figure is worth."""
+    scored = result["scored"]
+    figures = mean_and_sd(result["auc"][scored["network"]][scored["score"]])
+    told = f"{scored['network']}, {NAMES[scored['score']]}: {figures}"
+    told += f", standard deviation of {result['folds']} folds"
+    if strongest(result["shortcuts"]):
+        pooled = {**result, "test": result["pooled"]}
+        auc = result_of(pooled)["auc"]
+        told += f"\nall folds together: {auc:.3f}. {worth(pooled)} {caution(pooled)}"
+    return told
 
 
-def read_source(
+def see_all(
     settings: Settings,
     normal: Sequence[Path],
     abnormal: Sequence[Path],
     *,
-    groups: Sequence[str] = (),
+    masked: bool = False,
     progress: bool = True,
-) -> SourceImages:
-    """Read images of another source, and what tells them apart.
+) -> tuple[list[Seen], npt.NDArray[np.bool_]]:
+    """Return what the network sees of images, with masks of the normals or without; which are ill.
 
     Raises
     ------
@@ -136,25 +137,14 @@ def read_source(
     given = [*normal, *abnormal]
     if len({path.resolve() for path in given}) < len(given):  # it would be fitted to and tested on
         raise PipelineError("an image is given twice")
-    views = [settings.view_with_mask] * len(normal) + [settings.view] * len(abnormal)
+    view = settings.view_with_mask if masked else settings.view
+    views = [view] * len(normal) + [settings.view] * len(abnormal)
     pairs = list(zip(given, views, strict=True))
-    seen = [_read(path, view) for path, view in tqdm(pairs, disable=not progress)]
-    images = np.stack([each.image for each in seen])
-    masks = np.array([each.mask for each in seen if each.mask is not None], np.uint8)
-    truth = np.arange(len(given)) >= len(normal)
-    upright = {p: each.upright for (p, v), each in zip(pairs, seen, strict=True) if v.finds_lungs}
-    tell_of_lungs(upright)
-    covariates = dict(zip(WORDS, np.array([each.numbers for each in seen]).T, strict=True))
-    if groups:
-        paths = {"test": [path.as_posix() for path in given]}
-        covariates |= read_groups(Path(groups[0]), groups[1:], paths)["test"]
-    # Of groups, the same images would be learned by heart.
-    numbers = {name: values for name, values in covariates.items() if is_number(values)}
-    parts = dict.fromkeys(("valid", "test"), numbers)
-    parts["train"] = {name: values[~truth] for name, values in numbers.items()}
-    shortcuts = judge(parts, truth, truth)
-    told = {name: v for name, v in covariates.items() if name in shortcuts or name not in numbers}
-    return SourceImages(images, masks, truth, told, shortcuts)
+    bar = tqdm(pairs, "reading", unit="img", disable=not progress)
+    seen = [_read(path, view) for path, view in bar]
+    fine = {p: each.upright for (p, v), each in zip(pairs, seen, strict=True) if v.finds_mask}
+    tell_of_masks(fine, settings.mask)
+    return seen, np.arange(len(given)) >= len(normal)
 
 
 def _read(path: Path, view: View) -> Seen:

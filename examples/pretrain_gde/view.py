@@ -1,4 +1,4 @@
-"""What a network sees of a radiograph: all of it, or the lungs, in their own tones."""
+"""What a network sees of an image: all of it, or the lungs (or what is masked), in their tones."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy.typing as npt
 from PIL import Image
 
 import anatpaste_aug as ap
+from anatpaste_aug.functions import is_function, source_of
+from examples.pretrain_gde.given import given
 
 NATIVE_SIZE = 256  # pixels: the size that the method's lengths were published for
 UPRIGHT = 0.5  # the quality below which `lung_mask_robust` warns
@@ -31,51 +33,58 @@ class View:
     size : int
         Side in pixels; the aspect ratio is not kept.
     crop : bool
-        Whether an image is cut to the box around its lungs (`anatpaste_aug.lung_crop`).
+        Whether an image is cut to the box around its mask (`anatpaste_aug.lung_crop`).
     tone : str
         "image": gray values as they are; "lungs": scaled linearly so that `TONE_PERCENTILES` of
-        those inside the lungs become `TONE_LEVELS`, and cut at 0 and 255.
+        those inside the mask become `TONE_LEVELS`, and cut at 0 and 255.
     mask : str
-        The lung mask to find as well, by its name in the settings, or "" for none.
+        Which mask that is, by its name in the settings.
+    masked : bool
+        Whether the mask is wanted, too.
     """
 
     size: int
     crop: bool = False
     tone: str = "image"
-    mask: str = ""
+    mask: str = "published"
+    masked: bool = False
 
     @property
-    def needs_lungs(self) -> bool:
-        """Whether the lungs must be found to make an input."""
+    def needs_mask(self) -> bool:
+        """Whether the mask must be found to make an input."""
         return self.crop or self.tone == "lungs"
 
     @property
-    def finds_lungs(self) -> bool:
-        """Whether an upright pair of lungs is looked for."""
-        return self.needs_lungs or self.mask == "robust"
+    def finds_mask(self) -> bool:
+        """Whether the mask is found at all."""
+        return self.needs_mask or self.masked
+
+    def made_by(self) -> tuple[object, ...]:
+        """Return what decides, beside an image, what is seen of it; its function must be given."""
+        if not self.finds_mask:
+            return (self.size,)
+        own = is_function(self.mask)
+        return self, ap.__version__, source_of(given("mask", self.mask)) if own else ""
 
     def see(self, image: Gray) -> tuple[Gray, bool, Lungs | None]:
         """Make the network's input from a gray image of any size: (S, S) uint8.
 
-        Tell, too, whether the lungs are an upright pair, where they are looked for, and return what
-        is seen of the mask, (S, S) bool, if one is wanted. Both are found once, at `NATIVE_SIZE`.
+        Tell, too, whether the mask is fine, where it is looked for, and return what is seen of it,
+        (S, S) bool, if it is wanted. It is found once, at `NATIVE_SIZE`.
         """
-        if not (self.finds_lungs or self.mask):
+        if not self.finds_mask:
             return resize(image, self.size), True, None
         native = resize(image, NATIVE_SIZE)
-        lungs, upright = find_lungs(native) if self.finds_lungs else (ap.lung_mask(native), True)
+        lungs, fine = find_mask(native, self.mask)
         box = self._box(lungs)
-        way = Image.Resampling.BILINEAR if self.needs_lungs else Image.Resampling.BICUBIC
+        way = Image.Resampling.BILINEAR if self.needs_mask else Image.Resampling.BICUBIC
         seen = resize(image, self.size, box, way)
         if self.tone == "lungs":
             seen = scale_tone(seen, self._cut(lungs, box))
-        if not self.mask:
-            return seen, upright, None
-        published = self.mask == "default" and self.finds_lungs
-        return seen, upright, self._cut(ap.lung_mask(native) if published else lungs, box)
+        return seen, fine, self._cut(lungs, box) if self.masked else None
 
     def _cut(self, mask: Lungs, box: Box) -> Lungs:
-        """Cut a mask to the lungs; a pixel is in it if at least half of it is."""
+        """Cut a mask to its box; a pixel is in it if at least half of it is."""
         if not self.crop and mask.shape == (self.size, self.size):
             return mask
         gray = mask.astype(np.uint8) * 255
@@ -93,20 +102,20 @@ class View:
         return left / width, top / height, right / width, bottom / height
 
 
-def find_lungs(native: Gray) -> tuple[Lungs, bool]:
-    """Find the lungs, and tell whether they are an upright pair.
+def find_mask(native: Gray, name: str) -> tuple[Lungs, bool]:
+    """Find a mask by its name, and tell whether it is fine: of the robust one, an upright pair.
 
     Not by the library's warning: it names no image, and Python shows it for the first one alone.
     """
-    lungs, quality = ap.lung_mask_robust(native, return_quality=True)
-    return lungs, quality >= UPRIGHT
+    if name == "robust":
+        lungs, quality = ap.lung_mask_robust(native, return_quality=True)
+        return lungs, quality >= UPRIGHT
+    lungs = ap.lung_mask(native) if name == "published" else given("mask", name)(native)
+    return lungs, bool(lungs.any())
 
 
 def resize(
-    image: Gray,
-    size: int,
-    box: Box = WHOLE,
-    method: Image.Resampling = Image.Resampling.BICUBIC,
+    image: Gray, size: int, box: Box = WHOLE, method: Image.Resampling = Image.Resampling.BICUBIC
 ) -> Gray:
     """Resize a part of an image to `size` x `size` pixels."""
     height, width = image.shape
