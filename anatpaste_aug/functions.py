@@ -124,14 +124,14 @@ def load_segment(name: str) -> Segment:
 
     @functools.wraps(function)
     def segment(image: Array) -> Mask:
-        try:
-            with lock:
+        with lock:  # until the mask is copied, which may be the function's own
+            try:
                 mask = function(image.copy())
-        except (ImportError, MemoryError):  # not for what the image is
-            raise
-        except Exception as error:
-            raise ValueError(f"{name} raised {_told(error)}") from error
-        return as_mask(mask, image.shape, f"the mask returned by {name}")
+            except (ImportError, MemoryError):  # not for what the image is
+                raise
+            except Exception as error:
+                raise ValueError(f"{name} raised {_told(error)}") from error
+            return as_mask(mask, image.shape, f"the mask returned by {name}").copy()
 
     return segment
 
@@ -212,6 +212,7 @@ def _run(path: str) -> ModuleType:
     try:
         with _current_folder():  # not by the import system, which may take older bytecode
             exec(compile(code, path, "exec"), vars(module))
+        _digests[module] = hashlib.sha256(code).hexdigest()  # of what ran, whatever is there now
     except BaseException:
         del sys.modules[name]
         raise

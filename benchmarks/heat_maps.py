@@ -81,7 +81,7 @@ def all_maps(
     for network, scorer in detector.scorers.items():
         cam = grad_cam(detector.networks[network], scorer, "places2", inputs)
         yield f"places2, {network}, Grad-CAM", enlarge(cam / cam.amax((1, 2, 3), True), images)
-    if "trained" in detector.networks and detector.settings.map_weight:
+    if "trained" in detector.networks and len(detector.networks["trained"].map_heads):
         trained = detector.networks["trained"]
         with torch.no_grad():
             logits = trained.map_heads[0](trained.see(inputs)[1][MAPPED[0]])

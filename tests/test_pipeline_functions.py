@@ -412,3 +412,16 @@ def test_drawn_heads_go_into_a_new_folder(tmp_path):
 def test_where_all_masks_are_poor_another_is_suggested(capsys):
     data.tell_of_masks({"a": False, "b": False}, "robust")
     assert "lungs in 2 of 2 images: is --mask the right one?" in capsys.readouterr().err
+
+
+def test_an_operation_that_needs_no_lungs_is_taken(heads, tmp_path):
+    code = """
+from anatpaste_aug.operations import CutPaste
+class Whole(CutPaste):
+    pass
+"""
+    (tmp_path / "whole.py").write_text(code)
+    name = f"{tmp_path / 'whole.py'}:Whole"
+    options = ("--data", heads, "--out", tmp_path / "out", *TINY, "--mask", MASK)
+    assert main("train", *options, "--variant", name) == 0
+    assert (tmp_path / "out" / "Whole" / "seed0" / "report.html").exists()

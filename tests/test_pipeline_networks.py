@@ -29,7 +29,7 @@ from examples.pretrain_gde.given import give  # noqa: E402
 from examples.pretrain_gde.model import Network, drawn_channels, prepare  # noqa: E402
 from examples.pretrain_gde.phantoms import write_phantoms  # noqa: E402
 from examples.pretrain_gde.settings import PRESETS, Settings  # noqa: E402
-from examples.pretrain_gde.storage import load_tensors, save_tensors  # noqa: E402
+from examples.pretrain_gde.storage import load_tensors, save_tensors, write_tensors  # noqa: E402
 
 COUNTS = {("train", "normal"): 10, ("valid", "normal"): 4}
 VALID = (("valid", "normal"), ("valid", "abnormal"))
@@ -45,6 +45,7 @@ WIDTHS = {  # of torchvision's classifiers: after each stage, and of what the la
     "vit_b_16": ((), 768),
 }
 OWN = """
+import random
 import torch
 from torch import nn
 def maps():
@@ -60,6 +61,12 @@ class Branching(nn.Module):
     def forward(self, inputs):
         values = self.conv(inputs)
         if values.sum() > 0:  # which no tracer can follow
+            values = values + 1
+        return self.fc(values.mean((2, 3)))
+class Chance(Branching):
+    def forward(self, inputs):
+        values = self.conv(inputs)
+        if random.random() < 0.5:
             values = values + 1
         return self.fc(values.mean((2, 3)))
 class Drawing(nn.Module):
@@ -329,12 +336,14 @@ def test_the_page_s_commands(tmp_path, monkeypatch):
     assert (tmp_path / "runs/demo/mix/seed0/finetune.html").exists()
 
 
-def test_what_is_drawn_anew_at_each_image_is_not_traced(own, tmp_path):
-    give("backbone", own("Drawing"))
-    network = Network(Settings(backbone=own("Drawing"), size=32))
+@pytest.mark.parametrize("name", ["Drawing", "Chance"])
+def test_what_is_drawn_anew_at_each_image_is_not_traced(name, own, tmp_path):
+    give("backbone", own(name))
+    network = Network(Settings(backbone=own(name), size=32))
     inputs = torch.rand(1, 3, 32, 32)
     assert len({network.pooled(inputs).sum().item() for _ in range(40)}) == 2
     save_tensors(tmp_path / "x.safetensors", network.state_dict(), {})  # two names for one tensor
+    write_tensors(tmp_path / "y.safetensors", network.state_dict(), {})
     tensors, _ = load_tensors(tmp_path / "x.safetensors", {})
     network.load_state_dict(tensors)
 
@@ -361,5 +370,5 @@ def test_export_of_another_network_than_the_run_s_is_refused(tmp_path, phantoms,
 
 
 def test_imagenet_is_not_of_functions(own):
-    with pytest.raises(PipelineError, match="a function gives its weights"):
+    with pytest.raises(PipelineError, match="they give weights of their own"):
         Settings(backbone=own("maps"), imagenet=True)

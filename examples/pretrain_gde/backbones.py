@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import functools
 import importlib.util
+import random
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -84,19 +85,23 @@ def make_backbone(name: str, size: int, *, imagenet: bool = False) -> Backbone:
             f"backbone {name} does not end in a linear layer, or gives no tensor of features"
         )
     stages = _find_stages(call, side)
-    before = torch.get_rng_state()
+    before = _random_states()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # evaluation leaves out parts, such as dropout
             end = last.name if last is not None else get_graph_node_names(network)[1][-1]
             nodes = {each.name: f"stage{stage}" for stage, each in stages.items()}
             traced = create_feature_extractor(network, {**nodes, end: POOLED})
-        if not torch.equal(torch.get_rng_state(), before):
+        if _random_states() != before:
             raise ValueError("what is drawn anew at each image would be the same for all")
         network = traced
     except Exception:  # the tracer raises whatever it likes; the features are there without it
         stages = {}
     return Backbone(network, width, {stage: c.output.shape[1] for stage, c in stages.items()})
+
+
+def _random_states() -> str:
+    return repr((random.getstate(), torch.get_rng_state().tolist()))
 
 
 def _try(name: str, size: int, imagenet: bool) -> tuple[_Call, int]:

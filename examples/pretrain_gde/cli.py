@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from anatpaste_aug.functions import is_function
 from examples.pretrain_gde.augment import segments_quickly
 from examples.pretrain_gde.compare import describe_result, mean_and_sd, write_table
 from examples.pretrain_gde.data import Dataset, load_dataset, tell_of_masks
@@ -28,7 +29,7 @@ from examples.pretrain_gde.finetune import (
     starts,
     write_finetuned,
 )
-from examples.pretrain_gde.given import OPTIONS, code_of, give
+from examples.pretrain_gde.given import OPTIONS, code_of, give, given
 from examples.pretrain_gde.heatmap import NO_MAP, has_map
 from examples.pretrain_gde.model import tell_of_maps
 from examples.pretrain_gde.phantoms import write_phantoms
@@ -41,9 +42,9 @@ from examples.pretrain_gde.settings import MASKS, PRESETS, VARIANTS, Settings, d
 from examples.pretrain_gde.storage import printable, read_json, warn, write_json
 from examples.pretrain_gde.transfer import describe_transfer, transfer
 
-RESULTS = "results, by one process at a time, which is not seen to on Windows (runs/gde)"
+RESULTS = "results, for one process at a time, not enforced on Windows (runs/gde)"
 BESIDE = "other starts: networks with ImageNet weights of their library, or your own function"
-SAME = "that of the run; needed where it is your own, as files run no code"
+SAME = "as in training; needed for your own code alone, which no file can have imported"
 DEMO_PIXELS = 128  # of the phantoms' files
 COMMON = ("--device", "--threads", "--quiet")
 KINDS = ("--normal", "--abnormal")
@@ -239,14 +240,15 @@ def finetune_command(options: Namespace, runtime: Runtime) -> None:
     kept = {*options.run.rglob("*")} - {own, own.with_suffix(".json")}
     for output in (page, page.with_suffix(".json")):
         _check_output(output, [*normal, *abnormal, *kept])
-    metrics, _, dataset = load_run(options.run, options, runtime)
-    changed = changed_parts(metrics["data"], dataset)
-    if "test" in changed or settings.as_dict() != metrics["settings"]:
-        raise PipelineError(f"{options.run} was made with other test images or settings")
-    labeled = read_labeled(settings, normal, abnormal, dataset, progress=runtime.progress)
-    result = finetune(networks, labeled, plan, settings.seed, progress=runtime.progress)
-    result |= {"settings": settings.as_dict(), "environment": describe(runtime)}
-    rows = write_finetuned(page, result)
+    with locking(options.run):
+        metrics, _, dataset = load_run(options.run, options, runtime)
+        changed = changed_parts(metrics["data"], dataset)
+        if "test" in changed or settings.as_dict() != metrics["settings"]:
+            raise PipelineError(f"{options.run} was made with other test images or settings")
+        labeled = read_labeled(settings, normal, abnormal, dataset, progress=runtime.progress)
+        result = finetune(networks, labeled, plan, settings.seed, progress=runtime.progress)
+        result |= {"settings": settings.as_dict(), "environment": describe(runtime)}
+        rows = write_finetuned(page, result)
     width = max(len(name) for name, *_ in rows)
     for name, way, *cells in rows:
         print(f"{name:{width}}  {way:13}" + "".join(f"{cell:>16}" for cell in cells))
@@ -311,6 +313,8 @@ def check_own(folder: Path, settings: Settings, options: Namespace, needs: str =
             warn(f"{getattr(options, option)} was edited since {folder} was made")
     if needs:
         getattr(settings, needs).made_by()
+        if is_function(settings.backbone):
+            given("backbone", settings.backbone)
 
 
 def make_settings(options: Namespace, runtime: Runtime, variant: str | None) -> Settings:
@@ -395,7 +399,7 @@ def make_parser() -> ArgumentParser:
 
     places = ("--data", "--cache", "--skip-bad", "--groups")
     tuning = add(finetune_command, "run", *KINDS, *places)
-    tuning.add_argument("--labels", type=int, nargs="+", required=True, help="of either kind")
+    tuning.add_argument("--labels", type=int, nargs="+", required=True, help="images of each kind")
     for name, (default, _, text) in PLAN.items():
         told = f"{text} ({default})"
         tuning.add_argument(f"--{name}", type=type(default), default=default, help=told)

@@ -72,9 +72,11 @@ def read_labeled(
     Raises
     ------
     PipelineError
-        If an image cannot be read, is given twice, is given as normal and as abnormal, or is in the
-        test part.
+        If there is no test part with both classes, or an image cannot be read, is given twice, is
+        given as normal and as abnormal, or is in the test part.
     """
+    if not run.has_labels("test"):
+        raise PipelineError("the run has no test part with both classes")
     given = [*normal, *abnormal]
     seen, truth = see_all(settings, normal, abnormal, progress=progress)
     labeled = np.stack([each.image for each in seen])
@@ -129,10 +131,8 @@ def finetune(
     Raises
     ------
     PipelineError
-        If there are fewer labels than asked for, nothing was tested, or training diverges.
+        If there are fewer labels than asked for, or training diverges.
     """
-    if not dataset.has_labels("test"):
-        raise PipelineError("the run has no test part with both classes")
     images, test = dataset.images["train"], dataset.images["test"]
     abnormal, truth = dataset.labels("train"), dataset.labels("test")
     most = min(int(abnormal.sum()), int((~abnormal).sum()))

@@ -56,7 +56,7 @@ def _try_operation(name: str, found: Any) -> None:
         raise ArgumentTypeError(f"{name} is no class of anatpaste_aug.operations.Operation")
     image = phantom_radiograph(TRIED, rng=0)
     try:
-        found()(image, rng=0, mask=np.ones(image.shape, bool))
+        found()(image, rng=0, mask=np.ones(image.shape, bool) if found.needs_lungs else None)
     except Exception as error:  # before all else takes its time
         told = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise ArgumentTypeError(f"{name} cannot be used: {told}") from error

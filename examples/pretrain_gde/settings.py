@@ -76,7 +76,7 @@ class Settings:
                 f"got {self.batch}"
             )
         if self.imagenet and is_function(self.backbone):
-            raise PipelineError("imagenet is of torchvision and timm: a function gives its weights")
+            raise PipelineError("imagenet is not for functions: they give weights of their own")
         if self.fresh_masks and self.mask != "published":
             raise PipelineError(
                 f"mask {self.mask!r} and fresh_masks cannot be combined: only the published mask "

@@ -130,14 +130,18 @@ def parse_json(text: str | bytes) -> Any:
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], info: Any) -> None:
     """Write tensors and a JSON value into one safetensors file, atomically."""
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    text = json.dumps(info, allow_nan=False)
+    plain, text = _plain(tensors), json.dumps(info, allow_nan=False)
     write_tensors(path, plain, {"info": text, "sha256": _digest(plain, text)})
 
 
+def _plain(tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    """Copy tensors as a file holds them: none shares its memory with another."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
 def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
-    """Write tensors of the CPU and some texts into one safetensors file, atomically."""
-    data = safetensors.torch.save(tensors, metadata)
+    """Write tensors and some texts into one safetensors file, atomically."""
+    data = safetensors.torch.save(_plain(tensors), metadata)
     with replacing(path) as file:
         file.write(data)
 

@@ -93,7 +93,7 @@ class Trainer:
         self.network.to(memory_format=torch.channels_last)
         if runtime.world > 1 and runtime.device.type == "cuda":
             if not is_torchvisions(settings.backbone):  # others normalize in layers of their own
-                told = "several GPUs train torchvision's networks alone"
+                told = "only torchvision's networks can be trained on several GPUs"
                 raise PipelineError(f"{told}, got {settings.backbone}")
             nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
         self.optimizer = torch.optim.SGD(
