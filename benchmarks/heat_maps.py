@@ -80,7 +80,8 @@ def all_maps(
         yield f"{score}, {network}, shares as they are", heat_maps(bare, images)
     for network, scorer in detector.scorers.items():
         cam = grad_cam(detector.networks[network], scorer, "places2", inputs)
-        yield f"places2, {network}, Grad-CAM", enlarge(cam / cam.amax((1, 2, 3), True), images)
+        most = cam.amax((1, 2, 3), True).clamp(min=1e-12)  # it may point at nothing
+        yield f"places2, {network}, Grad-CAM", enlarge(cam / most, images)
     if "trained" in detector.networks and len(detector.networks["trained"].map_heads):
         trained = detector.networks["trained"]
         with torch.no_grad():

@@ -72,7 +72,12 @@ def heat_maps(detector: Detector, images: Images) -> npt.NDArray[np.float32]:
         cams = [grad_cam(network, scorer, score, prepare(part.to(device))) for part in parts]
         found = torch.cat(cams).cpu()
         found /= found.amax((1, 2, 3), keepdim=True).clamp(min=torch.finfo(found.dtype).tiny)
-    return nn.functional.interpolate(found, images.shape[1:], mode="bicubic")[:, 0].numpy()
+    return enlarge(found, images)
+
+
+def enlarge(maps: torch.Tensor, images: Images) -> npt.NDArray[np.float32]:
+    """Bring (N, 1, h, w) maps smoothly to the size of images."""
+    return nn.functional.interpolate(maps, images.shape[1:], mode="bicubic")[:, 0].numpy()
 
 
 def grad_cam(network: Network, scorer: Scorer, name: str, inputs: torch.Tensor) -> torch.Tensor:
