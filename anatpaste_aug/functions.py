@@ -95,7 +95,7 @@ def load_function(name: str) -> Callable[..., Any]:
         raise NoFunctionError(f"{name}: it is no function, but {type(found).__name__}")
     function = inspect.unwrap(found)
     _named[id(function)] = function, module
-    source_of(function)
+    source_of(function)  # which is remembered: the files may change while this is in use
     return found
 
 

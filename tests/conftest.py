@@ -139,6 +139,22 @@ def any_mask(seed, height, width):
 
 
 @pytest.fixture(scope="module")
+def phantoms(request, tmp_path_factory):
+    """Return a folder of small phantoms, as many of each kind as the test file's COUNTS say."""
+    from examples.pretrain_gde.phantoms import write_phantoms
+
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_phantoms(folder, 64, counts=request.module.COUNTS, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Return an empty folder, for the decoded images of a test file's runs."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
 def one_thread():
     """Let the pipeline compute in one thread: with more, small networks wait for each other."""
     import torch

@@ -80,18 +80,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def phantoms(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("phantoms")
-    write_phantoms(folder, 64, counts=COUNTS, progress=False)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def trained(phantoms, cache, tmp_path_factory):
     """Return the folder of one finished run."""
     out = tmp_path_factory.mktemp("trained")

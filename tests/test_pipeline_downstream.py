@@ -24,7 +24,6 @@ from examples.pretrain_gde import cli, finetune  # noqa: E402
 from examples.pretrain_gde.detector import Detector  # noqa: E402
 from examples.pretrain_gde.errors import PipelineError  # noqa: E402
 from examples.pretrain_gde.model import embed, prepare  # noqa: E402
-from examples.pretrain_gde.phantoms import write_phantoms  # noqa: E402
 from examples.pretrain_gde.readers import Entry, Split  # noqa: E402
 
 COUNTS = {
@@ -42,13 +41,6 @@ FEW = ["--draws", "2", "--updates", "2", "--quiet"]
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def phantoms(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("phantoms")
-    write_phantoms(folder, 64, counts=COUNTS, progress=False)
-    return folder
 
 
 def train(phantoms, out, epochs):

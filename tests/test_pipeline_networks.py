@@ -27,7 +27,6 @@ from examples.pretrain_gde.detector import Detector  # noqa: E402
 from examples.pretrain_gde.errors import PipelineError  # noqa: E402
 from examples.pretrain_gde.given import give  # noqa: E402
 from examples.pretrain_gde.model import Network, drawn_channels, prepare  # noqa: E402
-from examples.pretrain_gde.phantoms import write_phantoms  # noqa: E402
 from examples.pretrain_gde.settings import PRESETS, Settings  # noqa: E402
 from examples.pretrain_gde.storage import load_tensors, save_tensors, write_tensors  # noqa: E402
 
@@ -83,18 +82,6 @@ class Drawing(nn.Module):
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def phantoms(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("phantoms")
-    write_phantoms(folder, 64, counts=COUNTS, progress=False)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture

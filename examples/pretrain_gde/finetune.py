@@ -27,7 +27,7 @@ from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.evaluate import describe_data
 from examples.pretrain_gde.forms import check_form
 from examples.pretrain_gde.metrics import Values, auc_between, by_score, summary
-from examples.pretrain_gde.model import Network, full_precision, prepare, seeded_network
+from examples.pretrain_gde.model import Network, full_precision, prepare, prepared, seeded_network
 from examples.pretrain_gde.readers import Entry, Split, shared_patients
 from examples.pretrain_gde.report import BELOW, BLUE, GRAY, ORANGE, PAGES, plot
 from examples.pretrain_gde.settings import Settings, derive_seed
@@ -42,7 +42,6 @@ PLAN = {  # default, form and meaning of what can be chosen, besides `labels`
     "rate": (3e-4, (1e-9, 1.0), "learning rate at the start of the cosine"),
 }
 BATCH = 16  # images per update
-EMBEDDED = 128  # images at a time that nothing is learned from
 JITTER, REFRAME = 0.1, 0.05
 COLORS = (BLUE, GRAY, ORANGE, "#2f855a", "#6b46c1", "#b83280")
 
@@ -205,9 +204,9 @@ def _apply(model: Model, images: Images, network: Network, bar: tqdm[Any]) -> Va
     """Return what a model makes of (N, S, S) uint8 images, where `network` is."""
     found, device = [], next(network.parameters()).device
     with full_precision():
-        for part in torch.from_numpy(images)[:, None].split(EMBEDDED):
-            found.append(model(prepare(part.to(device))).cpu())
-            bar.update(len(part))
+        for inputs in prepared(images, device):
+            found.append(model(inputs).cpu())
+            bar.update(len(inputs))
     values = torch.cat(found)
     if not values.isfinite().all():
         raise PipelineError("the network gives values that are not finite: lower --rate")

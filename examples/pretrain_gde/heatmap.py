@@ -12,7 +12,7 @@ from examples.pretrain_gde.data import Images
 from examples.pretrain_gde.density import SCORES, Scorer
 from examples.pretrain_gde.detector import Detector, standard
 from examples.pretrain_gde.errors import PipelineError
-from examples.pretrain_gde.model import CELLS, Network, prepare
+from examples.pretrain_gde.model import CELLS, Network, prepared
 
 RED, OPACITY = np.array([255, 48, 0]), 0.8
 BATCH = 16  # images at a time, for Grad-CAM
@@ -68,8 +68,8 @@ def heat_maps(detector: Detector, images: Images) -> npt.NDArray[np.float32]:
         network, score = detector.networks["trained"].eval(), detector.scored[1]
         device = next(network.parameters()).device
         scorer = detector.scorers["trained"]
-        parts = torch.from_numpy(images)[:, None].split(BATCH)
-        cams = [grad_cam(network, scorer, score, prepare(part.to(device))) for part in parts]
+        parts = prepared(images, device, BATCH)
+        cams = [grad_cam(network, scorer, score, inputs) for inputs in parts]
         found = torch.cat(cams).cpu()
         found /= found.amax((1, 2, 3), keepdim=True).clamp(min=torch.finfo(found.dtype).tiny)
     return enlarge(found, images)

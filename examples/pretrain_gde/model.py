@@ -138,6 +138,12 @@ def prepare(images: torch.Tensor) -> torch.Tensor:
     return scaled.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
 
 
+def prepared(images: Images, device: torch.device, batch: int = 128) -> Iterator[torch.Tensor]:
+    """Prepare (N, S, S) uint8 images on a device, `batch` at a time."""
+    for part in torch.from_numpy(images)[:, None].split(batch):
+        yield prepare(part.to(device))
+
+
 def tell_of_maps(settings: Settings) -> None:
     """Make the network once, so that it fails soon if it does, and say if it has no maps."""
     if not seeded_network(settings).stages:
@@ -153,7 +159,7 @@ def seeded_network(settings: Settings) -> Network:
 
 
 @torch.no_grad()
-def embed(network: Network, images: Images, names: Collection[str], batch: int = 128) -> Features:
+def embed(network: Network, images: Images, names: Collection[str]) -> Features:
     """Return the named features of (N, S, S) uint8 images, float32 on the CPU.
 
     Always in fp32 without TF32, whatever the training's precision, so that scores agree between
@@ -169,8 +175,8 @@ def embed(network: Network, images: Images, names: Collection[str], batch: int =
     network.eval()
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     with full_precision():
-        for part in torch.from_numpy(images)[:, None].split(batch):
-            found = network.features(prepare(part.to(device)))
+        for inputs in prepared(images, device):
+            found = network.features(inputs)
             for name in names:
                 parts[name].append(found[name].cpu())
     network.train(training)
