@@ -37,6 +37,15 @@ def patch_once() -> None:
     if getattr(original, "once", False):
         return
     patched: set[int] = set()
+    builder = interpreter.InterpreterBuilder
+    splat = builder.create_splat
+
+    def spread(self: Any, kind: Any, value: Any) -> Any:
+        # What a comparison gives is int32 by name, and turned into it here; Triton 3.9 then refuses
+        # it as a mask.
+        if value.data.dtype == np.bool_:
+            value = interpreter.TensorHandle(value.data, triton.language.int1)
+        return splat(self, kind, value)
 
     def patch(function: Any) -> _Patched:
         if id(function.__globals__) not in patched:
@@ -47,6 +56,7 @@ def patch_once() -> None:
         return _Patched()
 
     patch.once = True  # type: ignore[attr-defined]
+    builder.create_splat = spread
     check_overflow(False)
     interpreter._patch_lang = patch
 
