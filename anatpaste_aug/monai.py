@@ -1,4 +1,4 @@
-"""MONAI dictionary transforms: the lung mask, the crop to the lungs, and a paste, under keys.
+"""MONAI transforms: the lung mask, the crop to the lungs, and a paste, of arrays and under keys.
 
 Images are channel first, (1, H, W) or (3, H, W), on the CPU, and upright: rows run down, which
 MONAI's readers give only if told so, see ``docs/clients.md``. They may be tensors, `MetaTensor` or
@@ -15,7 +15,7 @@ try:
     import torch
     from monai.config import KeysCollection
     from monai.data import MetaTensor, get_track_meta
-    from monai.transforms import Crop, Cropd, MapTransform, RandomizableTransform
+    from monai.transforms import Crop, Cropd, MapTransform, RandomizableTransform, Transform
     from monai.utils import convert_to_tensor, ensure_tuple
 except ImportError as error:
     raise ImportError(
@@ -23,20 +23,56 @@ except ImportError as error:
     ) from error
 
 from anatpaste_aug import operations
-from anatpaste_aug.checks import check_number
+from anatpaste_aug.checks import check_flag, check_number
 from anatpaste_aug.crop import CROP_MARGIN, check_crop, crop_window
-from anatpaste_aug.images import Array, Mask, as_mask, check_finite
+from anatpaste_aug.images import Mask, Window, as_mask, check_finite
 from anatpaste_aug.masks import Segment, check_segment, find_lungs, lung_mask_robust
 from anatpaste_aug.operations.base import OperationForm
 from anatpaste_aug.transforms import check_same_size, from_array, to_array
 
-__all__ = ["LungCropd", "LungMaskd", "RandAnatPasted", "RandOpacityd", "RandOperationd"]
+__all__ = [
+    "LungCrop",
+    "LungCropd",
+    "LungMask",
+    "LungMaskd",
+    "RandAnatPaste",
+    "RandAnatPasted",
+    "RandOpacity",
+    "RandOpacityd",
+    "RandOperation",
+    "RandOperationd",
+]
 
 Sample = Mapping[Hashable, Any]
 
 
-class LungMaskd(MapTransform):  # type: ignore[misc]  # monai may be missing
-    """Segment the lungs of the images under `keys`.
+class LungMask(Transform):  # type: ignore[misc]  # monai may be missing
+    """Segment the lungs of an image: (1, H, W) bool, with a copy of what the image carries.
+
+    Parameters
+    ----------
+    segment : callable, optional
+        Makes the (H, W) mask from the image's (H, W) or (H, W, 3) array instead of
+        `anatpaste_aug.lung_mask`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        At construction, if `segment` is not callable; when called, for an image that
+        `anatpaste_aug.anatpaste` does not take.
+    """
+
+    def __init__(self, segment: Segment | None = None):
+        self.segment = check_segment(segment)
+
+    def __call__(self, img: Any) -> Any:
+        """Return the mask."""
+        image = as_tensor(img)
+        return mask_like(image, find_lungs(to_array(image), None, self.segment))
+
+
+class LungMaskd(MapTransform):  # type: ignore[misc]
+    """Segment the lungs of the images under `keys`, as `LungMask` does.
 
     Deterministic: a `CacheDataset` keeps the masks, if no random transform stands before it.
 
@@ -48,8 +84,7 @@ class LungMaskd(MapTransform):  # type: ignore[misc]  # monai may be missing
         Where their masks go, one for each of `keys`: (1, H, W) bool. Name it in the `keys` of later
         geometric transforms, and as `mask_key` of `RandAnatPasted`.
     segment : callable, optional
-        Makes the (H, W) mask from the image's (H, W) or (H, W, 3) array instead of
-        `anatpaste_aug.lung_mask`.
+        As for `LungMask`.
     allow_missing_keys : bool, optional
         Whether samples may lack some of `keys`.
 
@@ -73,22 +108,71 @@ class LungMaskd(MapTransform):  # type: ignore[misc]  # monai may be missing
         if len(self.mask_key) != len(self.keys):
             wanted = f"mask_key must name one key for each of {self.keys}"
             raise ValueError(f"{wanted}, got {self.mask_key}")
-        self.segment = check_segment(segment)
+        self.masker = LungMask(segment)
 
     def __call__(self, data: Sample) -> dict[Hashable, Any]:
         """Add the masks to a copy of the sample."""
         sample = dict(data)
         for key, mask_key in self.key_iterator(sample, self.mask_key):
-            image = as_tensor(sample[key])
-            sample[mask_key] = mask_like(image, find_lungs(to_array(image), None, self.segment))
+            sample[mask_key] = self.masker(sample[key])
         return sample
 
 
-class LungCropd(Cropd):  # type: ignore[misc]
-    """Cut what is under `keys` to the box around the lungs, and a margin.
+class LungCrop(Crop):  # type: ignore[misc]
+    """Cut an image to the box around its lungs, and a margin.
 
     Deterministic, and invertible as MONAI's other crops; affine and applied operations are kept up
-    to date. Where no lungs are found, the sample stays whole.
+    to date. Where no lungs are found, the image stays whole.
+
+    Parameters
+    ----------
+    segment : callable, optional
+        Makes the (H, W) mask from the image's (H, W) or (H, W, 3) array instead of
+        `anatpaste_aug.lung_mask_robust`, where the call gets no mask.
+    margin, square
+        As for `anatpaste_aug.lung_crop`.
+    lazy : bool, optional
+        Whether the crop waits for MONAI's next resampling. The lungs are found at once.
+
+    Raises
+    ------
+    TypeError, ValueError
+        At construction, if an argument has another type or leaves its limits; when called, for an
+        image that `anatpaste_aug.anatpaste` does not take, or a mask of another size.
+    """
+
+    def __init__(
+        self,
+        *,
+        segment: Segment | None = None,
+        margin: float = CROP_MARGIN,
+        square: bool = False,
+        lazy: bool = False,
+    ):
+        super().__init__(check_flag("lazy", lazy))
+        self.segment = check_segment(segment)
+        self.margin, self.square = check_crop(margin, square)
+
+    @property
+    def requires_current_data(self) -> bool:
+        """Tell MONAI that the box depends on the pixels."""
+        return True
+
+    def __call__(self, img: Any, mask: Any = None, lazy: bool | None = None) -> Any:
+        """Find the lungs, if there is no `mask` of them, and cut."""
+        check_source(mask, self.segment, name="mask")
+        return super().__call__(img, self.window(img, mask), lazy)
+
+    def window(self, img: Any, mask: Any) -> Window:
+        """Return the rows and columns of the box."""
+        array = to_array(as_tensor(img))
+        check_finite(array)
+        segment = self.segment or lung_mask_robust
+        return crop_window(lungs_of(array, mask, segment), self.margin, self.square)
+
+
+class LungCropd(Cropd):  # type: ignore[misc]
+    """Cut what is under `keys` to the box around the lungs, and a margin, as `LungCrop` does.
 
     Parameters
     ----------
@@ -96,11 +180,8 @@ class LungCropd(Cropd):  # type: ignore[misc]
         What is cut: the image, from whose first one the lungs are found, and all that lies on it.
     mask_key : key, optional
         Where a lung mask is. It gives the box, and is cut along.
-    segment : callable, optional
-        Makes the (H, W) mask from the image's (H, W) or (H, W, 3) array instead of
-        `anatpaste_aug.lung_mask_robust`, where there is no `mask_key`.
-    margin, square
-        As for `anatpaste_aug.lung_crop`.
+    segment, margin, square, lazy
+        As for `LungCrop`.
     allow_missing_keys : bool, optional
         Whether samples may lack some of `keys`.
 
@@ -120,15 +201,16 @@ class LungCropd(Cropd):  # type: ignore[misc]
         segment: Segment | None = None,
         margin: float = CROP_MARGIN,
         square: bool = False,
+        lazy: bool = False,
         allow_missing_keys: bool = False,
     ):
         check_source(mask_key, segment)
         own = ensure_tuple(keys)
         if mask_key is not None and mask_key not in own:
             own = (*own, mask_key)
-        super().__init__(own, Crop(), allow_missing_keys)
-        self.mask_key, self.segment = mask_key, segment
-        self.margin, self.square = check_crop(margin, square)
+        self.finder = LungCrop(segment=segment, margin=margin, square=square, lazy=lazy)
+        super().__init__(own, Crop(lazy), allow_missing_keys, lazy)
+        self.mask_key = mask_key
 
     @property
     def requires_current_data(self) -> bool:
@@ -140,16 +222,90 @@ class LungCropd(Cropd):  # type: ignore[misc]
         sample = dict(data)
         keys = list(self.key_iterator(sample))
         if keys:
-            array = to_array(as_tensor(sample[keys[0]]))
-            check_finite(array)
-            lungs = lungs_of(sample, array, self.mask_key, self.segment or lung_mask_robust)
-            window = crop_window(lungs, self.margin, self.square)
+            window = self.finder.window(sample[keys[0]], mask_of(sample, self.mask_key))
             for key in keys:
                 sample[key] = self.cropper(sample[key], slices=window, lazy=lazy)
         return sample
 
 
-class RandOperationd(OperationForm, RandomizableTransform, MapTransform):  # type: ignore[misc]
+class RandPaste(OperationForm, RandomizableTransform):  # type: ignore[misc]
+    """What pastes of arrays and under keys share: the draw, and the paste into images of a size."""
+
+    def __init__(self, prob: float, segment: Segment | None, **options: Any):
+        # Without a draw there is nothing to repeat.
+        super().__init__(check_number("prob", prob, 0, 1), do_transform=False)
+        self.segment = check_segment(segment, self.operation.needs_lungs)
+        self.op = self.operation(**options)
+
+    def randomize(self, data: Any = None) -> None:
+        """Decide whether to paste, and draw the seed of the paste."""
+        super().randomize(data)
+        self.seed = int(self.R.randint(2**32, dtype="uint32"))
+
+    def paste(self, images: list[Any], mask: Any) -> tuple[Any, Any]:
+        """Return the images with what was drawn, and the changed region."""
+        images = [as_tensor(image) for image in images]
+        check_same_size(images)
+        arrays = [to_array(image) for image in images]
+        region = np.zeros(arrays[0].shape[:2], bool)
+        if self._do_transform:
+            lungs = None
+            if self.op.needs_lungs:
+                lungs = lungs_of(arrays[0], mask, self.segment)
+            params = self.op.sample(arrays[0].shape[:2], lungs, self.seed)
+            for i, array in enumerate(arrays):
+                pasted, region = self.op.perform(array, params, lungs)
+                images[i] = from_array(images[i], pasted)
+        return images, mask_like(images[0], region)
+
+
+class RandOperation(RandPaste):
+    """Apply an operation to an image, with a probability.
+
+    The base of `RandAnatPaste` and `RandOpacity`, and of your own: a subclass names its
+    `operation`, and that is enough. The random state is MONAI's, set by `set_random_state` of it or
+    its `Compose`, and by MONAI's `DataLoader` in workers.
+
+    Parameters
+    ----------
+    prob : float, optional
+        Probability of a paste, 0..1.
+    segment : callable, optional
+        Makes the (H, W) mask from the image's (H, W) or (H, W, 3) array instead of
+        `anatpaste_aug.lung_mask`, where the call gets no mask.
+    return_mask : bool, optional
+        Whether to return the changed region too, (1, H, W) bool, empty where nothing was pasted.
+    **options
+        Those of the operation.
+
+    Raises
+    ------
+    TypeError, ValueError
+        At construction, if an argument has another type or leaves its limits; when called, for an
+        image that `anatpaste_aug.anatpaste` does not take, or a mask of another size.
+    """
+
+    def __init__(
+        self,
+        prob: float = 0.5,
+        *,
+        segment: Segment | None = None,
+        return_mask: bool = False,
+        **options: Any,
+    ):
+        super().__init__(prob, segment, **options)
+        self.return_mask = check_flag("return_mask", return_mask)
+
+    def __call__(self, img: Any, mask: Any = None, randomize: bool = True) -> Any:
+        """Paste into an image; with ``randomize=False`` what was drawn last."""
+        check_source(mask, self.segment, self.op.needs_lungs, "mask")
+        if randomize:
+            self.randomize()
+        (image,), region = self.paste([img], mask)
+        return (image, region) if self.return_mask else image
+
+
+class RandOperationd(RandPaste, MapTransform):  # type: ignore[misc]
     """Apply an operation to the images under `keys`, with a probability.
 
     The base of `RandAnatPasted` and `RandOpacityd`, and of your own: a subclass names its
@@ -196,16 +352,9 @@ class RandOperationd(OperationForm, RandomizableTransform, MapTransform):  # typ
         **options: Any,
     ):
         MapTransform.__init__(self, keys, allow_missing_keys)
-        RandomizableTransform.__init__(self, check_number("prob", prob, 0, 1))
-        check_source(mask_key, segment, self.operation.needs_lungs)
+        RandPaste.__init__(self, prob, segment, **options)
+        check_source(mask_key, segment, self.op.needs_lungs)
         self.mask_key, self.region_key = mask_key, region_key
-        self.segment = segment
-        self.op = self.operation(**options)
-
-    def randomize(self, data: Any = None) -> None:
-        """Decide whether to paste, and draw the seed of the paste."""
-        super().randomize(data)
-        self.seed = int(self.R.randint(2**32, dtype="uint32"))
 
     def __call__(self, data: Sample) -> dict[Hashable, Any]:
         """Paste into the images of a copy of the sample."""
@@ -214,28 +363,17 @@ class RandOperationd(OperationForm, RandomizableTransform, MapTransform):  # typ
         self.randomize()
         if not keys:
             return sample
-        images = [as_tensor(sample[key]) for key in keys]
-        check_same_size(images)
-        arrays = [to_array(image) for image in images]
-        region = np.zeros(arrays[0].shape[:2], bool)
-        if self._do_transform:
-            lungs = None
-            if self.op.needs_lungs:
-                lungs = lungs_of(sample, arrays[0], self.mask_key, self.segment)
-            params = self.op.sample(arrays[0].shape[:2], lungs, self.seed)
-            for i, array in enumerate(arrays):
-                pasted, region = self.op.perform(array, params, lungs)
-                images[i] = from_array(images[i], pasted)
+        images, region = self.paste([sample[key] for key in keys], mask_of(sample, self.mask_key))
         sample.update(zip(keys, images, strict=True))
         if self.region_key is not None:
-            sample[self.region_key] = mask_like(images[0], region)
+            sample[self.region_key] = region
         return sample
 
 
-class RandAnatPasted(RandOperationd):
+class RandAnatPaste(RandOperation):
     """Paste a blurred patch of the radiograph into its lungs, with a probability.
 
-    Parameters and errors are those of `RandOperationd`; the options `scale`, `ratio`, `blur`,
+    Parameters and errors are those of `RandOperation`; the options `scale`, `ratio`, `blur`,
     `opacity`, `margin`, `jitter` and `lengths_for` those of `anatpaste_aug.sample_paste`.
 
     References
@@ -246,12 +384,24 @@ class RandAnatPasted(RandOperationd):
     operation = operations.AnatPaste
 
 
-class RandOpacityd(RandOperationd):
+class RandOpacity(RandOperation):
     """Brighten a part of the lungs as disease does, with a probability.
 
-    Parameters and errors are those of `RandOperationd`; the options `kinds`, `size`, `density` and
+    Parameters and errors are those of `RandOperation`; the options `kinds`, `size`, `density` and
     `lengths_for` those of `anatpaste_aug.sample_opacity`.
     """
+
+    operation = operations.Opacity
+
+
+class RandAnatPasted(RandOperationd):
+    """`RandAnatPaste` of the images under `keys`; `RandOperationd` has the other parameters."""
+
+    operation = operations.AnatPaste
+
+
+class RandOpacityd(RandOperationd):
+    """`RandOpacity` of the images under `keys`; `RandOperationd` has the other parameters."""
 
     operation = operations.Opacity
 
@@ -267,17 +417,24 @@ def mask_like(image: Any, mask: Mask) -> Any:
     return MetaTensor(out).copy_meta_from(image) if isinstance(image, MetaTensor) else out
 
 
-def lungs_of(sample: Any, array: Array, mask_key: Hashable | None, segment: Segment | None) -> Mask:
-    """Return the sample's lung mask, or segment the image."""
-    if mask_key is None:
-        return find_lungs(array, None, segment)
-    return as_mask(as_tensor(sample[mask_key]) > 0.5, array.shape, f"the mask under {mask_key!r}")
+def mask_of(sample: Any, mask_key: Hashable | None) -> Any:
+    """Return what is under the mask's key, if there is one."""
+    return None if mask_key is None else sample[mask_key]
 
 
-def check_source(mask_key: Any, segment: Any, needed: bool = True) -> None:
+def lungs_of(array: Any, mask: Any, segment: Segment | None) -> Mask:
+    """Return the lung mask that is given, perhaps of floats, or segment the image."""
+    return (
+        find_lungs(array, None, segment)
+        if mask is None
+        else as_mask(as_tensor(mask) > 0.5, array.shape)
+    )
+
+
+def check_source(mask: Any, segment: Any, needed: bool = True, name: str = "mask_key") -> None:
     """Check that lung masks come from one place, and from none where they are not used."""
     check_segment(segment, needed)
-    if mask_key is not None and segment is not None:
-        raise ValueError("mask_key and segment must not be given together")
-    if mask_key is not None and not needed:
-        raise ValueError(f"mask_key must be None where no lungs are needed, got {mask_key!r}")
+    if mask is not None and segment is not None:
+        raise ValueError(f"{name} and segment must not be given together")
+    if mask is not None and not needed:
+        raise ValueError(f"{name} must be None where no lungs are needed, got {mask!r}")

@@ -1,8 +1,9 @@
-"""The MONAI dictionary transforms, with MONAI."""
+"""The MONAI transforms, with MONAI."""
 
 from __future__ import annotations
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.filterwarnings("default")
 
 from monai import transforms as mt  # noqa: E402
 from monai.data import (  # noqa: E402
+    ArrayDataset,
     CacheDataset,
     DataLoader,
     MetaTensor,
@@ -26,15 +28,29 @@ from monai.data import (  # noqa: E402
 )
 
 from anatpaste_aug import operations  # noqa: E402
+from anatpaste_aug.data import read_image  # noqa: E402
 from anatpaste_aug.monai import (  # noqa: E402
+    LungCrop,
     LungCropd,
+    LungMask,
     LungMaskd,
+    RandAnatPaste,
     RandAnatPasted,
+    RandOpacity,
     RandOpacityd,
+    RandOperation,
     RandOperationd,
 )
+from tests.hostile import dicom  # noqa: E402
 
 BOTH = ["image", "lungs"]
+FORMS = {  # of arrays, and the same under keys
+    "mask": (LungMask(), LungMaskd("image", mask_key="image")),
+    "crop": (LungCrop(margin=0.02), LungCropd("image", margin=0.02)),
+    "paste": (RandAnatPaste(prob=0.8), RandAnatPasted("image", prob=0.8)),
+    "opacity": (RandOpacity(prob=0.8), RandOpacityd("image", prob=0.8)),
+}
+RANDOM = [name for name in FORMS if isinstance(FORMS[name][0], mt.Randomizable)]
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +74,144 @@ def assert_same(one, other):
         np.testing.assert_array_equal(value, flat(other)[key])
 
 
+def of_kind(image, kind):
+    return {"meta": image, "tensor": image.as_tensor(), "array": image.numpy()}[kind]
+
+
+def drawn(transform, image, seed=0, times=4):
+    """Return what a transform, seeded, makes of the same image several times."""
+    if isinstance(transform, mt.Randomizable):
+        transform.set_random_state(seed)
+    return [transform(image) for _ in range(times)]
+
+
+def equal(ones, others):
+    return all(torch.equal(a, b) for a, b in zip(ones, others, strict=True))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", ["meta", "tensor", "array"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float64])
+def test_what_monai_asks_of_every_transform(form, kind, dtype):
+    array, dictionary = copy.deepcopy(FORMS[form])
+    given = sample()["image"].to(dtype)
+    before = given.clone()
+    image = of_kind(given, kind)
+    outs = drawn(array, image)
+    np.testing.assert_array_equal(image, before)  # nothing is changed in place
+    for out in outs:
+        assert type(out) is MetaTensor
+        assert out.dtype == (torch.bool if form == "mask" else dtype)
+        assert out.ndim == 3
+        if kind == "meta":
+            assert out.meta["patient"] == 7
+    assert equal(outs, drawn(array, image))
+    for copied in (copy.deepcopy(array), pickle.loads(pickle.dumps(array))):
+        assert equal(outs, drawn(copied, image))
+    full = {"image": image, "n": 3}
+    under = drawn(dictionary, full)
+    assert equal(outs, [one["image"] for one in under])
+    assert full == {"image": image, "n": 3}
+    assert all(one.keys() == full.keys() and one["n"] == 3 for one in under)
+    if form in RANDOM:
+        assert not equal(outs, drawn(array, image, seed=1))
+        assert not equal(outs[:-1], outs[1:])  # one after the other they differ
+    with pytest.raises(ValueError, match="shape"):
+        drawn(array, torch.zeros(2, 32, 32))
+
+
+@pytest.mark.parametrize("form", RANDOM)
+@pytest.mark.parametrize("keyed", [False, True])
+def test_containers_reach_the_random_state(form, keyed):
+    step = copy.deepcopy(FORMS[form][keyed])
+    given = sample() if keyed else sample()["image"]
+    for around in (mt.Compose, mt.OneOf, mt.RandomOrder, mt.SomeOf):
+        outs = drawn(mt.Compose([around([step])]), given, seed=4)
+        again = drawn(mt.Compose([around([step])]), given, seed=4)
+        other = drawn(mt.Compose([around([step])]), given, seed=5)
+        first, same, changed = (
+            [o["image"] if keyed else o for o in x] for x in (outs, again, other)
+        )
+        assert equal(first, same)
+        assert not equal(first, changed)
+
+
+def test_array_forms_of_pastes():
+    image = sample()["image"]
+    lungs = LungMask(segment=ap.lung_mask_robust)(image)
+    paste = RandAnatPaste(prob=0.5, return_mask=True)
+    assert torch.equal(paste(image, randomize=False)[0], image)  # nothing has been drawn yet
+    pasted = 0
+    for _ in range(8):
+        out, region = paste(image, lungs.float() * 0.6)
+        again, _ = paste(image, lungs, randomize=False)
+        assert torch.equal(out, again)
+        assert (region.shape, region.dtype) == (image.shape, torch.bool)
+        assert not ((out != image) & ~region).any()
+        assert not (region & ~lungs).any()
+        pasted += bool(region.any())
+    assert 0 < pasted < 8
+    out, region = RandOpacity(prob=0, return_mask=True)(image)
+    assert torch.equal(out, image)
+    assert not region.any()
+
+    class RandScar(RandOperation):
+        operation = operations.CutPasteScar
+
+    assert not torch.equal(RandScar(prob=1)(image), image)
+    for wrong, mask in ((RandScar(prob=0), lungs), (RandOpacity(0, segment=ap.lung_mask), lungs)):
+        with pytest.raises(ValueError, match=r"mask (must be None|and segment must not)"):
+            wrong(image, mask)
+    with pytest.raises(TypeError, match="return_mask must be True or False"):
+        RandOpacity(return_mask=1)
+
+
+def test_the_array_form_of_the_crop():
+    image = sample()["image"]
+    lungs = LungMask()(image)
+    crop = LungCrop(margin=0.1, square=True)
+    out = crop(image, lungs)
+    wanted = ap.lung_crop(np.asarray(image)[0], mask=np.asarray(lungs)[0], margin=0.1, square=True)
+    np.testing.assert_array_equal(out[0], wanted)
+    back = crop.inverse(out)
+    inside = back != 0
+    assert back.shape == image.shape
+    np.testing.assert_array_equal(back[inside], image[inside])
+    np.testing.assert_array_equal(
+        crop(image)[0], ap.lung_crop(np.asarray(image)[0], margin=0.1, square=True)
+    )
+    with pytest.raises(ValueError, match="mask and segment must not be given together"):
+        LungCrop(segment=ap.lung_mask)(image, lungs)
+
+
+@pytest.mark.parametrize("wanted", [True, None])
+def test_lazy_crops_give_the_same(wanted):
+    given = LungMaskd("image", mask_key="lungs")(sample())
+    plain = LungCropd("image", mask_key="lungs")(given)
+    keyed = LungCropd("image", mask_key="lungs", lazy=True)
+    waiting = keyed(given)
+    for key in BOTH:
+        assert len(waiting[key].pending_operations) == 1
+        assert waiting[key].shape == given[key].shape
+        assert waiting[key].peek_pending_shape() == plain[key].shape[1:]
+    # None: what each transform says of itself; True: all that can.
+    done = mt.Compose([keyed], lazy=wanted)(given)
+    assert_same(done, plain)
+    assert_same(mt.Compose([keyed], lazy=False)(given), plain)
+    alone = mt.Compose([LungCrop(lazy=True)], lazy=wanted)(given["image"])
+    np.testing.assert_array_equal(alone, LungCrop()(given["image"]))
+    with pytest.raises(TypeError, match="lazy must be True or False"):
+        LungCropd("image", lazy=1)
+
+
+def test_workers_draw_for_themselves():
+    images = [sample()["image"]] * 8
+    augment = mt.Compose([RandAnatPaste(prob=1)])
+    loader = DataLoader(ArrayDataset(images, augment), batch_size=1, num_workers=2)
+    outs = torch.cat(list(loader))
+    assert len({out.numpy().tobytes() for out in outs}) == 8
+
+
 def pipeline(*before):
     return mt.Compose(
         [
@@ -74,8 +228,7 @@ def pipeline(*before):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pastes_equal_the_function_s(kind, channels):
     given = sample()
-    image = given["image"].repeat(channels, 1, 1)
-    given["image"] = {"meta": image, "tensor": image.as_tensor(), "array": image.numpy()}[kind]
+    given["image"] = image = of_kind(given["image"].repeat(channels, 1, 1), kind)
     before = copy.deepcopy(given)
     masked = LungMaskd("image", mask_key="lungs")(given)
     paste = RandAnatPasted("image", prob=1, mask_key="lungs", region_key="region", blur=3)
@@ -272,6 +425,23 @@ def test_transposed_files_are_warned_about(tmp_path):
         np.testing.assert_array_equal(found[0], wanted)
 
 
+def test_dicom_readers_of_monai_keep_negatives(tmp_path):
+    """Why the page reads DICOM with `read_image`: nothing else warns of a negative."""
+    pytest.importorskip("pydicom", reason="needs pydicom: the extra `dicom`")
+    film = phantom_radiograph(256, rng=0).astype(np.uint16)
+    (tmp_path / "film.dcm").write_bytes(dicom(255 - film, photometric="MONOCHROME1"))
+    step = [mt.EnsureChannelFirstd("image"), LungMaskd("image", mask_key="lungs")]
+    file = {"image": tmp_path / "film.dcm"}
+    read = mt.LoadImaged("image", reader="PydicomReader", swap_ij=False)
+    negative = mt.Compose([read, *step])(file)
+    np.testing.assert_array_equal(negative["image"][0], 255 - film)
+    wanted = ap.lung_mask(film.astype(np.float32))
+    assert wanted.mean() > 0.1
+    assert not (np.asarray(negative["lungs"][0]) & wanted).any()
+    cured = mt.Compose([mt.Lambdad("image", lambda path: read_image(path)[None]), step[1]])(file)
+    np.testing.assert_array_equal(cured["lungs"][0], wanted)
+
+
 def test_an_operation_of_one_s_own():
     class RandScard(RandOperationd):
         operation = operations.CutPasteScar
@@ -308,7 +478,7 @@ def test_an_operation_of_one_s_own():
                 {"image": torch.zeros(1, 32, 32), "m": torch.zeros(1, 32, 31)}
             ),
             ValueError,
-            "the mask under 'm' must have the image's shape",
+            "mask must have the image's shape",
         ),
         (
             lambda: RandAnatPasted(["a", "b"], prob=1)(
