@@ -75,8 +75,12 @@ def test_every_section_of_the_page_is_tested_here():
 
 
 def test_monai(page):
-    sample = page("MONAI")["sample"]
+    names = page("MONAI")
+    sample = names["sample"]
     assert sample["image"].shape == sample["region"].shape == (4, 1, 256, 256)
+    changed = names["pasted"].numpy() != names["film"]
+    assert changed.any()
+    assert not (changed & ~names["region"].numpy()).any()
 
 
 def test_torchxrayvision(page, tmp_path):
