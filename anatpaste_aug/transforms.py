@@ -271,7 +271,7 @@ class OperationTransform(OperationForm, SampleTransform):
         need lungs.
     return_mask : bool, optional
         Whether an image is replaced by the pair (image, `tv_tensors.Mask` of the changed region,
-        (1, H, W) bool), as anomalib's generators do.
+        (1, H, W) bool), as anomalib's generators do, but for their masks of floats.
     shared : bool, optional
         Whether all images of a sample get the mask and the paste of the first; they must then have
         the same size.

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import re
 import runpy
+from importlib.metadata import requires
+from importlib.metadata import version as installed
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import anatpaste_aug as ap
 from anatpaste_aug.data import phantom_radiograph
@@ -27,6 +31,7 @@ NEEDS = {
     "albumentations": "albumentations",
     "anomalib": "anomalib",
     "kornia": "kornia",
+    "TorchIO": "torchio",
     "Lightning": "lightning",
     "Hugging Face datasets": "datasets",
     "torchvision datasets": "torchvision",
@@ -74,6 +79,26 @@ def test_every_section_of_the_page_is_tested_here():
     assert list(sections()) == ["", *NEEDS]
 
 
+def test_the_page_says_which_versions_it_was_run_with():
+    """One for each section, no older than the metadata asks for, no newer than what is here."""
+    sections()  # skips without the page
+    rows = re.findall(r"^\| \[(.*?)\]\(#(.*?)\) \| ([\d.]+) \|", PAGE.read_text(), re.M)
+    assert [place for _, place, _ in rows] == [head.lower().replace(" ", "-") for head in NEEDS]
+    floors = {}
+    for line in requires("anatpaste-aug"):
+        if found := re.match(r"([\w-]+)>=([\d.]+)", line):
+            floors[found[1].lower()] = found[2]
+    for (_, _, version), module in zip(rows, NEEDS.values(), strict=True):
+        name = {"cv2": "opencv-python-headless"}.get(module, module)
+        assert parts(floors[name]) <= parts(version)
+        if find_spec(module):
+            assert parts(version) <= parts(installed(name)), f"{name} is older than the page's"
+
+
+def parts(version):
+    return [int(part) for part in re.match(r"[\d.]*\d", version)[0].split(".")]
+
+
 def test_monai(page):
     names = page("MONAI")
     sample = names["sample"]
@@ -95,9 +120,7 @@ def test_torchxrayvision(page, tmp_path):
     # A dataset of its own, with `data_aug`, and with masks.
     index = xrv.datasets.NIH_Dataset(str(tmp_path), pathology_masks=True)
     chosen = int(np.flatnonzero(index.csv["has_masks"])[0])
-    import PIL.Image
-
-    image = PIL.Image.fromarray(phantom_radiograph(1024, rng=0))
+    image = Image.fromarray(phantom_radiograph(1024, rng=0))
     image.save(tmp_path / index.csv["Image Index"][chosen])
     plain = index[chosen]
     index.data_aug = transforms.AnatPaste(p=1)
@@ -166,16 +189,38 @@ def test_albumentations(page):
 def test_anomalib(page):
     names = page("anomalib")
     assert names["pasted"].shape == (2, 3, 256, 256)
-    assert names["regions"].shape == (2, 1, 256, 256)
+    masks = names["regions"]
+    assert (masks.shape, masks.dtype) == ((2, 1, 256, 256), torch.float32)
+    assert ((1 - masks) * masks == 0).all()  # as its own masks are used
+
+
+def test_anomalib_validates_on_normals_alone(page):
+    names = page("anomalib")
+    assert names["found"].keys() == {"image_AUROC", "pixel_AUROC"}
+    assert all(0 <= value <= 1 for value in names["found"].values())
+    read = {folder.name: sorted(folder.glob("*.png")) for folder in Path("split").iterdir()}
+    assert {name: len(files) for name, files in read.items()} == {
+        "train": 6, "good": 2, "pasted": 2, "regions": 2,
+    }  # fmt: skip
+    assert not {file.name for file in read["train"]} & {file.name for file in read["good"]}
+    batches = list(names["films"].val_dataloader())
+    labels = torch.cat([batch.gt_label for batch in batches])
+    masks = torch.cat([batch.gt_mask for batch in batches])
+    assert labels.sum() == 2
+    assert torch.equal(masks.flatten(1).any(1), labels.bool())
+    for good, pasted, region in zip(read["good"], read["pasted"], read["regions"], strict=True):
+        changed = np.asarray(Image.open(good)) != np.asarray(Image.open(pasted))
+        assert changed.any()
+        assert not (changed & ~np.asarray(Image.open(region))).any()
 
 
 @pytest.mark.parametrize("size", [64])
-def test_anomalib_s_draem_trains_on_it(tmp_path, size):
+def test_anomalib_s_draem_trains_on_it(page, tmp_path, size):
     models = need("anomalib.models")
     from anomalib.data import ImageBatch
 
     model = models.Draem(dtd_dir=tmp_path, evaluator=False, visualizer=False)
-    model.augmenter = batch.Select(batch.AnatPaste(p=1), "images", "regions")
+    model.augmenter = page("anomalib")["Pastes"](batch.AnatPaste(p=1))
     model.log = lambda *args, **kwargs: None  # a step alone, without a trainer
     images = (films(2, size)[:, None] / 255).expand(-1, 3, -1, -1)
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)
@@ -201,6 +246,35 @@ def test_kornia(page):
     torch.testing.assert_close(moved, marks.flip(-1))
     alone = K.AugmentationSequential(only, data_keys=["input"])(images)
     assert isinstance(alone, torch.Tensor)
+
+
+def test_torchio(page):
+    names = page("TorchIO")
+    tio, upright = names["tio"], phantom_radiograph(256, rng=0)
+    film = tio.ScalarImage("films/normal/0.png")
+    np.testing.assert_array_equal(film.data[0, ..., 0].T, upright)
+    marks = tio.LabelMap(tensor=torch.ones(film.shape))
+    subject = tio.Subject(film=film, marks=marks)
+    seen = []
+
+    def segment(image):
+        seen.append(image)
+        return ap.lung_mask(image)
+
+    names["paste_film"].__globals__["paste"] = transforms.AnatPaste(p=1, segment=segment)
+    step = tio.Lambda(names["paste_film"], types_to_apply=[tio.INTENSITY])
+    torch.manual_seed(3)
+    out = step(subject)
+    changed = out.film.data[0, ..., 0].T.numpy() != upright
+    assert changed.any()
+    assert not (changed & ~ap.lung_mask(upright)).any()
+    np.testing.assert_array_equal(seen[0], upright)
+    assert out.film.shape == film.shape
+    assert (out.marks.data == 1).all()
+    torch.manual_seed(3)
+    assert torch.equal(step(subject).film.data, out.film.data)
+    with pytest.raises(ValueError, match="shape"):
+        step(tio.Subject(film=tio.ScalarImage(tensor=torch.rand(1, 32, 32, 32))))
 
 
 def test_lightning(page):

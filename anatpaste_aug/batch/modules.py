@@ -398,7 +398,7 @@ class Select(nn.Module):
     """Run a module of this package, and return only some of its results.
 
     For containers that pass on whatever comes out, as `torch.nn.Sequential` and kornia's do, and
-    for callers that want a pair of images and masks, as anomalib's models do.
+    for callers that want a pair of images and masks.
 
     Parameters
     ----------
