@@ -165,7 +165,7 @@ def test_torchxrayvision_segments(page, tmp_path):
 
 def test_albumentations(page):
     names = page("albumentations")
-    A, own, film = names["albumentations"], names["AnatPaste"], names["film"]
+    A, own, film = names["A"], names["AnatPaste"], names["film"]
     assert 0 < names["out"]["mask"].mean() < 1
 
     def run(seed):
@@ -177,13 +177,175 @@ def test_albumentations(page):
         assert (first[key] != other[key]).any()
     assert not ((first["image"] != film) & (first["mask"] == 0)).any()
 
-    replay = A.ReplayCompose([A.HorizontalFlip(p=0.5), own(p=0.5)])
+    replay = A.ReplayCompose([A.HorizontalFlip(p=0.5), own(p=0.5, label=2)])
     replay.set_random_seed(3)
     for _ in range(4):
         out = replay(image=film, mask=np.zeros_like(film))
         again = A.ReplayCompose.replay(out["replay"], image=film, mask=np.zeros_like(film))
         for key in ("image", "mask"):
             np.testing.assert_array_equal(again[key], out[key])
+
+    with pytest.raises(ValueError, match="missing keys"):
+        own(p=1)(volume=film[None])
+    # As the page says: a pipeline's seed goes to each of its transforms.
+    twice = A.Compose([own(p=1), own(p=1)], seed=0)
+    twice(image=film)
+    pastes = [vars(each.params["paste"]) for each in twice]
+    assert all(pastes[0][key] == pastes[1][key] for key in ("crop_x", "crop_y", "shape", "opacity"))
+
+
+def test_albumentations_takes_every_image(page):
+    names = page("albumentations")
+    A, own, gray = names["A"], names["AnatPaste"], phantom_radiograph(128, rng=0)
+    for image in (gray, gray[..., None], np.stack([gray] * 3, -1)):
+        for film in (image, (image / 255).astype(np.float32)):
+            before = film.copy()
+            out = A.Compose([own(p=1)], seed=0)(image=film)["image"]
+            assert (out.shape, out.dtype, out.flags.c_contiguous) == (film.shape, film.dtype, True)
+            assert (out != film).any()
+            assert film.min() <= out.min() <= out.max() <= film.max()
+            np.testing.assert_array_equal(film, before)
+            same = A.Compose([own(p=0)])(image=film)["image"]
+            np.testing.assert_array_equal(same, before)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "label"), [("uint8", 255), ("bool", 1), ("int32", 7), ("float32", 1), ("int64", None)]
+)
+def test_albumentations_marks_every_mask(page, dtype, label):
+    names = page("albumentations")
+    A, own, film = names["A"], names["AnatPaste"], phantom_radiograph(128, rng=0)
+    plain = A.Compose([own(p=1)], seed=0)(image=film, mask=np.zeros_like(film))
+    region = plain["mask"] == 1
+    augment = A.Compose([own(label=label, p=1)], seed=0)
+    for channels in ((), (1,), (2,), (128,)):
+        mask = np.random.default_rng(0).integers(0, 2, (128, 128, *channels)).astype(dtype)
+        before, expected = mask.copy(), mask.copy()
+        if label is not None:
+            expected[region] = label
+        augment.set_random_seed(0)
+        out = augment(image=film, mask=mask)
+        np.testing.assert_array_equal(out["image"], plain["image"])
+        assert (out["mask"].dtype, out["mask"].flags.c_contiguous) == (mask.dtype, True)
+        np.testing.assert_array_equal(out["mask"], expected)
+        for several in ([mask, mask], np.stack([mask, mask])):
+            augment.set_random_seed(0)
+            masks = augment(image=film, masks=several)["masks"]
+            assert type(masks) is type(several)
+            np.testing.assert_array_equal(masks, [expected, expected])
+        np.testing.assert_array_equal(mask, before)
+    assert augment(image=film, masks=[])["masks"] == []
+
+
+def test_albumentations_moves_neither_boxes_nor_key_points(page):
+    names = page("albumentations")
+    A, film = names["A"], names["film"]
+    boxes, points = [[3, 4, 50, 60], [0, 0, 256, 256]], [[3.5, 7], [200, 100]]
+    augment = A.Compose(
+        [names["AnatPaste"](p=1)],
+        bbox_params=A.BboxParams("pascal_voc", label_fields=["classes"]),
+        keypoint_params=A.KeypointParams("xy"),
+        seed=0,
+        strict=True,
+    )
+    out = augment(image=film, bboxes=boxes, classes=[1, 2], keypoints=points)
+    assert (out["image"] != film).any()
+    np.testing.assert_allclose(out["bboxes"], boxes)
+    np.testing.assert_allclose(out["keypoints"], points)
+    assert out["classes"] == [1, 2]
+
+
+@pytest.mark.parametrize("form", ["json", "yaml"])
+def test_albumentations_saves_it(page, form):
+    names = page("albumentations")
+    A, own, film = names["A"], names["AnatPaste"], names["film"]
+
+    class Everywhere(own):
+        segment = staticmethod(lambda image: np.ones(image.shape[:2], bool))
+
+    for kind in (own, Everywhere):
+        augment = A.Compose([A.HorizontalFlip(p=0.5), kind(label=3, p=0.9)])
+        A.save(augment, f"pipeline.{form}", data_format=form)
+        for again in (
+            A.load(f"pipeline.{form}", data_format=form),
+            A.from_dict(A.to_dict(augment)),
+        ):
+            assert type(again[1]) is kind
+            assert A.to_dict(again) == A.to_dict(augment)
+            outs = []
+            for one in (augment, again):
+                one.set_random_seed(1)
+                outs.append(one(image=film, mask=np.zeros_like(film)))
+            assert (outs[0]["mask"] == 3).any()
+            assert again[1].params["lungs"].all() == (kind is Everywhere)
+            for key in ("image", "mask"):
+                np.testing.assert_array_equal(outs[0][key], outs[1][key])
+    with pytest.raises(TypeError, match="segment"):  # which could not be saved
+        own(segment=ap.lung_mask)
+
+
+def test_albumentations_shares_a_paste_among_images(page):
+    names = page("albumentations")
+    A, own = names["A"], names["AnatPaste"]
+    pair = [phantom_radiograph(128, rng=i) for i in range(2)]
+    targets = {"other": "image", "marks": "mask"}
+    augment = A.Compose([own(p=1)], additional_targets=targets, seed=0, strict=True)
+    zeros = np.zeros_like(pair[0])
+    out = augment(image=pair[0], other=pair[1], mask=zeros, marks=zeros[..., None])
+    region = out["mask"] == 1
+    np.testing.assert_array_equal(out["marks"][..., 0], out["mask"])
+    for key, film in zip(("image", "other"), pair, strict=True):
+        assert (out[key] != film).any()
+        assert not ((out[key] != film) & ~region).any()
+    for images in (pair, np.stack(pair), np.stack(pair)[..., None]):
+        augment.set_random_seed(0)
+        batch_out = augment(images=images, masks=[zeros, zeros])
+        assert type(batch_out["images"]) is type(images)
+        expected = np.reshape([out["image"], out["other"]], np.shape(images))
+        np.testing.assert_array_equal(batch_out["images"], expected)
+        np.testing.assert_array_equal(batch_out["masks"], [region, region])
+
+
+def test_albumentations_composes_it(page):
+    names = page("albumentations")
+    A, own, film = names["A"], names["AnatPaste"], names["film"]
+    inner = A.Sequential([own(p=1)], p=1)
+    for outer in (A.OneOf([own(p=1), own(p=1)], p=1), A.SomeOf([own(p=1)] * 2, n=1), inner):
+        out = A.Compose([outer], seed=0)(image=film, mask=np.zeros_like(film))
+        changed = out["image"] != film
+        assert changed.any()
+        assert not (changed & (out["mask"] == 0)).any()
+
+
+@pytest.mark.parametrize("seed", [0, None])
+def test_albumentations_seeds_no_workers(page, seed):
+    names = page("albumentations")
+    A, own, film = names["A"], names["AnatPaste"], phantom_radiograph(64, rng=0)
+
+    class Films(torch.utils.data.Dataset):
+        augment = A.Compose([A.HorizontalFlip(p=0.5), own(p=1)], seed=seed)
+
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            return self.augment(image=film)["image"]
+
+    def epoch(seed_worker):  # of one image per worker
+        options = {"num_workers": 2, "multiprocessing_context": "fork"}
+        loader = torch.utils.data.DataLoader(Films(), None, worker_init_fn=seed_worker, **options)
+        return list(loader)
+
+    def draw(seed_worker):
+        torch.manual_seed(0)
+        return epoch(seed_worker) + epoch(seed_worker)
+
+    alike = draw(None)  # what the page says of albumentations: once mended there, mend the page
+    assert all((one == alike[0]).all() for one in alike)
+    seeded = draw(names["seed_worker"])
+    assert len({one.numpy().tobytes() for one in seeded}) == 4
+    for one, again in zip(seeded, draw(names["seed_worker"]), strict=True):
+        np.testing.assert_array_equal(one, again)
 
 
 def test_anomalib(page):
@@ -235,17 +397,121 @@ def test_anomalib_s_draem_trains_on_it(page, tmp_path, size):
 
 def test_kornia(page):
     names = page("kornia")
-    K, images = names["K"], names["images"] / 255
-    assert names["out"].shape == images.shape
-    assert names["masks"].shape == images.shape
-    only = batch.Select(batch.AnatPaste(p=1), "images")
-    flip = K.AugmentationSequential(K.RandomHorizontalFlip(p=1), only, data_keys=["input", "mask"])
+    K, own, images = names["K"], names["AnatPaste"], names["images"]
+    assert names["out"].shape == names["moved"].shape == images.shape
+    torch.testing.assert_close(names["again"], names["out"], rtol=0, atol=0)
+
+    flip = K.AugmentationSequential(
+        K.RandomHorizontalFlip(p=1), own(p=1), data_keys=["input", "mask"]
+    )
     marks = (images > 0.5).float()
     out, moved = flip(images, marks)
     assert (out != images.flip(-1)).flatten(1).any(1).all()
-    torch.testing.assert_close(moved, marks.flip(-1))
+    torch.testing.assert_close(moved, marks.flip(-1), rtol=0, atol=0)
+
+    # The shorter form.
+    only = batch.Select(batch.AnatPaste(p=1), "images")
     alone = K.AugmentationSequential(only, data_keys=["input"])(images)
-    assert isinstance(alone, torch.Tensor)
+    assert (alone != images).flatten(1).any(1).all()
+
+
+def test_kornia_replays_it(page):
+    names = page("kornia")
+    K, own, images = names["K"], names["AnatPaste"], films(6)[:, None] / 255
+    augment = K.AugmentationSequential(
+        K.RandomHorizontalFlip(p=0.5), K.RandomRotation(10, p=0.5), own(p=0.5), data_keys=["input"]
+    )
+    torch.manual_seed(0)
+    drawn = [(augment(images), augment._params) for _ in range(2)]
+    assert (drawn[0][0] != drawn[1][0]).any()
+    for out, params in drawn:
+        assert 0 < params[-1].data["batch_prob"].sum() < 6
+        torch.testing.assert_close(augment(images, params=params), out, rtol=0, atol=0)
+        assert (augment(images) != out).any()
+    torch.manual_seed(0)
+    torch.testing.assert_close(augment(images), drawn[0][0], rtol=0, atol=0)
+
+    # Seeds, not places: on other images the pastes land in their lungs.
+    alone = own(p=1)
+    alone(images)
+    mirrored = images.flip(-1)
+    changed = alone(mirrored, params=alone._params) != mirrored
+    assert changed.flatten(1).any(1).all()
+    assert not (changed & ~batch.lung_mask(mirrored)).any()
+
+
+def test_kornia_pastes_alike_or_not(page):
+    names = page("kornia")
+    images = (films(1)[:, None] / 255).expand(4, -1, -1, -1)
+    own = names["AnatPaste"]
+    for same in (True, False):
+        out = own(p=1, same_on_batch=same)(images)
+        assert (out != images).flatten(1).any(1).all()
+        assert len({one.numpy().tobytes() for one in out}) == (1 if same else 4)
+
+
+def test_kornia_pastes_with_probability_p(page):
+    names = page("kornia")
+    own, images = names["AnatPaste"], films(8, 64)[:, None] / 255
+    augment = own(p=0.5)
+    torch.manual_seed(0)
+    images[0, 0, 0, 0] = float("nan")  # what is skipped may be anything
+    gate = torch.tensor([0.0, 1, 0, 1, 1, 0, 1, 1])
+    params = augment.forward_parameters(images.shape) | {"batch_prob": gate}
+    inputs = images.clone().requires_grad_()
+    out = augment(inputs, params=params)
+    same = torch.isclose(out, images, rtol=0, atol=0, equal_nan=True).flatten(1).all(1)
+    assert same.tolist() == [not pasted for pasted in gate.tolist()]
+
+    # As the page says: gradients flow where nothing is pasted, and there alone.
+    out.nan_to_num().sum().backward()
+    assert inputs.grad[5].eq(1).all()
+    assert inputs.grad[gate > 0].eq(0).all()
+    assert not own(p=1)(inputs[1:]).requires_grad
+
+
+def test_kornia_moves_no_annotation(page):
+    names = page("kornia")
+    K, images = names["K"], films(2)[:, None] / 255
+    boxes = torch.tensor([[[3.0, 4, 50, 60]], [[0.0, 0, 127, 127]]])
+    points = torch.rand(2, 5, 2) * 100
+    for p in (0.5, 1):
+        keys = ["input", "mask", "bbox_xyxy", "keypoints", "class"]
+        augment = K.AugmentationSequential(names["AnatPaste"](p=p), data_keys=keys)
+        given = (images, (images > 0.5).float(), boxes, points, torch.tensor([0, 1]))
+        for before, after in zip(given[1:], augment(*given)[1:], strict=True):
+            torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_kornia_takes_every_image(page, dtype, channels):
+    own = page("kornia")["AnatPaste"]
+    images = (films(2).to(dtype) / 255)[:, None].expand(-1, channels, -1, -1)
+    before = images.clone()
+    out = own(p=1)(images)
+    assert (out.shape, out.dtype) == (images.shape, dtype)
+    assert (out != images).flatten(1).any(1).all()
+    assert 0 <= out.min() <= out.max() <= 1
+    assert torch.equal(images, before)
+    assert own(p=1, keepdim=True)(images[0]).shape == images.shape[1:]
+    assert own(p=1)(images[0]).shape == (1, *images.shape[1:])
+
+
+def test_kornia_crops_in_front(page):
+    """A crop inside of kornia's container leaves the mask behind, one in front does not."""
+    names = page("kornia")
+    K = names["K"]
+
+    def agree(images, masks):
+        return ((images > 0.5) == (masks > 0.5)).float().mean()
+
+    flip = K.AugmentationSequential(K.RandomHorizontalFlip(p=1), data_keys=["input", "mask"])
+    assert agree(*flip(names["images"], names["masks"])) > 0.95
+    crop = batch.Select(batch.LungCrop(128), "images")
+    inside = K.AugmentationSequential(crop, data_keys=["input", "mask"])
+    images = films(2)[:, None] / 255
+    assert agree(*inside(images, (images > 0.5).float())) < 0.9
 
 
 def test_torchio(page):
