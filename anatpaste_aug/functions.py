@@ -1,7 +1,6 @@
 """Functions of the user's own, by the names that a command line gives them: ``MODULE:FUNCTION``."""
 
 import contextlib
-import difflib
 import functools
 import hashlib
 import importlib
@@ -87,10 +86,14 @@ def load_function(name: str) -> Callable[..., Any]:
     parts = FORM.fullmatch(name)
     if parts is None:
         raise NoFunctionError(f"{name!r} is not of the form MODULE:FUNCTION")
-    module = _import(name, parts["module"])
-    found = getattr(module, parts["function"], None)
-    if found is None:
-        raise NoFunctionError(f"{name}: there is no {parts['function']}, {_offer(module, parts)}")
+    place, word = parts["module"], parts["function"]
+    importlib.invalidate_caches()  # it may have been written just now
+    try:
+        with _current_folder():
+            module = _run(place) if place.endswith(".py") else importlib.import_module(place)
+        found = getattr(module, word)
+    except (Exception, SystemExit) as error:  # whatever the module's own code raises
+        raise NoFunctionError(f"{name}: {_told(error)}") from error
     if not callable(found):
         raise NoFunctionError(f"{name}: it is no function, but {type(found).__name__}")
     function = inspect.unwrap(found)
@@ -162,41 +165,15 @@ def source_of(function: Callable[..., Any]) -> str:
     return hashlib.sha256("".join(sorted(map(_digest, modules))).encode()).hexdigest()
 
 
-def _import(name: str, module: str) -> ModuleType:
-    """Import a module or a file's code; anything that this raises is told of in a line."""
-    is_path = module.endswith(".py")
-    try:
-        return _run(module) if is_path else _look_up(module)
-    except (Exception, SystemExit) as error:
-        parents = [module[: match.start()] for match in re.finditer(r"\.|$", module)]
-        if isinstance(error, ModuleNotFoundError) and not is_path and error.name in parents:
-            told = f"there is no module {error.name}"
-        elif is_path and isinstance(error, OSError) and error.filename == module:
-            told = f"{module}: {error.strerror}"
-        else:
-            told = f"{module} raised {_told(error)} while imported"
-        told = f"{name}: {told}"
-        raise NoFunctionError(told) from error
-
-
-def _look_up(module: str) -> ModuleType:
-    importlib.invalidate_caches()  # it may have been written just now
-    with _current_folder():
-        return importlib.import_module(module)
-
-
 @contextlib.contextmanager
 def _current_folder() -> Iterator[None]:
     """Put the current folder on the path, as ``python -m`` does."""
     folder = os.getcwd()
-    added = folder not in sys.path and "" not in sys.path
-    if added:
-        sys.path.insert(0, folder)
+    sys.path.insert(0, folder)
     try:
         yield
     finally:
-        if added:
-            sys.path.remove(folder)
+        sys.path.remove(folder)
 
 
 def _run(path: str) -> ModuleType:
@@ -209,23 +186,13 @@ def _run(path: str) -> ModuleType:
         return sys.modules[name]
     module = sys.modules[name] = ModuleType(name)  # where dataclasses look
     module.__file__ = path
-    try:
-        with _current_folder():  # not by the import system, which may take older bytecode
-            exec(compile(code, path, "exec"), vars(module))
+    try:  # not by the import system, which may take older bytecode
+        exec(compile(code, path, "exec"), vars(module))
         _digests[module] = hashlib.sha256(code).hexdigest()  # of what ran, whatever is there now
     except BaseException:
         del sys.modules[name]
         raise
     return module
-
-
-def _offer(module: ModuleType, parts: "re.Match[str]") -> str:
-    """Say which functions a module has: those of like names, or its own."""
-    public = {key: value for key, value in vars(module).items() if not key.startswith("_")}
-    names = sorted(key for key, value in public.items() if callable(value))
-    own = [key for key in names if getattr(public[key], "__module__", "") == module.__name__]
-    near = difflib.get_close_matches(parts["function"], names) or own[:10]
-    return f"only {', '.join(near)}" if near else f"and {parts['module']} has no function"
 
 
 def _told(error: BaseException) -> str:

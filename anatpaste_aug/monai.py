@@ -25,7 +25,7 @@ except ImportError as error:
 from anatpaste_aug import operations
 from anatpaste_aug.checks import check_flag, check_number
 from anatpaste_aug.crop import CROP_MARGIN, check_crop, crop_window
-from anatpaste_aug.images import Mask, Window, as_mask, check_finite
+from anatpaste_aug.images import Mask, Window, check_finite
 from anatpaste_aug.masks import Segment, check_segment, find_lungs, lung_mask_robust
 from anatpaste_aug.operations.base import OperationForm
 from anatpaste_aug.transforms import check_same_size, from_array, to_array
@@ -42,8 +42,6 @@ __all__ = [
     "RandOperation",
     "RandOperationd",
 ]
-
-Sample = Mapping[Hashable, Any]
 
 
 class LungMask(Transform):  # type: ignore[misc]  # monai may be missing
@@ -110,7 +108,7 @@ class LungMaskd(MapTransform):  # type: ignore[misc]
             raise ValueError(f"{wanted}, got {self.mask_key}")
         self.masker = LungMask(segment)
 
-    def __call__(self, data: Sample) -> dict[Hashable, Any]:
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Add the masks to a copy of the sample."""
         sample = dict(data)
         for key, mask_key in self.key_iterator(sample, self.mask_key):
@@ -141,6 +139,8 @@ class LungCrop(Crop):  # type: ignore[misc]
         image that `anatpaste_aug.anatpaste` does not take, or a mask of another size.
     """
 
+    requires_current_data = True  # tells MONAI that the box depends on the pixels
+
     def __init__(
         self,
         *,
@@ -153,21 +153,15 @@ class LungCrop(Crop):  # type: ignore[misc]
         self.segment = check_segment(segment)
         self.margin, self.square = check_crop(margin, square)
 
-    @property
-    def requires_current_data(self) -> bool:
-        """Tell MONAI that the box depends on the pixels."""
-        return True
-
     def __call__(self, img: Any, mask: Any = None, lazy: bool | None = None) -> Any:
         """Find the lungs, if there is no `mask` of them, and cut."""
-        check_source(mask, self.segment, name="mask")
         return super().__call__(img, self.window(img, mask), lazy)
 
     def window(self, img: Any, mask: Any) -> Window:
         """Return the rows and columns of the box."""
         array = to_array(as_tensor(img))
         check_finite(array)
-        segment = self.segment or lung_mask_robust
+        segment = lung_mask_robust if mask is None and self.segment is None else self.segment
         return crop_window(lungs_of(array, mask, segment), self.margin, self.square)
 
 
@@ -193,6 +187,8 @@ class LungCropd(Cropd):  # type: ignore[misc]
         take.
     """
 
+    requires_current_data = True
+
     def __init__(
         self,
         keys: KeysCollection,
@@ -212,12 +208,9 @@ class LungCropd(Cropd):  # type: ignore[misc]
         super().__init__(own, Crop(lazy), allow_missing_keys, lazy)
         self.mask_key = mask_key
 
-    @property
-    def requires_current_data(self) -> bool:
-        """Tell MONAI that the box depends on the pixels."""
-        return True
-
-    def __call__(self, data: Sample, lazy: bool | None = None) -> dict[Hashable, Any]:
+    def __call__(
+        self, data: Mapping[Hashable, Any], lazy: bool | None = None
+    ) -> dict[Hashable, Any]:
         """Find the lungs, and cut a copy of the sample."""
         sample = dict(data)
         keys = list(self.key_iterator(sample))
@@ -356,7 +349,7 @@ class RandOperationd(RandPaste, MapTransform):  # type: ignore[misc]
         check_source(mask_key, segment, self.op.needs_lungs)
         self.mask_key, self.region_key = mask_key, region_key
 
-    def __call__(self, data: Sample) -> dict[Hashable, Any]:
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Paste into the images of a copy of the sample."""
         sample = dict(data)
         keys = list(self.key_iterator(sample))
@@ -424,11 +417,7 @@ def mask_of(sample: Any, mask_key: Hashable | None) -> Any:
 
 def lungs_of(array: Any, mask: Any, segment: Segment | None) -> Mask:
     """Return the lung mask that is given, perhaps of floats, or segment the image."""
-    return (
-        find_lungs(array, None, segment)
-        if mask is None
-        else as_mask(as_tensor(mask) > 0.5, array.shape)
-    )
+    return find_lungs(array, None if mask is None else as_tensor(mask) > 0.5, segment)
 
 
 def check_source(mask: Any, segment: Any, needed: bool = True, name: str = "mask_key") -> None:

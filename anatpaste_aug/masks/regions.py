@@ -57,7 +57,8 @@ class Runs:
     def __init__(self, framed: Mask):
         """Find the runs, and join those of successive rows that touch."""
         self.shape = framed.shape
-        self.edges = find_edges(framed.ravel())
+        flat = framed.ravel()
+        self.edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
         # Where runs begin, and where they have ended, counted in the framed mask's pixels.
         self.start, self.stop = start, stop = self.edges[0::2].copy(), self.edges[1::2].copy()
         self.row, self.left = np.divmod(start, framed.shape[1])
@@ -75,9 +76,8 @@ class Runs:
         # In turn, what lies between runs and the runs.
         painted = np.zeros(self.edges.size + 1, bool)
         painted[1::2] = keep
-        ends = np.empty(self.edges.size + 2, np.intp)
-        ends[0], ends[1:-1], ends[-1] = 0, self.edges, self.shape[0] * self.shape[1]
-        return np.repeat(painted, ends[1:] - ends[:-1]).reshape(self.shape)
+        lengths = np.diff(self.edges, prepend=0, append=self.shape[0] * self.shape[1])
+        return np.repeat(painted, lengths).reshape(self.shape)
 
 
 def find_heads(first: Array, number: Array, height: int) -> npt.NDArray[np.intp]:
@@ -119,24 +119,11 @@ def _follow(pointers: Array, at: Array) -> Array:
         at = ends
 
 
-def find_edges(flat: Mask) -> npt.NDArray[np.intp]:
-    """Return the pixels that differ from the one before; few do, so eight are tested at once."""
-    edges = np.empty(-(-flat.size // 8) * 8, bool)
-    edges[0] = edges[flat.size :] = False
-    np.not_equal(flat[1:], flat[:-1], out=edges[1 : flat.size])
-    eights = edges.view(np.uint64)
-    at = (eights != 0).nonzero()[0]
-    within = eights.take(at).view(bool).nonzero()[0]
-    return 8 * at.take(within >> 3) + (within & 7)
-
-
 def clear_border(framed: Mask) -> Mask:
     """Remove the 8-connected regions that touch the image's border."""
     runs = Runs(framed)
-    height, width = runs.shape
-    touches = (
-        (runs.row == 1) | (runs.row == height - 2) | (runs.left == 1) | (runs.right == width - 1)
-    )
+    bottom, end = runs.shape[0] - 2, runs.shape[1] - 1  # the last row, and where rows end
+    touches = (runs.row == 1) | (runs.row == bottom) | (runs.left == 1) | (runs.right == end)
     cleared = np.zeros(runs.regions, bool)
     cleared[runs.region[touches]] = True
     return runs.paint(~cleared[runs.region])
@@ -166,21 +153,13 @@ def clear_small_boxes(mask: Mask, min_area: int) -> Mask:
     np.minimum.at(left, runs.region, runs.left)
     np.maximum.at(right, runs.region, runs.right)
     area = np.bincount(runs.region, runs.stop - runs.start)
-    zeroed: list[list[int]] = []
     gone = 0  # pixels in those boxes
     boxes = np.stack([top, bottom, left, right], axis=1).tolist()
     for region, (box, count) in enumerate(zip(boxes, area.tolist(), strict=True)):
         top, bottom, left, right = box
         if count >= min_area and count - gone < min_area:  # not sure to be left
-            lost = sum(
-                max(min(bottom, other[1]) - max(top, other[0]), 0)
-                * max(min(right, other[3]) - max(left, other[2]), 0)
-                for other in zeroed
-            )
-            if count - lost < min_area:
-                count = np.count_nonzero(runs.paint(runs.region == region) & framed)
+            count = np.count_nonzero(runs.paint(runs.region == region) & framed)
         if count < min_area:
             framed[top:bottom, left:right] = False
-            zeroed.append(box)
             gone += (bottom - top) * (right - left)
     return framed[1:-1, 1:-1].copy()

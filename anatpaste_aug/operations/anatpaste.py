@@ -18,13 +18,7 @@ from anatpaste_aug.operations.sampling import Sampler
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = [
-    "PasteParams",
-    "anatpaste",
-    "apply_paste",
-    "paste_alpha",
-    "sample_paste",
-]
+__all__ = ["PasteParams", "anatpaste", "apply_paste", "paste_alpha", "sample_paste"]
 
 Shape: TypeAlias = Literal["ellipse", "rectangle"]
 SHAPES: tuple[Shape, Shape] = ("ellipse", "rectangle")

@@ -25,13 +25,7 @@ from anatpaste_aug.operations.sampling import Sampler
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = [
-    "OpacityParams",
-    "apply_opacity",
-    "opacity",
-    "opacity_alpha",
-    "sample_opacity",
-]
+__all__ = ["OpacityParams", "apply_opacity", "opacity", "opacity_alpha", "sample_opacity"]
 
 Kind: TypeAlias = Literal["consolidation", "haze", "nodule", "effusion"]
 Kinds: TypeAlias = "str | Sequence[str]"
