@@ -205,8 +205,8 @@ def test_metrics_of_another_form_are_refused(place, new, message, copy, capsys):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[" * 10_000 + "]" * 10_000, "nested too deeply"),
-        ('{"a":' * 10_000 + "1" + "}" * 10_000, "nested too deeply"),
+        ("[" * 1_000_000 + "]" * 1_000_000, "nested too deeply"),
+        ('{"a":' * 1_000_000 + "1" + "}" * 1_000_000, "nested too deeply"),
         ("NaN", "it holds NaN, which is no number"),
         ("[1, -Infinity]", "it holds -Infinity"),
         ("\xff", "cannot read"),
@@ -751,7 +751,7 @@ def test_an_output_that_cannot_be_written_comes_out_before_the_work(
         (["--momentum", "1e9"], "momentum must be a number in 0.0..1.0"),
         (["--weight-decay", "nan"], "weight_decay must be a number"),
         (["--held-out", "-1", "5"], "held-out numbers"),
-        (["--data", "a" * 5000], "File name too long"),
+        (["--data", "a" * 5000], "a" * 5000),  # too long a name, or no folder from Python 3.14 on
         (["--device", "meta"], "device 'meta' cannot be used"),
         (["--device", "cpu:x"], "device 'cpu:x' cannot be used"),
     ],
