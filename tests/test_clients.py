@@ -91,7 +91,7 @@ def test_the_page_says_which_versions_it_was_run_with():
     for (_, _, version), module in zip(rows, NEEDS.values(), strict=True):
         name = {"cv2": "opencv-python-headless"}.get(module, module)
         assert parts(floors[name]) <= parts(version)
-        if find_spec(module):
+        if all(map(find_spec, NEEDS.values())):  # not where the lowest versions are tested
             assert parts(version) <= parts(installed(name)), f"{name} is older than the page's"
 
 
