@@ -134,6 +134,23 @@ def test_torchxrayvision(page, tmp_path):
         np.testing.assert_array_equal(pasted["pathology_masks"][key], mask)
 
 
+def test_torchxrayvision_s_range_makes_no_difference():
+    """Nor do lungs: black is the image's minimum, here that of the range."""
+    xrv = need("torchxrayvision")
+    film = phantom_radiograph(256, rng=0)
+    assert film.min() == 0
+    film[:8] = 255  # a marker: what is white is the image's maximum, here 255
+    scaled = xrv.datasets.normalize(film, 255, reshape=True)
+    lungs = ap.lung_mask(film)
+    np.testing.assert_array_equal(ap.lung_mask(scaled), lungs)
+    for seed in range(8):
+        params = ap.sample_paste(lungs, rng=seed)
+        flat = ap.apply_paste(film, params, lungs)
+        out = ap.apply_paste(scaled, params, lungs)
+        assert abs((out[0] / 1024 + 1) * 127.5 - flat).max() < 3
+        assert (flat != film).any()
+
+
 def test_torchxrayvision_segments(page, tmp_path):
     """The trained weights cannot be had everywhere: the real network with random ones, and one that
     answers with the published mask through the same interface."""
@@ -539,6 +556,8 @@ def test_torchio(page):
     assert (out.marks.data == 1).all()
     torch.manual_seed(3)
     assert torch.equal(step(subject).film.data, out.film.data)
+    raised = tio.ToCanonical()(subject).film.data[0, ..., 0].T
+    np.testing.assert_array_equal(raised, upright[::-1, ::-1])  # as the page warns
     with pytest.raises(ValueError, match="shape"):
         step(tio.Subject(film=tio.ScalarImage(tensor=torch.rand(1, 32, 32, 32))))
 

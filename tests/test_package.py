@@ -143,6 +143,20 @@ def test_version_is_the_same_everywhere():
     assert re.fullmatch(r"\d+\.\d+\.\d+", anatpaste_aug.__version__)
 
 
+def test_versions_of_python_are_the_same_everywhere():
+    workflow = ROOT / ".github" / "workflows" / "tests.yml"
+    if not workflow.exists():
+        pytest.skip("needs the source tree")
+    setup = (ROOT / "setup.cfg").read_text()
+    named = re.findall(r"Programming Language :: Python :: (3\.\d+)$", setup, re.M)
+    tried = re.search(r"python: \[(.*)\]", workflow.read_text())[1]
+    assert re.findall(r"[\d.]+", tried) == named
+    assert re.search(r"python_requires = >=(.*)", setup)[1] == named[0]
+    contributing = (ROOT / "CONTRIBUTING.md").read_text()
+    assert f"Python {named[0]} to {named[-1]}." in contributing
+    assert named[-1] == "3.14"
+
+
 def test_links_of_the_readme_lead_somewhere_and_from_pypi_too():
     root = Path(__file__).resolve().parents[1]
     if not (root / "setup.py").exists() or not (root / "examples").exists():

@@ -168,7 +168,11 @@ def test_another_name_than_the_run_s_is_refused(trained, heads, capsys):
     ("option", "name", "message"),
     [
         ("--mask", "no_such:find", "no_such:find: ModuleNotFoundError: No module named 'no_such'"),
-        ("--segment", "examples.head_ct:brain", "there is no brain, only "),
+        (
+            "--segment",
+            "examples.head_ct:brain",
+            "module 'examples.head_ct' has no attribute 'brain'",
+        ),
         ("--variant", MASK, f"{MASK} is no class of anatpaste_aug.operations.Operation"),
         ("--variant", "examples.head_ct:COUNTS", "it is no function, but dict"),
     ],
