@@ -20,12 +20,8 @@ CHUNK = 32768  # pixels blended at a time: what is made of them stays in the cac
 
 CENTERS = (np.arange(BINS) + 0.5) / BINS  # of Otsu's bins
 
-# MULTIPLES[step, i] tells whether i is a multiple of step, or of 1 for step 0; the last row, of
-# step NEVER, is False.
-NEVER = BINS + 1
-MULTIPLES = np.zeros((NEVER + 1, BINS), bool)
-MULTIPLES[1:NEVER] = np.arange(BINS) % np.arange(1, NEVER)[:, None] == 0
-MULTIPLES[0] = True
+# MULTIPLES[step, i] tells whether i is a multiple of step, or of 1 for step 0.
+MULTIPLES = np.arange(BINS) % np.maximum(np.arange(BINS + 1), 1)[:, None] == 0
 
 
 def quantize(gray: Array) -> npt.NDArray[np.uint8]:
@@ -170,10 +166,9 @@ def clip_histograms(counts: npt.NDArray[np.int32], size: int) -> npt.NDArray[np.
     np.minimum(counts, limit, out=counts)
     left = size - counts.sum(axis=1, dtype=np.int32)
     start = 0
-    while (left > 0).any():  # ends: all limits together exceed `size`
-        room = counts < limit
+    while (over := left > 0).any():  # ends: all limits together exceed `size`
+        room = (counts < limit) & over[:, None]
         step = room.sum(axis=1, dtype=np.int32) // np.maximum(left, 1)
-        step[left <= 0] = NEVER
         chosen = room[:, start:] & MULTIPLES.take(step, axis=0)[:, : BINS - start]
         counts[:, start:] += chosen
         left -= chosen.sum(axis=1, dtype=np.int32)
