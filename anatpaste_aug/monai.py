@@ -25,7 +25,7 @@ except ImportError as error:
 from anatpaste_aug import operations
 from anatpaste_aug.checks import check_flag, check_number
 from anatpaste_aug.crop import CROP_MARGIN, check_crop, crop_window
-from anatpaste_aug.images import Mask, Window, check_finite
+from anatpaste_aug.images import Array, Mask, Window, as_mask, check_finite
 from anatpaste_aug.masks import Segment, check_segment, find_lungs, lung_mask_robust
 from anatpaste_aug.operations.base import OperationForm
 from anatpaste_aug.transforms import check_same_size, from_array, to_array
@@ -157,12 +157,13 @@ class LungCrop(Crop):  # type: ignore[misc]
         """Find the lungs, if there is no `mask` of them, and cut."""
         return super().__call__(img, self.window(img, mask), lazy)
 
-    def window(self, img: Any, mask: Any) -> Window:
+    def window(self, img: Any, mask: Any, name: str = "mask") -> Window:
         """Return the rows and columns of the box."""
         array = to_array(as_tensor(img))
         check_finite(array)
-        segment = lung_mask_robust if mask is None and self.segment is None else self.segment
-        return crop_window(lungs_of(array, mask, segment), self.margin, self.square)
+        given = given_mask(mask, array, name)
+        segment = lung_mask_robust if given is None and self.segment is None else self.segment
+        return crop_window(find_lungs(array, given, segment), self.margin, self.square)
 
 
 class LungCropd(Cropd):  # type: ignore[misc]
@@ -171,7 +172,8 @@ class LungCropd(Cropd):  # type: ignore[misc]
     Parameters
     ----------
     keys : key or sequence of keys
-        What is cut: the image, from whose first one the lungs are found, and all that lies on it.
+        What is cut: images, in whose first one the lungs are found, and what lies on it, of its
+        size. Where no image is there, nothing is cut.
     mask_key : key, optional
         Where a lung mask is. It gives the box, and is cut along.
     segment, margin, square, lazy
@@ -204,8 +206,8 @@ class LungCropd(Cropd):  # type: ignore[misc]
         own = ensure_tuple(keys)
         if mask_key is not None and mask_key not in own:
             own = (*own, mask_key)
-        self.finder = LungCrop(segment=segment, margin=margin, square=square, lazy=lazy)
-        super().__init__(own, Crop(lazy), allow_missing_keys, lazy)
+        crop = LungCrop(segment=segment, margin=margin, square=square, lazy=lazy)
+        super().__init__(own, crop, allow_missing_keys, lazy)
         self.mask_key = mask_key
 
     def __call__(
@@ -214,10 +216,11 @@ class LungCropd(Cropd):  # type: ignore[misc]
         """Find the lungs, and cut a copy of the sample."""
         sample = dict(data)
         keys = list(self.key_iterator(sample))
-        if keys:
-            window = self.finder.window(sample[keys[0]], mask_of(sample, self.mask_key))
+        images = [key for key in keys if key != self.mask_key]
+        if images:
+            window = self.cropper.window(sample[images[0]], *mask_of(sample, self.mask_key))
             for key in keys:
-                sample[key] = self.cropper(sample[key], slices=window, lazy=lazy)
+                sample[key] = Crop.__call__(self.cropper, sample[key], window, lazy)
         return sample
 
 
@@ -235,16 +238,15 @@ class RandPaste(OperationForm, RandomizableTransform):  # type: ignore[misc]
         super().randomize(data)
         self.seed = int(self.R.randint(2**32, dtype="uint32"))
 
-    def paste(self, images: list[Any], mask: Any) -> tuple[Any, Any]:
+    def paste(self, images: list[Any], mask: Any, name: str = "mask") -> tuple[Any, Any]:
         """Return the images with what was drawn, and the changed region."""
         images = [as_tensor(image) for image in images]
         check_same_size(images)
         arrays = [to_array(image) for image in images]
         region = np.zeros(arrays[0].shape[:2], bool)
+        given = given_mask(mask, arrays[0], name)  # a wrong one is told whatever was drawn
         if self._do_transform:
-            lungs = None
-            if self.op.needs_lungs:
-                lungs = lungs_of(arrays[0], mask, self.segment)
+            lungs = find_lungs(arrays[0], given, self.segment) if self.op.needs_lungs else None
             params = self.op.sample(arrays[0].shape[:2], lungs, self.seed)
             for i, array in enumerate(arrays):
                 pasted, region = self.op.perform(array, params, lungs)
@@ -356,7 +358,7 @@ class RandOperationd(RandPaste, MapTransform):  # type: ignore[misc]
         self.randomize()
         if not keys:
             return sample
-        images, region = self.paste([sample[key] for key in keys], mask_of(sample, self.mask_key))
+        images, region = self.paste([sample[key] for key in keys], *mask_of(sample, self.mask_key))
         sample.update(zip(keys, images, strict=True))
         if self.region_key is not None:
             sample[self.region_key] = region
@@ -410,14 +412,14 @@ def mask_like(image: Any, mask: Mask) -> Any:
     return MetaTensor(out).copy_meta_from(image) if isinstance(image, MetaTensor) else out
 
 
-def mask_of(sample: Any, mask_key: Hashable | None) -> Any:
-    """Return what is under the mask's key, if there is one."""
-    return None if mask_key is None else sample[mask_key]
+def mask_of(sample: Any, mask_key: Hashable | None) -> tuple[Any, str]:
+    """Return what is under the mask's key, if there is one, and its name in messages."""
+    return None if mask_key is None else sample[mask_key], f"the mask under {mask_key!r}"
 
 
-def lungs_of(array: Any, mask: Any, segment: Segment | None) -> Mask:
-    """Return the lung mask that is given, perhaps of floats, or segment the image."""
-    return find_lungs(array, None if mask is None else as_tensor(mask) > 0.5, segment)
+def given_mask(mask: Any, array: Array, name: str) -> Mask | None:
+    """Return a lung mask that is given, perhaps of floats, checked, for an image's array."""
+    return None if mask is None else as_mask(as_tensor(mask) > 0.5, array.shape, name)
 
 
 def check_source(mask: Any, segment: Any, needed: bool = True, name: str = "mask_key") -> None:

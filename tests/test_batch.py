@@ -418,6 +418,10 @@ def test_only_the_named_results_come_out():
         assert str(tuple(names)) in repr(only)
     with pytest.raises(AttributeError, match="masks"):
         batch.Select(module, "masks")(images)
+    whole = batch.Select(batch.CutPaste(p=1), "images", "labels")
+    compiled = torch.compile(whole, fullgraph=True, backend="eager")
+    outs = [(torch.manual_seed(0), form(images))[1] for form in (whole, compiled)]
+    torch.testing.assert_close(*outs, rtol=0, atol=0)
 
 
 def test_masks_of_any_integer_dtype():

@@ -5,6 +5,7 @@ Run with the extra `clients`; what is not installed is skipped.
 
 from __future__ import annotations
 
+import random
 import re
 import runpy
 from importlib.metadata import requires
@@ -204,7 +205,19 @@ def test_albumentations(page):
 
     with pytest.raises(ValueError, match="missing keys"):
         own(p=1)(volume=film[None])
+
     # As the page says: a pipeline's seed goes to each of its transforms.
+    def tied(augment):  # whether the same images are flipped and pasted into
+        even = (film + film[:, ::-1]) // 2
+        outs = [augment(image=even, mask=np.eye(256, dtype=np.uint8) * 5) for _ in range(30)]
+        both = [((o["mask"][0, -1] == 5), (o["image"] != even).any()) for o in outs]
+        return len({flipped == pasted for flipped, pasted in both}) == 1
+
+    steps = [A.HorizontalFlip(p=0.5), own(label=None, p=0.5)]
+    free = A.Compose(steps)
+    free.set_random_state(np.random.default_rng(0), random.Random(0))
+    assert not tied(free)
+    assert tied(A.Compose(steps, seed=0))  # as the page warns
     twice = A.Compose([own(p=1), own(p=1)], seed=0)
     twice(image=film)
     pastes = [vars(each.params["paste"]) for each in twice]

@@ -167,6 +167,20 @@ def boxes_one_by_one(mask, min_area):
     return labels > 0
 
 
+def test_thousands_of_regions_are_not_counted_one_by_one(monkeypatch):
+    """Which would take seconds: a box that loses nothing tells that without drawing its region."""
+    mask = np.zeros((512, 512), bool)
+    mask[0, ::2] = True  # small, with boxes that together are larger than any square
+    for row in range(2, 500, 12):
+        for column in range(2, 500, 12):
+            mask[row : row + 10, column : column + 10] = True
+    drawn = []
+    paint = Runs.paint
+    monkeypatch.setattr(Runs, "paint", lambda self, keep: drawn.append(1) or paint(self, keep))
+    np.testing.assert_array_equal(clear_small_boxes(mask, 100)[2:], mask[2:])
+    assert not drawn
+
+
 def test_boxes_that_cut_other_regions():
     pytest.importorskip("torch", reason="the hooks are drawn beside batches")
     from batches import hooks, without_order

@@ -162,6 +162,8 @@ def test_array_forms_of_pastes():
     for wrong, mask in ((RandScar(prob=0), lungs), (RandOpacity(0, segment=ap.lung_mask), lungs)):
         with pytest.raises(ValueError, match=r"mask (must be None|and segment must not)"):
             wrong(image, mask)
+    with pytest.raises(ValueError, match="mask must have the image's shape"):
+        RandOpacity(prob=0)(image, torch.zeros(1, 32, 31))  # whatever is drawn
     with pytest.raises(TypeError, match="return_mask must be True or False"):
         RandOpacity(return_mask=1)
 
@@ -254,7 +256,7 @@ def test_what_a_meta_tensor_carries_is_kept():
         assert isinstance(out[key], MetaTensor)
         assert out[key].meta["patient"] == 7
         names = [one["class"] for one in out[key].applied_operations]
-        assert names == ["Flip", "SpatialResample", "Crop", "Resize"]
+        assert names == ["Flip", "SpatialResample", "LungCrop", "Resize"]
     torch.testing.assert_close(out["image"].affine, out["region"].affine)
     out = RandAnatPasted("image", prob=1, region_key="region")(given)
     for key in ("image", "region"):
@@ -332,6 +334,10 @@ def test_the_crop_cuts_to_the_lungs_and_can_be_undone():
     whole = LungCropd("image", segment=lambda image: np.zeros(image.shape, bool))(given)
     assert whole["image"].shape == given["image"].shape
     assert LungCropd("gone", allow_missing_keys=True)({}) == {}
+    turned = LungCropd(["lungs", "image"], mask_key="lungs", margin=0.1, square=True)(given)
+    np.testing.assert_array_equal(turned["image"], wanted)  # found in the image, not the mask
+    alone = {"lungs": given["lungs"]}
+    assert LungCropd("image", mask_key="lungs", allow_missing_keys=True)(alone) == alone
 
 
 def test_lazy_pipelines_give_the_same():
@@ -478,7 +484,7 @@ def test_an_operation_of_one_s_own():
                 {"image": torch.zeros(1, 32, 32), "m": torch.zeros(1, 32, 31)}
             ),
             ValueError,
-            "mask must have the image's shape",
+            "the mask under 'm' must have the image's shape",
         ),
         (
             lambda: RandAnatPasted(["a", "b"], prob=1)(

@@ -1,7 +1,6 @@
 """The operations as modules, for use behind a DataLoader: which images, and with which masks."""
 
 from collections.abc import Sequence
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -427,7 +426,7 @@ class Select(nn.Module):
             raise TypeError(f"module must be an nn.Module, got {type(module).__name__}")
         if not names:
             raise ValueError("names must be at least one, got none")
-        self.module, self.names, self.pick = module, names, attrgetter(*names)
+        self.module, self.names = module, names
 
     def extra_repr(self) -> str:
         """Return the names for ``repr``."""
@@ -435,4 +434,6 @@ class Select(nn.Module):
 
     def forward(self, images: Tensor, **options: Any) -> Any:
         """Run the module, and return what is named."""
-        return self.pick(self.module(images, **options))
+        out = self.module(images, **options)
+        parts = tuple(getattr(out, name) for name in self.names)
+        return parts if len(parts) > 1 else parts[0]

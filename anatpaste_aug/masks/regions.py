@@ -141,11 +141,11 @@ def clear_small_boxes(mask: Mask, min_area: int) -> Mask:
                 labels[region.slice] = 0
         return labels > 0
 
-    Most regions are small from the start, or too large for the boxes zeroed so far to matter: only
-    the others are counted again.
+    Most regions are small from the start, or lose too little to become so, even if all that their
+    boxes lose were theirs: only the others are counted again.
     """
     framed = frame(mask, False)
-    runs = Runs(framed)
+    runs, whole = Runs(framed), framed.copy()
     # Runs are in row order: a region's first run is its top, its last one its bottom.
     top, bottom = np.empty((2, runs.regions), np.intp)
     top[runs.region[::-1]], bottom[runs.region] = runs.row[::-1], runs.row + 1
@@ -153,13 +153,11 @@ def clear_small_boxes(mask: Mask, min_area: int) -> Mask:
     np.minimum.at(left, runs.region, runs.left)
     np.maximum.at(right, runs.region, runs.right)
     area = np.bincount(runs.region, runs.stop - runs.start)
-    gone = 0  # pixels in those boxes
     boxes = np.stack([top, bottom, left, right], axis=1).tolist()
     for region, (box, count) in enumerate(zip(boxes, area.tolist(), strict=True)):
-        top, bottom, left, right = box
-        if count >= min_area and count - gone < min_area:  # not sure to be left
+        place = slice(*box[:2]), slice(*box[2:])
+        if count >= min_area > count - np.count_nonzero(framed[place] != whole[place]):
             count = np.count_nonzero(runs.paint(runs.region == region) & framed)
         if count < min_area:
-            framed[top:bottom, left:right] = False
-            gone += (bottom - top) * (right - left)
+            framed[place] = False
     return framed[1:-1, 1:-1].copy()
