@@ -136,12 +136,8 @@ class CutPaste(CutPasteOperation):
     def draw(self, sampler: Sampler, shape: tuple[int, int], lungs: Any) -> CutPasteParams:
         """Draw a patch, and a place for it inside the image."""
         crop = sampler.crop(shape, self.scale, self.ratio)
-        return CutPasteParams(
-            **crop,
-            paste_x=sampler.integer((0, shape[1] - crop["width"])),
-            paste_y=sampler.integer((0, shape[0] - crop["height"])),
-            **sampler.jitter(self.jitter),
-        )
+        x, y = sampler.corner(shape, crop["width"], crop["height"])
+        return CutPasteParams(**crop, paste_x=x, paste_y=y, **sampler.jitter(self.jitter))
 
 
 @dataclass(frozen=True)
@@ -160,17 +156,10 @@ class CutPasteScar(CutPasteOperation):
         width = min(sampler.integer(self.scaled(self.width, shape, 2)), shape[1])
         height = min(sampler.integer(self.scaled(self.height, shape, 2)), shape[0])
         angle = sampler.uniform(self.angle)
-        box_width, box_height = rotated_size(width, height, angle)
-        return CutPasteParams(
-            crop_x=sampler.integer((0, shape[1] - width)),
-            crop_y=sampler.integer((0, shape[0] - height)),
-            width=width,
-            height=height,
-            paste_x=sampler.integer((0, max(shape[1] - box_width, 0))),
-            paste_y=sampler.integer((0, max(shape[0] - box_height, 0))),
-            angle=angle,
-            **sampler.jitter(self.jitter),
-        )
+        crop = sampler.corner(shape, width, height)
+        place = sampler.corner(shape, *rotated_size(width, height, angle))
+        jitter = sampler.jitter(self.jitter)
+        return CutPasteParams(*crop, width, height, *place, angle, **jitter)
 
 
 @dataclass(frozen=True)

@@ -132,11 +132,8 @@ class Opacity(AlphaOperation[OpacityParams]):
         low, high = RADIUS[kind]
         radius = sampler.log_uniform(self.scaled((low * self.size, high * self.size), shape, 1))
         stretch = math.exp(sampler.uniform((-STRETCH[kind], STRETCH[kind])))
-        return {
-            "radius_x": min(max(round(radius * stretch), 1), LARGEST),
-            "radius_y": min(max(round(radius / stretch), 1), LARGEST),
-            "angle": sampler.integer((-90, 89)),
-        }
+        x, y = (min(max(round(end), 1), LARGEST) for end in (radius * stretch, radius / stretch))
+        return {"radius_x": x, "radius_y": y, "angle": sampler.integer((-90, 89))}
 
     def draw_fluid(self, sampler: Sampler, lungs: Mask, x: int) -> dict[str, int]:
         """Draw the surface of fluid at the base of a lung, higher at the chest wall."""

@@ -63,12 +63,13 @@ class Sampler:
         area, aspect = self.uniform(scale) * (height * width), self.log_uniform(ratio)
         patch_width = min(max(round(math.sqrt(area * aspect)), 1), width)
         patch_height = min(max(round(math.sqrt(area / aspect)), 1), height)
-        return {
-            "crop_x": self.integer((0, width - patch_width)),
-            "crop_y": self.integer((0, height - patch_height)),
-            "width": patch_width,
-            "height": patch_height,
-        }
+        x, y = self.corner(shape, patch_width, patch_height)
+        return {"crop_x": x, "crop_y": y, "width": patch_width, "height": patch_height}
+
+    def corner(self, shape: tuple[int, int], width: int, height: int) -> tuple[int, int]:
+        """Draw where a box inside an image begins, x and y: 0 where the box is larger."""
+        x = self.integer((0, max(shape[1] - width, 0)))
+        return x, self.integer((0, max(shape[0] - height, 0)))
 
 
 def nth_pixel(mask: Mask, n: int) -> int:
