@@ -83,6 +83,14 @@ def check_size(value: Any) -> tuple[int, int]:
     return height, width
 
 
+def check_inside(name: str, x: int, y: int, shape: Sequence[int], got: Any) -> None:
+    """Check that a pixel lies inside an image; `name` says what of `got` must, and how."""
+    height, width = shape[:2]
+    if x >= width or y >= height:
+        size = f"height {height} and width {width}"
+        raise ValueError(f"{name} inside the image of {size}, got {got}")
+
+
 def check_flag(name: str, value: Any) -> bool:
     """Check that a value is True or False."""
     if not isinstance(value, (bool, np.bool_)):

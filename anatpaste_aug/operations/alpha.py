@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from anatpaste_aug.checks import check_inside
 from anatpaste_aug.images import Array, Mask, MaskLike, Window, as_mask
 from anatpaste_aug.operations.base import Operation, P
 
@@ -60,12 +61,8 @@ class AlphaOperation(Operation[P]):
 
 def check_center(params: Any, shape: tuple[int, ...]) -> None:
     """Check that the center of a paste lies inside the image."""
-    height, width = shape
-    if not (params.center_x < width and params.center_y < height):
-        raise ValueError(
-            f"center must lie inside the image of height {height} and width {width}, "
-            f"got center_x={params.center_x}, center_y={params.center_y}"
-        )
+    got = f"center_x={params.center_x}, center_y={params.center_y}"
+    check_inside("center must lie", params.center_x, params.center_y, shape, got)
 
 
 def blend(image: Array, canvas: Array, alpha: Alpha) -> Array:

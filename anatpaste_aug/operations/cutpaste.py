@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from anatpaste_aug.checks import LARGEST, Range, Rng, check_integers, check_number
+from anatpaste_aug.checks import LARGEST, Range, Rng, check_inside, check_integers, check_number
 from anatpaste_aug.images import Array, ImageLike, Mask, as_array, black_and_white
 from anatpaste_aug.operations.anatpaste import JITTER, RATIO, SCALE
 from anatpaste_aug.operations.base import (
@@ -98,13 +98,8 @@ class CutPasteOperation(Operation[CutPasteParams]):
     @staticmethod
     def apply(image: Array, params: CutPasteParams, lungs: Mask | None) -> tuple[Array, Mask]:
         """Turn the jittered patch about its center, nearest pixel, and put it in its place."""
-        height, width = image.shape[:2]
         patch = cut_patch(image, params, *black_and_white(image))
-        if params.paste_x >= width or params.paste_y >= height:
-            raise ValueError(
-                f"the paste must begin inside the image of height {height} and width {width}, "
-                f"got {params}"
-            )
+        check_inside("the paste must begin", params.paste_x, params.paste_y, image.shape, params)
         box_width, box_height = params.bounding_box
         rows = slice(params.paste_y, params.paste_y + box_height)  # as far as the image goes
         columns = slice(params.paste_x, params.paste_x + box_width)
@@ -118,7 +113,7 @@ class CutPasteOperation(Operation[CutPasteParams]):
         y = np.floor(right * sin + down * cos + params.height / 2).astype(np.intp)
         inside = (x >= 0) & (x < params.width) & (y >= 0) & (y < params.height)
 
-        out, region = image.copy(), np.zeros((height, width), bool)
+        out, region = image.copy(), np.zeros(image.shape[:2], bool)
         out[rows, columns][inside] = patch[y[inside], x[inside]]
         if out[rows, columns].tobytes() != before.tobytes():  # not so for black on a black border
             region[rows, columns] = inside

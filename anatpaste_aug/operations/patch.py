@@ -4,7 +4,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from anatpaste_aug.checks import LARGEST, Range, check_integers, check_number
+from anatpaste_aug.checks import LARGEST, Range, check_inside, check_integers, check_number
 from anatpaste_aug.images import Array, to_gray
 
 
@@ -33,12 +33,8 @@ def cut_patch(image: Array, params: Any, black: float, white: float) -> Array:
     ValueError
         If it does not lie inside the image.
     """
-    height, width = image.shape[:2]
-    if params.crop_x + params.width > width or params.crop_y + params.height > height:
-        raise ValueError(
-            f"the patch must lie inside the image of height {height} and width {width}, "
-            f"got {params}"
-        )
+    right, bottom = params.crop_x + params.width - 1, params.crop_y + params.height - 1
+    check_inside("the patch must lie", right, bottom, image.shape, params)
     patch = image[params.crop_y :, params.crop_x :][: params.height, : params.width]
     return color_jitter(patch, params.brightness, params.contrast, black, white)
 
