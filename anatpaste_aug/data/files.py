@@ -138,11 +138,9 @@ def _read_pillow(opened: Image.Image) -> Array:
     if swapped or kind in (("L", (8,), (2,)), ("I", (32,), (1,))):
         raise UnidentifiedImageError
     turned = ImageOps.exif_transpose(opened)
-    if mode in ("I;16B", "I;16L"):
-        image = np.asarray(turned).astype(np.uint16)
-    else:
-        kept = mode in PILLOW_MODES
-        image = np.asarray(turned if kept else turned.convert(GRAY_MODES.get(mode, "RGB")))
+    kept = mode in (*PILLOW_MODES, "I;16B", "I;16L")
+    image = np.asarray(turned if kept else turned.convert(GRAY_MODES.get(mode, "RGB")))
+    image = image.astype(image.dtype.newbyteorder("="), copy=False)
     # TIFF's WhiteIsZero: Pillow inverts 8-bit pixels itself, and no others.
     return image.max() - image if tags.get(262) == 0 and image.dtype != np.uint8 else image
 
@@ -219,9 +217,7 @@ def _read_dicom(file: BinaryIO) -> Array:
                 for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
                     data.update((group.get(name) or [{}])[0])
         photometric, shape = _first(data, "PhotometricInterpretation"), _first(data, SHAPE)
-        frames, samples = (
-            _first(data, name) or 1 for name in ("NumberOfFrames", "SamplesPerPixel")
-        )
+        frames, samples = _first(data, "NumberOfFrames") or 1, _first(data, "SamplesPerPixel") or 1
         if (frames, samples) != (1, 1) or photometric not in SHAPES:
             raise ValueError(f"not one gray frame but {photometric}, {frames} x {samples} channels")
         if shape in SHAPES.values() and shape != SHAPES[photometric]:
@@ -229,10 +225,8 @@ def _read_dicom(file: BinaryIO) -> Array:
         _check_size(int(data.Rows) * int(data.Columns), 1)
         # Room for what follows: pydicom's decoders turn a lack of memory into other errors.
         np.empty((2, int(data.Rows), int(data.Columns)))
-        native = (
-            uid.ExplicitVRLittleEndian if data.original_encoding[1] else uid.ExplicitVRBigEndian
-        )
-        syntax = data.file_meta.get("TransferSyntaxUID") or native
+        native = "ExplicitVRLittleEndian" if data.original_encoding[1] else "ExplicitVRBigEndian"
+        syntax = data.file_meta.get("TransferSyntaxUID") or getattr(uid, native)
         data.file_meta.TransferSyntaxUID = syntax
         if data["PixelData"].is_undefined_length and not syntax.is_encapsulated:
             raise ValueError(f"compressed pixels contradict the transfer syntax {syntax.name}")
