@@ -65,6 +65,12 @@ def check_center(params: Any, shape: tuple[int, ...]) -> None:
     check_inside("center must lie", params.center_x, params.center_y, shape, got)
 
 
+def meet(center: int, reach: int, cell: int, length: int) -> slice:
+    """Return the cells that lie within `reach` pixels of a center inside the image."""
+    count = -(-length // cell)
+    return slice(max((center - reach) // cell, 0), min((center + reach) // cell + 1, count))
+
+
 def blend(image: Array, canvas: Array, alpha: Alpha) -> Array:
     """Return ``image * (1 - alpha / 255) + canvas * alpha / 255`` in the image's dtype.
 

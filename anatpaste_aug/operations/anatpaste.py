@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from anatpaste_aug.checks import LARGEST, Range, Rng, check_integers
 from anatpaste_aug.images import Array, ImageLike, Mask, MaskLike, Window, as_mask, black_and_white
-from anatpaste_aug.operations.alpha import Alpha, AlphaOperation, check_center
+from anatpaste_aug.operations.alpha import Alpha, AlphaOperation, check_center, meet
 from anatpaste_aug.operations.base import CallOptions, lengths_for_option, option, show_options
 from anatpaste_aug.operations.patch import PatchOptions, check_patch, cut_patch
 from anatpaste_aug.operations.sampling import Sampler
@@ -117,14 +117,12 @@ class AnatPaste(AlphaOperation[PasteParams]):
         inner_w = max(params.width // 2 - params.margin, 0)
         inner_h = max(params.height // 2 - params.margin, 0)
         reach = 3 * params.blur_radius  # of three box filters, each no further than the radius
-        left = max(params.center_x - inner_w - reach, 0)
-        top = max(params.center_y - inner_h - reach, 0)
-        right = min(params.center_x + inner_w + reach + 1, width)
-        bottom = min(params.center_y + inner_h + reach + 1, height)
-        size, center = (right - left, bottom - top), (params.center_x - left, params.center_y - top)
+        columns = meet(params.center_x, inner_w + reach, 1, width)
+        rows = meet(params.center_y, inner_h + reach, 1, height)
+        size = (columns.stop - columns.start, rows.stop - rows.start)
+        center = (params.center_x - columns.start, params.center_y - rows.start)
         alpha = draw_shape(params, size, center, inner_w, inner_h)
-        window = (slice(top, bottom), slice(left, right))
-        return window, alpha * lungs[window] if lungs.any() else alpha
+        return (rows, columns), alpha * lungs[rows, columns] if lungs.any() else alpha
 
     @staticmethod
     def canvas(

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from anatpaste_aug.checks import LARGEST, Rng, check_integers
 from anatpaste_aug.crop import bounding_box, true_range
 from anatpaste_aug.images import Array, ImageLike, Mask, MaskLike, Window, as_mask
-from anatpaste_aug.operations.alpha import Alpha, AlphaOperation, check_center
+from anatpaste_aug.operations.alpha import Alpha, AlphaOperation, check_center, meet
 from anatpaste_aug.operations.base import CallOptions, lengths_for_option, option, show_options
 from anatpaste_aug.operations.sampling import Sampler
 
@@ -374,12 +374,6 @@ def one_lung(lungs: Mask, x: int) -> tuple[Window, int]:
     rows, part = bounding_box(lungs[:, :middle] if x < middle else lungs[:, middle:])
     before = 0 if x < middle else middle
     return (rows, slice(before + part.start, before + part.stop)), 1 if x < middle else -1
-
-
-def meet(center: int, reach: int, cell: int, length: int) -> slice:
-    """Return the cells that lie within `reach` pixels of a center inside the image."""
-    count = -(-length // cell)
-    return slice(max((center - reach) // cell, 0), min((center + reach) // cell + 1, count))
 
 
 def extent(flags: Mask, part: slice) -> slice:
