@@ -31,7 +31,7 @@ _digests: "WeakKeyDictionary[ModuleType, str]" = WeakKeyDictionary()
 
 
 class NoFunctionError(ValueError):
-    """A name leads to no function; the message says in a line which, and what there is."""
+    """A name leads to no function; the message says in a line which, and why."""
 
 
 def is_function(name: str) -> bool:

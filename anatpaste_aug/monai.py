@@ -202,11 +202,11 @@ class LungCropd(Cropd):  # type: ignore[misc]
         lazy: bool = False,
         allow_missing_keys: bool = False,
     ):
+        crop = LungCrop(segment=segment, margin=margin, square=square, lazy=lazy)
         check_source(mask_key, segment)
         own = ensure_tuple(keys)
         if mask_key is not None and mask_key not in own:
             own = (*own, mask_key)
-        crop = LungCrop(segment=segment, margin=margin, square=square, lazy=lazy)
         super().__init__(own, crop, allow_missing_keys, lazy)
         self.mask_key = mask_key
 
@@ -424,7 +424,6 @@ def given_mask(mask: Any, array: Array, name: str) -> Mask | None:
 
 def check_source(mask: Any, segment: Any, needed: bool = True, name: str = "mask_key") -> None:
     """Check that lung masks come from one place, and from none where they are not used."""
-    check_segment(segment, needed)
     if mask is not None and segment is not None:
         raise ValueError(f"{name} and segment must not be given together")
     if mask is not None and not needed:

@@ -41,6 +41,8 @@ COUNTS = {
     ("test", "normal"): 4,
     ("test", "abnormal"): 4,
 }
+# A folder of 5,000 letters: from Python 3.14 on, `Path.is_dir` says so of too long a name as well.
+TOO_LONG = "is not a folder" if sys.version_info >= (3, 14) else "File name too long"
 TINY = [
     "--preset",
     "quick",
@@ -751,7 +753,7 @@ def test_an_output_that_cannot_be_written_comes_out_before_the_work(
         (["--momentum", "1e9"], "momentum must be a number in 0.0..1.0"),
         (["--weight-decay", "nan"], "weight_decay must be a number"),
         (["--held-out", "-1", "5"], "held-out numbers"),
-        (["--data", "a" * 5000], "a" * 5000),  # too long a name, or no folder from Python 3.14 on
+        (["--data", "a" * 5000], TOO_LONG),
         (["--device", "meta"], "device 'meta' cannot be used"),
         (["--device", "cpu:x"], "device 'cpu:x' cannot be used"),
     ],
