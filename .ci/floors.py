@@ -7,5 +7,6 @@ from pathlib import Path
 config = configparser.ConfigParser()
 config.read(Path(__file__).parents[1] / "setup.cfg")
 needed = [config["options"]["install_requires"], *config["options.extras_require"].values()]
-for name, floor in sorted(set(re.findall(r"^([\w-]+)>=([\d.]+)$", "\n".join(needed), re.M))):
+floors = re.findall(r"^([\w-]+)>=([\d.]+)(?:,.*)?$", "\n".join(needed), re.M)
+for name, floor in sorted(set(floors)):
     print(f"{name}=={floor}")
