@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from benchmarks.harness import write_json
-from examples.pretrain_gde.cli import make_parser, make_settings, make_source, obey
+from examples.pretrain_gde.cli import make_parser
+from examples.pretrain_gde.commands import make_settings, make_source, obey
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.run import Source, load
 from examples.pretrain_gde.runtime import Runtime, describe
@@ -101,8 +102,7 @@ def main() -> int:
             if own.output is not None:
                 write_json(own.output, result)
 
-    options.command = command
-    return obey(options)
+    return obey(options, command)
 
 
 def _told(settings: Settings, runtime: Runtime, result: dict[str, float]) -> str:

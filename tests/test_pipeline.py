@@ -30,7 +30,7 @@ from sklearn.metrics import roc_auc_score  # noqa: E402
 from sklearn.neighbors import KernelDensity  # noqa: E402
 
 from anatpaste_aug.crop import CROP_MARGIN, crop_window  # noqa: E402
-from examples.pretrain_gde import augment, cli, data, disk, evaluate, run, storage, train  # noqa: E402
+from examples.pretrain_gde import augment, cli, commands, data, disk, evaluate, run, storage, train  # noqa: E402
 from examples.pretrain_gde.augment import Augmenter, jitter, reframe, roughen, second_view  # noqa: E402
 from examples.pretrain_gde.density import PUBLISHED, SCORES, Scorer  # noqa: E402
 from examples.pretrain_gde.detector import (  # noqa: E402
@@ -48,6 +48,7 @@ from examples.pretrain_gde.readers import Entry, Split, read_split  # noqa: E402
 from examples.pretrain_gde.runtime import Runtime  # noqa: E402
 from examples.pretrain_gde.settings import VARIANTS, Settings, derive_seed  # noqa: E402
 from examples.pretrain_gde.shortcuts import WORDS, strongest  # noqa: E402
+from examples.pretrain_gde.tensors import load_tensors, save_tensors  # noqa: E402
 from examples.pretrain_gde.view import View  # noqa: E402
 
 COUNTS = {
@@ -262,7 +263,7 @@ def test_resume_gives_the_numbers_of_an_uninterrupted_run(
             main(*options)
     folder = tmp_path / "anatpaste" / "seed0"
     assert not (folder / "metrics.json").exists()
-    _, info = storage.load_tensors(folder / "checkpoint.safetensors", train.CHECKPOINT_FORM)
+    _, info = load_tensors(folder / "checkpoint.safetensors", train.CHECKPOINT_FORM)
     assert len(info["epochs"]) == saved
     assert (folder / train.WEIGHTS.format(info["best"]["epoch"])).exists()
     assert main(*options, "--resume") == 0
@@ -271,7 +272,7 @@ def test_resume_gives_the_numbers_of_an_uninterrupted_run(
     whole, resumed = (evaluate.load_metrics(path) for path in (longer, folder))
     assert without_times(resumed) == without_times(whole)
     for name in ("detector.safetensors", "checkpoint.safetensors"):
-        one, other = (storage.load_tensors(path / name, {})[0] for path in (longer, folder))
+        one, other = (load_tensors(path / name, {})[0] for path in (longer, folder))
         assert one.keys() == other.keys()
         assert all(torch.equal(one[key], other[key]) for key in one)
 
@@ -477,10 +478,10 @@ def test_evaluate_and_predict_need_a_finished_run(tmp_path, capsys):
 
 @pytest.mark.parametrize("network", ["trained", "untrained"])
 def test_a_detector_that_lacks_a_standard_is_refused(network, cropped, tmp_path):
-    tensors, info = storage.load_tensors(cropped / "detector.safetensors", {})
+    tensors, info = load_tensors(cropped / "detector.safetensors", {})
     del info["standards"][network]["places2"]
     path = tmp_path / "detector.safetensors"
-    storage.save_tensors(path, tensors, info)
+    save_tensors(path, tensors, info)
     with pytest.raises(PipelineError, match="holds no detector: 'places2'"):
         Detector.load(path)
 
@@ -668,9 +669,9 @@ def test_benchmark_prints_the_share_of_the_augmentation(
 
 def test_the_demonstration_runs_without_arguments(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("examples.pretrain_gde.phantoms.COUNTS", COUNTS)
-    monkeypatch.setattr(cli, "DEMO_PIXELS", 64)
+    monkeypatch.setattr(commands, "DEMO_PIXELS", 64)
     tiny = {"size": 32, "batch": 4, "epochs": 1, "updates": 1, "validate_every": 1}
-    monkeypatch.setitem(cli.PRESETS, "demo", tiny)
+    monkeypatch.setitem(commands.PRESETS, "demo", tiny)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["pretrain_gde"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -787,7 +788,7 @@ def test_two_processes_do_what_one_does(phantoms, cache, tmp_path):
             total / settings.updates, rel=1e-4
         )
     folder = tmp_path / "anatpaste" / "seed0"
-    saved, _ = storage.load_tensors(folder / "checkpoint.safetensors", {})
+    saved, _ = load_tensors(folder / "checkpoint.safetensors", {})
     for name, parameter in network.named_parameters():
         # The momentum buffer is the sum of the gradients: it differs if any gradient did.
         torch.testing.assert_close(
@@ -1013,12 +1014,12 @@ def test_fresh_masks_are_the_published_ones():
 def test_a_checkpoint_of_tensors_and_text_only(tmp_path):
     path = tmp_path / "file.safetensors"
     tensors = {"a": torch.arange(6).view(2, 3), "b": torch.tensor(0.5), "c": torch.zeros(0)}
-    storage.save_tensors(path, tensors, {"epochs": [1, 2.5, None]})
-    loaded, info = storage.load_tensors(path, {})
+    save_tensors(path, tensors, {"epochs": [1, 2.5, None]})
+    loaded, info = load_tensors(path, {})
     assert info == {"epochs": [1, 2.5, None]}
     assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
     with pytest.raises(PipelineError, match="cannot read"):
-        storage.load_tensors(tmp_path / "none", {})
+        load_tensors(tmp_path / "none", {})
 
 
 def test_the_cache_is_keyed_by_content_and_size(phantoms, tmp_path):
@@ -1134,7 +1135,7 @@ def turned(phantoms, tmp_path):
 def test_images_without_upright_lungs_are_named_once(
     options, parts, count, turned, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(cli, "write_report", lambda *arguments: None)
+    monkeypatch.setattr(commands, "write_report", lambda *arguments: None)
     names = ", ".join(f"{part}/normal/phantom0001.png" for part in parts)
     few = "warning: scores are standardized by 4 normal images"
     others = [few] if options is LAPTOP else []

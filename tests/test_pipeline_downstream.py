@@ -20,7 +20,7 @@ from safetensors.torch import load_file  # noqa: E402
 from sklearn.linear_model import LogisticRegression  # noqa: E402
 from sklearn.metrics import roc_auc_score  # noqa: E402
 
-from examples.pretrain_gde import cli, finetune  # noqa: E402
+from examples.pretrain_gde import cli, commands, finetune  # noqa: E402
 from examples.pretrain_gde.detector import Detector  # noqa: E402
 from examples.pretrain_gde.errors import PipelineError  # noqa: E402
 from examples.pretrain_gde.model import embed, prepare  # noqa: E402
@@ -199,8 +199,8 @@ def read(trained, phantoms):
         ["finetune", str(trained), *map(str, labels(phantoms)), "--labels", "2", "--quiet"]
     )
     detector = Detector.load(trained / "detector.safetensors")
-    with cli.start("cpu", progress=False) as runtime:
-        _, _, dataset = cli.load_run(trained, options, runtime)
+    with commands.start("cpu", progress=False) as runtime:
+        _, _, dataset = commands.load_run(trained, options, runtime)
     given = [sorted((phantoms / "labeled" / kind).iterdir()) for kind in ("normal", "abnormal")]
     return detector, finetune.read_labeled(detector.settings, *given, dataset, progress=False)
 
@@ -361,6 +361,6 @@ def test_a_lack_of_memory_is_told(trained, phantoms, capsys, monkeypatch):
     def fail(*arguments, **named):
         raise MemoryError
 
-    monkeypatch.setattr(cli, "finetune", fail)
+    monkeypatch.setattr(commands, "finetune", fail)
     told = refused(capsys, trained, *labels(phantoms), "--labels", 2, *FEW)
     assert "out of memory" in told

@@ -25,13 +25,14 @@ need(*PACKAGES)
 
 import torch  # noqa: E402
 
-from examples.pretrain_gde import cli, data, evaluate, storage  # noqa: E402
+from examples.pretrain_gde import cli, commands, data, evaluate, storage  # noqa: E402
 from examples.pretrain_gde.disk import locking  # noqa: E402
 from examples.pretrain_gde.errors import PipelineError  # noqa: E402
 from examples.pretrain_gde.forms import check_form  # noqa: E402
 from examples.pretrain_gde.phantoms import write_phantoms  # noqa: E402
 from examples.pretrain_gde.readers import Entry, read_split  # noqa: E402
 from examples.pretrain_gde.settings import Settings  # noqa: E402
+from examples.pretrain_gde.tensors import load_tensors, save_tensors  # noqa: E402
 from examples.pretrain_gde.view import View  # noqa: E402
 
 COUNTS = {
@@ -92,7 +93,7 @@ def copy(made, tmp_path):
 @pytest.fixture
 def _no_report(monkeypatch):
     monkeypatch.setattr("examples.pretrain_gde.run.write_report", lambda *arguments: None)
-    monkeypatch.setattr(cli, "write_report", lambda *arguments: None)
+    monkeypatch.setattr(commands, "write_report", lambda *arguments: None)
 
 
 def main(*arguments):
@@ -259,9 +260,9 @@ def test_splits_of_another_form_are_refused(place, new, message, copy, capsys):
 
 
 def rewrite(path, change):
-    tensors, info = storage.load_tensors(path, {})
+    tensors, info = load_tensors(path, {})
     change(tensors, info)
-    storage.save_tensors(path, tensors, info)
+    save_tensors(path, tensors, info)
 
 
 def fill(name, value):
@@ -373,7 +374,7 @@ def test_checkpoints_of_another_form_are_refused(change, message, copy, capsys):
 def test_weights_of_another_network_are_refused(copy, capsys):
     (run_of(copy) / "metrics.json").unlink()
     (path,) = run_of(copy).glob("weights-*")
-    storage.save_tensors(path, {"other": torch.zeros(1)}, {})
+    save_tensors(path, {"other": torch.zeros(1)}, {})
     assert train(copy, "--resume") == 1
     assert f"{path.name} holds no weights of resnet18" in only_line(capsys)
 
@@ -640,7 +641,7 @@ def test_hidden_files_are_scored_only_if_they_are_named(made, tmp_path, capsys):
 
 
 def test_the_demonstration_replaces_no_other_run(copy, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "write_phantoms", None)  # not reached
+    monkeypatch.setattr(commands, "write_phantoms", None)  # not reached
     run = copy / "out" / "mix" / "seed0"
     shutil.move(run_of(copy).parent, run.parent)
     before = all_files(run)

@@ -28,7 +28,7 @@ from examples.pretrain_gde.errors import PipelineError  # noqa: E402
 from examples.pretrain_gde.given import give  # noqa: E402
 from examples.pretrain_gde.model import Network, drawn_channels, prepare  # noqa: E402
 from examples.pretrain_gde.settings import PRESETS, Settings  # noqa: E402
-from examples.pretrain_gde.storage import load_tensors, save_tensors, write_tensors  # noqa: E402
+from examples.pretrain_gde.tensors import load_tensors, save_tensors, write_tensors  # noqa: E402
 
 COUNTS = {("train", "normal"): 10, ("valid", "normal"): 4}
 VALID = (("valid", "normal"), ("valid", "abnormal"))

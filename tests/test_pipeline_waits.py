@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only  # noqa: E402
 
 from anatpaste_aug.batch import operators  # noqa: E402
 from anatpaste_aug.batch.kernels import draw, mask, paste  # noqa: E402
-from examples.pretrain_gde import cli  # noqa: E402
+from examples.pretrain_gde import cli, commands  # noqa: E402
 from examples.pretrain_gde.augment import segments_quickly  # noqa: E402
 from examples.pretrain_gde.data import Dataset  # noqa: E402
 from examples.pretrain_gde.readers import Entry, Split  # noqa: E402
@@ -144,8 +144,8 @@ def test_the_preset_paper_segments_at_every_draw(options, fresh, monkeypatch):
     parsed = cli.make_parser().parse_args(given)
     runtime = Runtime(torch.device("cuda", 0))
     for quickly in (True, False):
-        monkeypatch.setattr(cli, "segments_quickly", lambda device, quickly=quickly: quickly)
-        settings = cli.make_settings(parsed, runtime, None)
+        monkeypatch.setattr(commands, "segments_quickly", lambda device, quickly=quickly: quickly)
+        settings = commands.make_settings(parsed, runtime, None)
         assert settings.fresh_masks == (fresh and (quickly or "--fresh-masks" in given))
 
 

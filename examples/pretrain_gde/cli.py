@@ -1,74 +1,59 @@
-"""The command line."""
+"""The command line: read before torch is imported, which takes seconds."""
 
 from __future__ import annotations
 
-import io
+import os
 import sys
-from argparse import ArgumentParser, BooleanOptionalAction, Namespace
-from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from argparse import ArgumentParser, BooleanOptionalAction, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from anatpaste_aug.functions import is_function
-from examples.pretrain_gde.augment import segments_quickly
-from examples.pretrain_gde.compare import describe_result, mean_and_sd, write_table
-from examples.pretrain_gde.data import Dataset, load_dataset, tell_of_masks
-from examples.pretrain_gde.density import NAMES
-from examples.pretrain_gde.detector import Detector
-from examples.pretrain_gde.disk import is_among, locking
-from examples.pretrain_gde.errors import PipelineError
-from examples.pretrain_gde.evaluate import DETECTOR, SPLIT, changed_parts, evaluate, load_metrics
-from examples.pretrain_gde.finetune import (
-    FINETUNED,
-    PLAN,
-    check_plan,
-    finetune,
-    read_labeled,
-    starts,
-    write_finetuned,
-)
-from examples.pretrain_gde.given import OPTIONS, code_of, give, given
-from examples.pretrain_gde.heatmap import NO_MAP, has_map
-from examples.pretrain_gde.model import tell_of_maps
-from examples.pretrain_gde.phantoms import write_phantoms
-from examples.pretrain_gde.predict import find_images, predict, write_predictions
-from examples.pretrain_gde.readers import PUBLISHED_AUC, READERS, SPLIT_FORM, Split
-from examples.pretrain_gde.report import REPORT, write_report
-from examples.pretrain_gde.run import Source, run, run_all, run_folder
-from examples.pretrain_gde.runtime import Runtime, describe, start
-from examples.pretrain_gde.settings import MASKS, PRESETS, VARIANTS, Settings, default_precision
-from examples.pretrain_gde.storage import printable, read_json, warn, write_json
-from examples.pretrain_gde.transfer import describe_transfer, transfer
+from examples.pretrain_gde.given import OPTIONS, give
+from examples.pretrain_gde.readers import PUBLISHED_AUC, READERS
+from examples.pretrain_gde.settings import PLAN, PRESETS, PURPOSES, VARIANTS, Settings
 
-RESULTS = "results, for one process at a time, not enforced on Windows (runs/gde)"
-BESIDE = "other starts: networks with ImageNet weights of their library, or your own function"
+MANY = 10**6  # as a limit, none to speak of
+LAYOUTS = """Layouts:
+plain: {train,valid,test}/{normal,abnormal}, or the first of these alone
+normals: a folder of normal images
+zhanglab, chexpert, rsna: as they are distributed
+"""
 SAME = "as in training; needed for your own code alone, which no file can have imported"
-DEMO_PIXELS = 128  # of the phantoms' files
-COMMON = ("--device", "--threads", "--quiet")
-KINDS = ("--normal", "--abnormal")
-FILES = {"type": Path, "nargs": "+", "required": True, "help": "files or folders"}
-SHARED: dict[str, dict[str, Any]] = {  # options of several commands
-    "--device": {"default": "auto", "help": "auto, cpu, cuda or cuda:1 (auto)"},
-    "--threads": {"type": int, "help": "CPU threads (torch's own choice)"},
-    "--quiet": {"action": "store_true", "help": "no progress bars"},
-    "run": {"type": Path, "metavar": "RUN", "help": "folder of a run"},
-    "--data": {"type": Path, "help": "folder of the data set, if it has moved"},
-    "--cache": {"type": Path, "help": "folder of decoded images (OUT/cache, or RUN/cache)"},
-    "--skip-bad": {"action": "store_true", "help": "leave out missing and damaged files"},
-    "--normal": FILES,
-    "--abnormal": FILES,
+BESIDE = "other starts: networks with ImageNet weights of their library, or your own function"
+SWITCH, FOLDER = {"action": "store_true"}, {"type": Path, "metavar": "DIR"}
+FILES = {"type": Path, "nargs": "+", "metavar": "PATH", "help": "files, folders"}
+NUMBER, OWN = {"type": int, "metavar": "N"}, {"metavar": "NAME", "help": SAME}
+MACHINE = ("--device", "--threads", "--quiet")
+OF_RUNS = ("--cache", "--skip-bad", "--published", "--groups")
+KNOWN: dict[str, dict[str, Any]] = {  # by flags: what several commands or long lines need
+    "--device": {"default": "auto", "metavar": "NAME", "help": "cpu, cuda, cuda:1, ... (auto)"},
+    "--threads": {**NUMBER, "help": "CPU threads, 1 to 1024 (torch's choice)"},
+    "--quiet": {**SWITCH, "help": "no progress bars"},
+    "--data": {**FOLDER, "help": "folder of the data set, if it has moved"},
+    "--cache": {**FOLDER, "help": "folder of decoded images (OUT/cache, or RUN/cache)"},
+    "--skip-bad": {**SWITCH, "help": "leave out missing and damaged files"},
     "--published": {
         "choices": tuple(PUBLISHED_AUC),
-        "help": "data set whose published AUC the report marks (that of the layout)",
+        "metavar": "NAME",
+        "help": f"whose AUC the report marks: {', '.join(PUBLISHED_AUC)} (layout)",
     },
     "--groups": {
         "nargs": "+",
         "default": (),
         "metavar": ("FILE", "COLUMN"),
-        "help": "a CSV of file and covariates (age, view, ...) to adjust AUCs for; (all columns)",
+        "help": "a CSV of file and covariates (age, view, ...) to adjust AUCs for (all columns)",
     },
+    "--normal": {**FILES, "required": True},
+    "--abnormal": {**FILES, "required": True},
+    "run": {"type": Path, "metavar": "RUN", "help": "folder of a run"},
+    "--list-presets": {"action": "version", "help": "print what each preset decides, and exit"},
+    "-o --output": {"type": Path, "metavar": "FILE"},
+    "--mask --segment": {**OWN, "type": partial(give, "mask")},
+    "--variant": {**OWN, "type": partial(give, "variant")},
+    "--backbone": {**OWN, "type": partial(give, "backbone")},
 }
 
 
@@ -77,270 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or (given[0].startswith("-") and given[0] not in ("-h", "--help")):
         given.insert(0, "demo")
-    return obey(make_parser().parse_args(given))
+    options = make_parser().parse_args(given)
+    # Before torch is imported: else its threads spin for those that other processes keep waiting.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from examples.pretrain_gde import commands
 
-
-def obey(options: Namespace) -> int:
-    """Run the command that was parsed; return the exit status, and say in a line what failed."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names of files need not be texts
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        with start(
-            options.device,
-            options.threads,
-            compiled=getattr(options, "compile", False),
-            progress=not options.quiet,
-            tensorboard=getattr(options, "tensorboard", False),
-        ) as runtime:
-            return int(options.command(options, runtime) or 0)
-    except (PipelineError, OSError) as error:
-        return _fail(str(error))
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "alloc" not in str(error):
-            raise
-        return _fail(f"out of memory: {str(error).splitlines()[0] if str(error) else 'no details'}")
-    except KeyboardInterrupt:
-        trains = options.command in (train_command, compare_command)
-        hint = ": --resume goes on from the last checkpoint" if trains else ""
-        print(f"interrupted{hint}", file=sys.stderr)
-        return 130
-
-
-def _fail(message: str) -> int:
-    """Say in one line, or one for each bad file, what is wrong."""
-    print("error:", "\n".join(map(printable, message.split("\n"))), file=sys.stderr)
-    return 1
-
-
-def demo_command(options: Namespace, runtime: Runtime) -> None:
-    """Show on phantoms what training changes, no data needed; also without a command."""
-    precision = default_precision(runtime.device)
-    settings = Settings(**PRESETS["demo"], seed=options.seed, precision=precision)
-    data = options.out / "phantoms"
-    folder = run_folder(options.out, settings)
-    if (folder / SPLIT).exists():
-        made_from = read_json(folder / SPLIT, SPLIT_FORM).get("folder")
-        if made_from != str(data.resolve()):  # the demonstration replaces its own runs alone
-            raise PipelineError(f"{folder} holds a run on other images: give another --out")
-    if runtime.leads:
-        write_phantoms(data, DEMO_PIXELS, progress=runtime.progress)
-    runtime.wait()
-    metrics = run(settings, Source(data, options.out / "cache"), folder, runtime, overwrite=True)
-    if not runtime.leads:
-        return
-    print()
-    _print_table("test AUC on phantoms", metrics["test"], "auc")
-    print(describe_result(metrics))
-    print(f"\nreport: {folder / REPORT}")
-
-
-def train_command(options: Namespace, runtime: Runtime) -> None:
-    """Train and evaluate one variant, one run per seed."""
-    for variant, summary in run_variants(options, runtime, [options.variant]).items():
-        scored = summary["columns"].get("scored")
-        if scored and len(options.seeds) > 1:
-            count = len(options.seeds)
-            print(f"{variant}: test AUC {mean_and_sd(scored)} over {count} seeds")
-
-
-def compare_command(options: Namespace, runtime: Runtime) -> None:
-    """Run all variants with the same budget and seeds, and print the table."""
-    summaries = run_variants(options, runtime, options.variants)
-    if runtime.leads:
-        print(f"\n{write_table(summaries, options.out)}")
-
-
-def run_variants(
-    options: Namespace, runtime: Runtime, variants: Sequence[str | None]
-) -> dict[str, dict[str, Any]]:
-    """Run variants with all seeds; return their summaries."""
-    chosen = [make_settings(options, runtime, variant) for variant in variants]
-    if runtime.leads:
-        tell_of_maps(chosen[0])
-    runs = [replace(one, seed=seed) for one in chosen for seed in options.seeds]
-    return run_all(runs, make_source(options), options.out, runtime, resume=options.resume)
-
-
-def evaluate_command(options: Namespace, runtime: Runtime) -> None:
-    """Score the test part of finished runs anew."""
-    for folder in options.runs:  # before the first takes its time
-        settings = Settings(**load_metrics(folder)["settings"])
-        check_own(folder, settings, options, "view_with_mask")
-    for folder in options.runs:
-        with locking(folder):  # what its files say is read from, never written to
-            metrics, saved, dataset = load_run(folder, options, runtime)
-            changed = changed_parts(metrics["data"], dataset)
-            if changed and not options.changed_images:
-                raise PipelineError(
-                    f"{folder} was made with other images or labels ({', '.join(changed)}): "
-                    "--changed-images scores these all the same, and the report says so"
-                )
-            detector = Detector.load(folder / DETECTOR, runtime.device)
-            metrics, scores = evaluate(detector, dataset, folder, metrics)
-            write_report(folder, dataset, options.published or saved.get("published"), scores)
-        print(f"{folder}: {describe_result(metrics)}")
-
-
-def load_run(
-    folder: Path, options: Namespace, runtime: Runtime
-) -> tuple[dict[str, Any], dict[str, Any], Dataset]:
-    """Return a run's metrics, what its split says, and its images."""
-    metrics = load_metrics(folder)
-    settings = Settings(**metrics["settings"])
-    saved = read_json(folder / SPLIT, SPLIT_FORM)
-    split = Split.from_dict(saved)
-    data = options.data or Path(saved.get("folder", ""))
-    if options.data is None:
-        if not saved.get("folder") or not data.is_dir():
-            raise PipelineError(f"{folder / SPLIT} does not say where the data are: give --data")
-        print(printable(f"{folder}: images from {data}, as {SPLIT} says"), file=sys.stderr)
-    groups = options.groups or saved.get("groups") or ()
-    if groups and not options.groups:
-        print(printable(f"{folder}: groups from {groups[0]}, as {SPLIT} says"), file=sys.stderr)
-    cache, readable = options.cache, []
-    if cache is None:
-        cache = folder / "cache"
-        readable = [Path(saved["cache"])] if saved.get("cache") else []
-        if cache.is_symlink():
-            raise PipelineError(f"{cache} is a link, which may lead anywhere: give --cache")
-    dataset = load_dataset(
-        data,
-        split,
-        settings,
-        cache,
-        groups=groups,
-        readable=readable,
-        skip_bad=options.skip_bad,
-        progress=runtime.progress,
-    )
-    tell_of_masks(dataset.upright, settings.mask)
-    return metrics, saved, dataset
-
-
-def export_command(options: Namespace, runtime: Runtime) -> None:
-    """Write the trained backbone for other libraries."""
-    detector = Detector.load(options.run / DETECTOR)
-    check_own(options.run, detector.settings, options)
-    _check_output(options.output, list(options.run.rglob("*")))
-    detector.export(options.output)
-
-
-def finetune_command(options: Namespace, runtime: Runtime) -> None:
-    """Learn from few labeled images, pretrained or not, and compare."""
-    own = options.run / FINETUNED
-    page = options.output or own
-    if page.suffix != ".html":
-        raise PipelineError(f"--output must end in .html, got {page}")
-    plan = check_plan({name: getattr(options, name) for name in ("labels", *PLAN)})
-    detector = Detector.load(options.run / DETECTOR, runtime.device)
-    check_own(options.run, detector.settings, options, "view_with_mask")
-    networks, settings = starts(detector, options.beside), detector.settings
-    normal, abnormal = find_images(options.normal), find_images(options.abnormal)
-    kept = {*options.run.rglob("*")} - {own, own.with_suffix(".json")}
-    for output in (page, page.with_suffix(".json")):
-        _check_output(output, [*normal, *abnormal, *kept])
-    with locking(options.run):
-        metrics, _, dataset = load_run(options.run, options, runtime)
-        changed = changed_parts(metrics["data"], dataset)
-        if "test" in changed or settings.as_dict() != metrics["settings"]:
-            raise PipelineError(f"{options.run} was made with other test images or settings")
-        labeled = read_labeled(settings, normal, abnormal, dataset, progress=runtime.progress)
-        result = finetune(networks, labeled, plan, settings.seed, progress=runtime.progress)
-        result |= {"settings": settings.as_dict(), "environment": describe(runtime)}
-        rows = write_finetuned(page, result)
-    width = max(len(name) for name, *_ in rows)
-    for name, way, *cells in rows:
-        print(f"{name:{width}}  {way:13}" + "".join(f"{cell:>16}" for cell in cells))
-    print(f"\nreport: {page}")
-
-
-def predict_command(options: Namespace, runtime: Runtime) -> int:
-    """Score new images with a finished run; exit 3 if some cannot be read, 1 if none can."""
-    detector = Detector.load(options.run / DETECTOR, runtime.device)
-    check_own(options.run, detector.settings, options, "view")
-    if options.heat_maps is not None and not has_map(detector):  # before anything is written
-        raise PipelineError(NO_MAP)
-    paths = find_images(options.images)
-    _check_output(options.output, [*paths, options.run / DETECTOR])
-    rows = predict(detector, paths, options.heat_maps, progress=runtime.progress)
-    mask = detector.settings.mask
-    scored, failed = write_predictions(rows, options.format, options.output, mask)
-    if failed:
-        print(f"{failed} of {scored + failed} images could not be read", file=sys.stderr)
-    return 0 if not failed else 3 if scored else 1
-
-
-def _print_table(title: str, results: dict[str, Any], key: str) -> None:
-    """Print one figure of each network's scores, a line for each score."""
-    print(f"{title:32}" + "".join(f"{network:>12}" for network in results))
-    for name, words in NAMES.items():
-        figures = [found.get(name, {}).get(key) for found in results.values()]
-        cells = ["" if figure is None else f"{figure:.3f}" for figure in figures]
-        if any(cells):
-            print(f"{words:32}" + "".join(f"{cell:>12}" for cell in cells))
-
-
-def _check_output(output: Path | None, read: Sequence[Path]) -> None:
-    """Check that no file that is read, or that a run keeps, will be written over."""
-    if output is not None and is_among(output, read):
-        raise PipelineError(f"--output must be none of the files read or of the run, got {output}")
-
-
-def transfer_command(options: Namespace, runtime: Runtime) -> None:
-    """Test a finished run on another hospital's images, fitted to its normals."""
-    detector = Detector.load(options.run / DETECTOR, runtime.device)
-    check_own(options.run, detector.settings, options, "view_with_mask")
-    normal, abnormal = find_images(options.normal), find_images(options.abnormal)
-    _check_output(options.output, [*normal, *abnormal, options.run / DETECTOR])
-    result = transfer(
-        detector, normal, abnormal, options.folds, groups=options.groups, progress=runtime.progress
-    )
-    if options.output is not None:
-        write_json(options.output, result)
-    _print_table("AUC, mean of the folds", result["auc"], "mean")
-    print(describe_transfer(result))
-
-
-def check_own(folder: Path, settings: Settings, options: Namespace, needs: str = "") -> None:
-    """Check that the command line names what a run was made with, where it is needed or named."""
-    for option in OPTIONS:
-        made, named = getattr(settings, option), getattr(options, option, None)
-        if named not in (None, made):
-            raise PipelineError(f"{folder} was made with --{option} {made}, not {named}")
-    for option, code in code_of(vars(options)).items():
-        if settings.code.get(option) != code:
-            warn(f"{getattr(options, option)} was edited since {folder} was made")
-    if needs:
-        getattr(settings, needs).made_by()
-        if is_function(settings.backbone):
-            given("backbone", settings.backbone)
-
-
-def make_settings(options: Namespace, runtime: Runtime, variant: str | None) -> Settings:
-    """Put single options over the preset."""
-    given = {each.name: getattr(options, each.name, None) for each in fields(Settings)}
-    given["variant"] = variant
-    chosen = {"precision": default_precision(runtime.device), **PRESETS[options.preset]}
-    chosen |= {name: value for name, value in given.items() if value is not None}
-    whole = not chosen.get("crop") and chosen.get("mask", MASKS[0]) == MASKS[0]
-    paper = options.preset == "paper" and whole  # as published, where it costs nothing
-    chosen.setdefault("fresh_masks", paper and segments_quickly(runtime.device))
-    chosen["code"] = code_of(chosen)
-    return Settings(**chosen)
-
-
-def make_source(options: Namespace) -> Source:
-    """Return where the images come from."""
-    return Source(
-        options.data,
-        options.cache or options.out / "cache",
-        options.layout,
-        tuple(options.held_out) if options.held_out else None,
-        options.skip_bad,
-        options.published,
-        (*(str(Path(file).resolve()) for file in options.groups[:1]), *options.groups[1:]),
-    )
+    return commands.obey(options, getattr(commands, f"{options.command}_command"))
 
 
 def make_parser() -> ArgumentParser:
@@ -348,93 +75,150 @@ def make_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m examples.pretrain_gde",
         description="Anatomy-aware pretraining and Gaussian density estimation.",
+        epilog="COMMAND --help tells of its options.",
     )
-    commands = parser.add_subparsers(title="commands", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(command: Callable[..., int | None], *shared: str) -> Any:
-        """Add a command, told of by its docstring, and those of its options in `SHARED`."""
-        told = (command.__doc__ or "").rstrip(".")
-        name = command.__name__.removesuffix("_command")
-        added = commands.add_parser(name, help=told[:1].lower() + told[1:])
-        added.set_defaults(command=command)
-        for option in (*COMMON, *shared):
-            added.add_argument(*option.split(), **SHARED[option])
+    def add(name: str, told: str, *known: str, **how: Any) -> ArgumentParser:
+        """Add a command with some options."""
+        form = partial(RawDescriptionHelpFormatter, max_help_position=27)
+        how |= {"help": told, "description": f"{told.capitalize()}.", "formatter_class": form}
+        added = commands.add_parser(name, **how)
+        _add(added, *known)
         return added
 
-    demo = add(demo_command)
-    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="(runs/demo)")
-    demo.add_argument("--seed", type=int, default=0, help="(0)")
+    demo = add("demo", "show on phantoms what training changes, as without a command")
+    demo.add_argument("--out", **FOLDER, default=Path("runs/demo"), help="results (runs/demo)")
+    demo.add_argument("--seed", **NUMBER, default=0, help="of every draw (0)")
     demo.set_defaults(compile=None)
 
-    of_runs = ("--cache", "--skip-bad", "--published", "--groups")
-    training = add(train_command, *of_runs)
-    _add_run_options(training)
-    _add_own(training, "variant", help=f"{', '.join(VARIANTS)}, or your own class")
+    usage = "%(prog)s --data DIR [options]"
+    _add_training(add("train", "train and evaluate one variant, one run per seed", usage=usage))
+    table = add("compare", "train variants with the same budget and seeds, in a table", usage=usage)
+    _add_training(table, several=True)
 
-    table = add(compare_command, *of_runs)
-    _add_run_options(table)
-    table.add_argument("--variants", type=partial(give, "variant"), nargs="+", default=VARIANTS)
-
-    again = add(evaluate_command, "--data", *of_runs)
+    again = add("evaluate", "score the test part of finished runs anew", "--data", *OF_RUNS)
     again.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
     told = "score images or labels that are not those of the run; the report says so"
-    again.add_argument("--changed-images", action="store_true", help=told)
-    _add_own(again, "mask", "variant", "backbone")
+    again.add_argument("--changed-images", **SWITCH, help=told)
+    _add(again, "--mask --segment", "--variant", "--backbone")
 
-    scoring = add(predict_command, "run")
-    scoring.add_argument("images", type=Path, nargs="+", metavar="IMAGES", help="files or folders")
+    scoring = add("predict", "score new images; exit 3 if some cannot be read, 1 if none", "run")
+    scoring.add_argument("images", **FILES)
     scoring.add_argument("--format", choices=("csv", "jsonl"), default="csv", help="(csv)")
-    scoring.add_argument("--output", type=Path, help="file to write (standard output)")
-    _add_own(scoring, "mask", "backbone")
-    scoring.add_argument("--heat-maps", type=Path, metavar="DIR", help="where to write heat maps")
+    _add(scoring, "-o --output", help="table to write (standard output)")
+    scoring.add_argument("--heat-maps", **FOLDER, help="where to write heat maps")
+    _add(scoring, "--mask --segment", "--backbone")
 
-    elsewhere = add(transfer_command, "run", *KINDS, "--groups")
-    elsewhere.add_argument("--folds", type=int, default=5, help="of the normals (5)")
-    elsewhere.add_argument("--output", type=Path, help="JSON file to write")
-    _add_own(elsewhere, "mask", "variant", "backbone")
+    told = "test a run on another hospital's images, fitted to its normals"
+    elsewhere = add("transfer", told, "run", "--normal", "--abnormal", "--groups")
+    elsewhere.add_argument("--folds", **NUMBER, default=5, help="of the normals (5)")
+    _add(elsewhere, "-o --output", help="JSON file to write")
+    _add(elsewhere, "--mask --segment", "--variant", "--backbone")
 
-    weights = add(export_command, "run")
-    weights.add_argument("-o", "--output", type=Path, required=True, help="safetensors file")
-    _add_own(weights, "backbone")
+    weights = add("export", "write the trained backbone for other libraries", "run")
+    _add(weights, "-o --output", help="safetensors file", required=True)
+    _add(weights, "--backbone")
 
-    places = ("--data", "--cache", "--skip-bad", "--groups")
-    tuning = add(finetune_command, "run", *KINDS, *places)
-    tuning.add_argument("--labels", type=int, nargs="+", required=True, help="images of each kind")
-    for name, (default, _, text) in PLAN.items():
-        told = f"{text} ({default})"
-        tuning.add_argument(f"--{name}", type=type(default), default=default, help=told)
+    told = "learn from few labeled images, pretrained or not, and compare"
+    tuning = add("finetune", told, "run", "--normal", "--abnormal", "--data", "--cache")
+    _add(tuning, "--skip-bad", "--groups")
+    tuning.add_argument("--labels", **NUMBER, nargs="+", required=True, help="images of each kind")
+    for name, (default, form, told) in PLAN.items():
+        _add_choice(tuning, name, default, form, f"{told} ({default:g})", default=default)
     named = partial(give, "backbone")
     tuning.add_argument("--beside", nargs="+", default=(), metavar="NAME", type=named, help=BESIDE)
-    tuning.add_argument("-o", "--output", type=Path, help="HTML file (RUN/finetune.html)")
-    _add_own(tuning, "mask", "variant", "backbone")
+    _add(tuning, "-o --output", help="HTML file (RUN/finetune.html)")
+    _add(tuning, "--mask --segment", "--variant", "--backbone")
+
+    for name, command in commands.choices.items():
+        machine = command.add_argument_group("machine")
+        _add(machine, *MACHINE)
+        if name in ("train", "compare"):
+            _add_settings(machine, "machine")
+            told = "torch.compile (where there is a GPU)"
+            machine.add_argument("--compile", action=BooleanOptionalAction, help=told)
+            machine.add_argument("--tensorboard", **SWITCH, help="write logs for TensorBoard")
     return parser
 
 
-def _add_own(parser: ArgumentParser, *names: str, help: str = SAME) -> None:
-    """Add options of words, or of code of the user's own, which is imported as they are parsed."""
-    for name in names:
-        flags = ("--mask", "--segment") if name == "mask" else (f"--{name}",)
-        parser.add_argument(*flags, type=partial(give, name), metavar="NAME", help=help)
+def _add_training(parser: ArgumentParser, several: bool = False) -> None:
+    """Add the options of training but the machine's, by what they decide."""
+    data = parser.add_argument_group("data", LAYOUTS)
+    _add(data, "--data", required=True, help="folder of the data set")
+    names, told = ("auto", *READERS), "one of these (told by the files)"
+    data.add_argument("--layout", choices=names, default="auto", metavar="NAME", help=told)
+    told = "images of each class, if not by folders"
+    data.add_argument("--held-out", type=int, nargs=2, metavar=("VALID", "TEST"), help=told)
+    _add(data, *OF_RUNS)
+    _add_settings(data, "data")
+    told = "results, for one process at a time (runs/gde)"
+    data.add_argument("--out", **FOLDER, default=Path("runs/gde"), help=told)
+
+    recipe = parser.add_argument_group("recipe", told_of_presets())
+    told = "what decides all that is not given (laptop)"
+    recipe.add_argument("--preset", choices=PRESETS, default="laptop", metavar="NAME", help=told)
+    _add(recipe, "--list-presets", version=table_of_presets())
+    if several:
+        own = {"nargs": "+", "default": VARIANTS, "help": f"({' '.join(VARIANTS)})"}
+        recipe.add_argument("--variants", **{**KNOWN["--variant"], **own})
+    _add_settings(recipe, "recipe", *["variant"] * several)
+    _add_settings(parser.add_argument_group("network"), "network")
+
+    training = parser.add_argument_group("training")
+    training.add_argument("--seeds", **NUMBER, nargs="+", default=[0], help="one run per seed (0)")
+    training.add_argument("--resume", **SWITCH, help="go on from the last checkpoints")
+    _add_settings(training, "training")
 
 
-def _add_run_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data set")
-    parser.add_argument("--layout", default="auto", choices=("auto", *READERS))
-    parser.add_argument("--out", type=Path, default=Path("runs/gde"), help=RESULTS)
-    parser.add_argument("--preset", choices=tuple(PRESETS), default="laptop", help="(laptop)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run per seed (0)")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoints")
-    told = "images per class set aside, where the data leave it open"
-    parser.add_argument("--held-out", type=int, nargs=2, metavar=("VALID", "TEST"), help=told)
-    parser.add_argument("--compile", action=BooleanOptionalAction, help="torch.compile (on a GPU)")
-    parser.add_argument("--tensorboard", action="store_true", help="write logs for TensorBoard")
-    _add_own(parser, "mask", help="of the lungs (published, robust), or your own function")
-    _add_own(parser, "backbone", help="classifier of torchvision or timm, or your own function")
+def told_of_presets() -> str:
+    """Say what each preset is for."""
+    return "\n".join(["Presets:", *(f"{name}: {PURPOSES[name]}" for name in PRESETS)])
+
+
+def table_of_presets() -> str:
+    """Say what each preset decides."""
+    lines = [f"{'':18}" + "".join(f"{name:13}" for name in PRESETS)]
     for each in fields(Settings):
-        form = each.metadata["form"]
-        texts = isinstance(form, tuple) and isinstance(form[0], str)
-        kind = {"type": type(each.default), "choices": form if texts else None}
-        how: dict[str, Any] = {"action": BooleanOptionalAction} if form is bool else kind
-        if each.name not in ("seed", "code", *OPTIONS):
-            option = f"--{each.name.replace('_', '-')}"
-            parser.add_argument(option, help=each.metadata["help"], **how)
+        if each.metadata["group"] in ("recipe", "network", "training"):
+            values = [preset.get(each.name, each.default) for preset in PRESETS.values()]
+            lines.append(f"{_flag(each.name):18}" + "".join(f"{value!s:13}" for value in values))
+    return "\n".join([*map(str.rstrip, lines), "", told_of_presets()])
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _add(parser: Any, *flags: str, **how: Any) -> None:
+    """Add options that are known."""
+    for each in flags:
+        parser.add_argument(*each.split(), **{**KNOWN[each], **how})
+
+
+def _add_settings(parser: Any, group: str, *but: str) -> None:
+    """Add an option for each setting of a group."""
+    for each in fields(Settings):
+        if each.metadata["group"] == group and each.name not in but:
+            _add_choice(
+                parser, each.name, each.default, each.metadata["form"], each.metadata["help"]
+            )
+
+
+def _add_choice(parser: Any, name: str, value: Any, form: Any, told: str, **how: Any) -> None:
+    """Add an option by the form of its values, and say their range."""
+    if name in OPTIONS:
+        flags = "--mask --segment" if name == "mask" else f"--{name}"
+        return _add(parser, flags, help=told)
+    if form is bool:
+        how["action"] = BooleanOptionalAction
+    elif form is str:
+        how["metavar"] = "NAME"
+    elif isinstance(form[0], str):
+        how["choices"] = form
+    else:
+        (low, high), kind = form, type(value)
+        how |= {"type": kind, "metavar": "N" if kind is int else "X"}
+        least = f", at least {low:g}" if low else ""
+        told += least if high >= MANY else f", {low:g} to {high:g}"
+    parser.add_argument(_flag(name), help=told, **how)

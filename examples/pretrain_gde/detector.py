@@ -33,7 +33,7 @@ from examples.pretrain_gde.given import NotGivenError
 from examples.pretrain_gde.metrics import auc_between, best_threshold, by_score, measure_adjusted
 from examples.pretrain_gde.model import Features, Network, embed
 from examples.pretrain_gde.settings import Settings, derive_seed
-from examples.pretrain_gde.storage import load_tensors, save_tensors, write_tensors
+from examples.pretrain_gde.tensors import load_tensors, save_tensors, write_tensors
 
 NETWORKS = ("trained", "untrained")
 BOTH = "both"

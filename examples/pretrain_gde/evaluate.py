@@ -20,7 +20,8 @@ from examples.pretrain_gde.readers import PARTS, SHARED_FORM, shared_patients
 from examples.pretrain_gde.runtime import Runtime, describe
 from examples.pretrain_gde.settings import EPOCHS, Settings
 from examples.pretrain_gde.shortcuts import NEAR, Covariates, in_words, judge, strongest
-from examples.pretrain_gde.storage import csv_cell, load_tensors, read_json, write_json, write_text
+from examples.pretrain_gde.storage import csv_cell, read_json, write_json, write_text
+from examples.pretrain_gde.tensors import load_tensors
 from examples.pretrain_gde.train import EPOCH_FORM, WEIGHTS, Progress, fingerprint
 
 DETECTOR = "detector.safetensors"

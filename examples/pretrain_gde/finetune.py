@@ -30,17 +30,12 @@ from examples.pretrain_gde.metrics import Values, auc_between, by_score, summary
 from examples.pretrain_gde.model import Network, full_precision, prepare, prepared, seeded_network
 from examples.pretrain_gde.readers import Entry, Split, shared_patients
 from examples.pretrain_gde.report import BELOW, BLUE, GRAY, ORANGE, PAGES, plot
-from examples.pretrain_gde.settings import Settings, derive_seed
+from examples.pretrain_gde.settings import PLAN, Settings, derive_seed
 from examples.pretrain_gde.storage import first, warn, write_json, write_text
 from examples.pretrain_gde.transfer import see_all
 
 FINETUNED = "finetune.html"
 WAYS = {"probe": "linear probe", "whole": "whole network"}
-PLAN = {  # default, form and meaning of what can be chosen, besides `labels`
-    "draws": (5, (1, 1000), "of the labeled images, for each number"),
-    "updates": (200, (1, 10**6), "of the whole network"),
-    "rate": (3e-4, (1e-9, 1.0), "learning rate at the start of the cosine"),
-}
 BATCH = 16  # images per update
 JITTER, REFRAME = 0.1, 0.05
 COLORS = (BLUE, GRAY, ORANGE, "#2f855a", "#6b46c1", "#b83280")

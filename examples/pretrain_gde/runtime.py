@@ -119,6 +119,14 @@ def start(
             torch.distributed.destroy_process_group()
 
 
+def default_precision(device: torch.device) -> str:
+    """Choose bf16 where the hardware computes in it, fp32 elsewhere."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    capable = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return "bf16" if capable.get("avx512_bf16") or capable.get("amx_bf16") else "fp32"
+
+
 def describe(runtime: Runtime) -> dict[str, Any]:
     """Describe the hardware and the versions, for the record."""
     versions = {"anatpaste_aug": anatpaste_aug.__version__, "python": platform.python_version()}

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from anatpaste_aug.functions import is_function
 from examples.pretrain_gde.errors import PipelineError
@@ -18,13 +17,14 @@ VARIANTS = ("anatpaste", "cutpaste", "scar", "union", "3way", "opacity", "mix")
 MASKS = ("published", "robust")
 PRECISIONS = ("fp32", "bf16")
 SCORINGS = ("published", "all")
+NETWORKS = "of torchvision or timm, or your own function"
 EPOCHS = (0, 10**6)
 MAX_PIXELS = 2**30  # of the originals of an update
 
 
-def _setting(default: Any, form: Any, text: str) -> Any:
-    """Make a field of `Settings`: its published default, the form of its values, what it means."""
-    return field(default=default, metadata={"form": form, "help": text})
+def _setting(default: Any, form: Any, text: str, group: str = "recipe") -> Any:
+    """Make a field: its published default, the form of its values, what it means, its kind."""
+    return field(default=default, metadata={"form": form, "help": text, "group": group})
 
 
 @dataclass(frozen=True)
@@ -37,34 +37,36 @@ class Settings:
     `density`, also of the network as it was before training and of both, and the mean of them.
     """
 
-    variant: str = _setting("anatpaste", (*VARIANTS, OWN), "augmentation to tell from originals")
-    seed: int = _setting(0, (0, 2**63 - 1), "of initial weights, order, every draw, and the split")
-    size: int = _setting(256, (32, 4096), "side of the square input in pixels")
-    crop: bool = _setting(False, bool, "whether to cut images to the mask")
-    tone: str = _setting("image", TONES, "whose gray values decide the tone")
-    backbone: str = _setting("resnet18", str, "of torchvision or timm, or MODULE:FUNCTION")
-    epochs: int = _setting(256, EPOCHS, "epochs; 0: no training")
-    updates: int = _setting(256, (1, 10**6), "updates per epoch")
-    batch: int = _setting(64, (1, 2**20), "originals per update, over all processes")
-    validate_every: int = _setting(10, (1, 10**6), "epochs between validations")
-    learning_rate: float = _setting(0.03, (0.0, LARGE), "rate at the start of the cosine")
-    momentum: float = _setting(0.9, (0.0, 1.0), "momentum")
-    weight_decay: float = _setting(3e-5, (0.0, LARGE), "weight decay")
-    head_layers: int = _setting(1, (0, 100), "hidden layers of 512 in the head, before one of 128")
-    jitter: float = _setting(0.1, (0.0, 1.0), "color jitter before the augmentation")
-    reframe: float = _setting(0.0, (0.0, 0.5), "zoom and shift before it, in half sides")
-    noise: float = _setting(0.0, (0.0, 255.0), "greatest deviation of noise, in gray levels")
-    map_weight: float = _setting(0.0, (0.0, LARGE), "weight of the heads that say where it pasted")
-    mask: str = _setting("published", (*MASKS, OWN), "of the lungs, or your own function's")
-    fresh_masks: bool = _setting(False, bool, "segment at every draw (preset paper with kernels)")
-    imagenet: bool = _setting(False, bool, "start from ImageNet weights")
-    freeze_epochs: int = _setting(20, (0, 10**6), "epochs with a frozen backbone, with --imagenet")
-    precision: str = _setting("fp32", PRECISIONS, "of training (bf16 where the hardware has it)")
-    scores: str = _setting("published", SCORINGS, "which scores to fit")
-    code: dict[str, str] = field(
-        default_factory=dict, metadata={"form": {str: str}, "help": "digests of your own code"}
+    variant: str = _setting(
+        "anatpaste", (*VARIANTS, OWN), f"{', '.join(VARIANTS)}, or your own class"
     )
-    adjust: str = _setting("", str, "covariate to adjust the AUC for that chooses the epoch")
+    seed: int = _setting(0, (0, 2**63 - 1), "of initial weights, split, order and draws", "")
+    size: int = _setting(256, (32, 4096), "side of the square input in pixels")
+    mask: str = _setting("published", (*MASKS, OWN), f"{' or '.join(MASKS)}, or your own function")
+    crop: bool = _setting(False, bool, "cut images to the mask, with a margin")
+    tone: str = _setting("image", TONES, "whose gray values set the tone")
+    backbone: str = _setting("resnet18", str, NETWORKS, "network")
+    epochs: int = _setting(256, EPOCHS, "epochs (0: no training)", "training")
+    updates: int = _setting(256, (1, 10**6), "updates per epoch", "training")
+    batch: int = _setting(64, (1, 2**20), "originals per update, over all processes", "training")
+    validate_every: int = _setting(10, (1, 10**6), "epochs between validations", "training")
+    learning_rate: float = _setting(0.03, (0.0, LARGE), "at the start of its cosine", "training")
+    momentum: float = _setting(0.9, (0.0, 1.0), "of SGD", "training")
+    weight_decay: float = _setting(3e-5, (0.0, LARGE), "of all parameters", "training")
+    head_layers: int = _setting(1, (0, 100), "hidden layers of 512 in the head", "network")
+    jitter: float = _setting(0.1, (0.0, 1.0), "of brightness and contrast, as a share")
+    reframe: float = _setting(0.0, (0.0, 0.5), "zoom and shift, in half sides")
+    noise: float = _setting(0.0, (0.0, 255.0), "greatest deviation, in gray levels")
+    map_weight: float = _setting(0.0, (0.0, LARGE), "weight of saying where it pasted", "network")
+    fresh_masks: bool = _setting(False, bool, "segment at every draw (paper, with kernels)")
+    imagenet: bool = _setting(False, bool, "start from ImageNet weights, downloaded", "network")
+    freeze_epochs: int = _setting(
+        20, (0, 10**6), "of a frozen backbone, with --imagenet", "network"
+    )
+    precision: str = _setting("fp32", PRECISIONS, "of training (bf16 where it is fast)", "machine")
+    scores: str = _setting("published", SCORINGS, "which scores to fit")
+    code: dict[str, str] = field(default_factory=dict, metadata={"form": {str: str}, "group": ""})
+    adjust: str = _setting("", str, "covariate that the validation AUC is adjusted for", "data")
 
     def __post_init__(self) -> None:
         """Check every setting."""
@@ -138,18 +140,22 @@ _LAPTOP: dict[str, Any] = {
 PRESETS: dict[str, dict[str, Any]] = {
     "laptop": _LAPTOP,
     "laptop-long": {**_LAPTOP, "epochs": 20, "validate_every": 20},
-    "paper": {},
     "quick": {"size": 64, "batch": 24, "epochs": 30, "updates": 100, "validate_every": 3},
+    "paper": {},
     "demo": {**_LAPTOP, "updates": 50},
 }
-
-
-def default_precision(device: torch.device) -> str:
-    """Choose bf16 where the hardware computes in it, fp32 elsewhere."""
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    capable = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return "bf16" if capable.get("avx512_bf16") or capable.get("amx_bf16") else "fp32"
+PURPOSES = {  # of the presets
+    "laptop": "lungs alone, at 64 pixels; a quarter of an hour on one busy core",
+    "laptop-long": "five times as long",
+    "quick": "as published but for 64 pixels and 3,000 updates; as long as laptop",
+    "paper": "as published, for a GPU (there with --fresh-masks)",
+    "demo": "half of laptop, for phantoms",
+}
+PLAN = {  # of `finetune`, besides `labels`: default, form and meaning
+    "draws": (5, (1, 1000), "of the labeled images, for each number"),
+    "updates": (200, (1, 10**6), "of the whole network"),
+    "rate": (3e-4, (1e-9, 1.0), "learning rate at the start of the cosine"),
+}
 
 
 def derive_seed(*parts: int) -> int:

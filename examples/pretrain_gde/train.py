@@ -28,7 +28,7 @@ from examples.pretrain_gde.forms import COUNT, LARGE
 from examples.pretrain_gde.model import Outputs, seeded_network
 from examples.pretrain_gde.runtime import Runtime
 from examples.pretrain_gde.settings import EPOCHS, Settings, derive_seed
-from examples.pretrain_gde.storage import Tensors, load_tensors, save_tensors
+from examples.pretrain_gde.tensors import Tensors, load_tensors, save_tensors
 
 CHECKPOINT = "checkpoint.safetensors"
 WEIGHTS = "weights-epoch{:04d}.safetensors"
