@@ -13,6 +13,7 @@ scores, `detector` keeps all that, `metrics` measures, `shortcuts` knows what el
 apart, `evaluate` and `report` write down the result, `heatmap` draws where a score comes from,
 `predict` scores new images, `transfer` tests elsewhere, `compare` sums up and makes the table,
 `finetune` learns from few labels. `settings` holds every choice, `given` imports code of the user's
-own, `runtime` knows the hardware, `storage` writes and checks files (with `disk`: whole ones, and
-locks; `forms`: what JSON may hold), `cli` reads the command line.
+own, `runtime` knows the hardware, `storage` writes and checks text, `tensors` numbers (with `disk`:
+whole files, and locks; `forms`: what JSON may hold), `cli` reads the command line, and `commands`
+does what it says.
 """

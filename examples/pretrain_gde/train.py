@@ -47,6 +47,7 @@ CHECKPOINT_FORM = {
 }
 RESIDENT_SHARE = 0.5  # of the free memory of a GPU that the data may take
 SAVE_EVERY = 60.0  # seconds between two checkpoints, at least: a GPU does an epoch in a few
+SHOW_EVERY = 1.0  # seconds between two looks at the loss, at least: each waits for a GPU
 
 
 @dataclass
@@ -146,9 +147,7 @@ class Trainer:
                         saved = now
                     if logs is not None:
                         _log(logs, record)
-                    best = self.progress.best
-                    shown = {"valid": f"{best['auc']:.3f}"} if best else {}
-                    bar.set_postfix(loss=f"{record['loss']:.3f}", **shown)
+                    self._show(bar, record["loss"], record["learning_rate"])
         except KeyboardInterrupt:
             self._save()
             raise
@@ -174,8 +173,9 @@ class Trainer:
         self.network.train()
         total = torch.zeros((), device=device)
         clock = Clock(device)
-        begin = time.perf_counter()
-        for step in range(epoch * settings.updates, (epoch + 1) * settings.updates):
+        begin = shown = time.perf_counter()
+        for done in range(settings.updates):
+            step = epoch * settings.updates + done
             rate = settings.learning_rate * (1 + math.cos(math.pi * step / settings.steps)) / 2
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
@@ -183,6 +183,9 @@ class Trainer:
                 classes = self.augment(*self.source(step))
             torch.manual_seed(derive_seed(settings.seed, 6, step, self.runtime.rank))  # of dropout
             total += self.update(model, classes)
+            if self.runtime.progress and time.perf_counter() - shown >= SHOW_EVERY:
+                self._show(bar, (total / (done + 1)).item(), rate)
+                shown = time.perf_counter()
             bar.update()
         loss = self.runtime.mean(total / settings.updates).item()
         seconds = time.perf_counter() - begin
@@ -195,6 +198,12 @@ class Trainer:
             "seconds": seconds,
             "augmentation_share": clock.seconds() / seconds,
         }
+
+    def _show(self, bar: tqdm[Any], loss: float, rate: float) -> None:
+        """Show the loss of an epoch so far, the learning rate, and the best validation AUC."""
+        best = self.progress.best
+        shown = {"valid": f"{best['auc']:.3f}"} if best else {}
+        bar.set_postfix(loss=f"{loss:.3f}", rate=f"{rate:.4f}", **shown)
 
     def update(self, model: nn.Module, classes: Classes) -> torch.Tensor:
         """Do one step of the optimizer and return the loss, without waiting for the device."""
