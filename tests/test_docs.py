@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+RELEASING = ROOT / "RELEASING.md"
 PAGES = ("index", "batches", "exact")  # of the site; test_operations.py runs own_operation
 MODULES = (
     "masks.published",
@@ -83,7 +84,7 @@ def test_the_first_page_s_commands_are_the_readme_s():
     page = ROOT / "docs/illustrated/first_steps.py"
     if not page.exists():
         pytest.skip("needs the source tree")
-    command = next(line for line in blocks("bash") if "venv .venv " in line).splitlines()[0]
+    command = next(line for line in blocks("bash") if ".venv/bin/pip" in line).splitlines()[0]
     assert f"#     {command}\n" in page.read_text(encoding="utf-8")
 
 
@@ -101,10 +102,27 @@ def test_readme_commands(tmp_path, phantom):
 
 
 def test_readme_setup_is_two_lines_of_one_command_each():
-    setup = [line for block in blocks("bash") for line in block.splitlines() if "venv" in line]
+    setup = [line for block in blocks("bash") for line in block.splitlines() if "/bin/pip" in line]
     assert len(setup) == 2
     assert all(line.startswith("python3 -m venv .venv") for line in setup)
     assert "pytest" in setup[1]
+
+
+def test_the_lines_that_change_at_the_first_release_are_listed():
+    if not RELEASING.exists():
+        pytest.skip("needs the source tree")
+    rows = re.findall(r"^\| (\S+) \| ``(.+?)`` \| ``(.+?)`` \|$", RELEASING.read_text(), re.M)
+    assert len(rows) == RELEASING.read_text().count("\n| ") - 2
+    now = {(name, line) for name, line, _ in rows}
+    for name, line, then in rows:
+        lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+        assert lines.count(line) == 1, (name, line)
+        assert then not in lines
+    pages = [README, *(ROOT / "docs").glob("*.md"), *(ROOT / "docs/illustrated").glob("*.py")]
+    for page in pages:
+        for line in page.read_text(encoding="utf-8").splitlines():
+            if "checkout" in line or re.search(r"pip install '(\.|anatpaste-aug)\[torch\]'", line):
+                assert (page.relative_to(ROOT).as_posix(), line) in now
 
 
 @pytest.mark.parametrize("name", ["functions", "transforms", "batches", "operations"])

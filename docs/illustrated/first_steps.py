@@ -3,10 +3,10 @@ First steps
 ===========
 
 Five minutes, without any data: a chest radiograph drawn by code, an anomaly pasted into its lungs,
-and a detector that has learned from such anomalies. You need Python 3.10 or newer::
+and a detector that has learned from such anomalies. With Python 3.10 or newer, in a checkout::
 
     python3 -m venv .venv
-    .venv/bin/pip install 'anatpaste-aug[torch]' matplotlib
+    .venv/bin/pip install '.[torch]' matplotlib
     .venv/bin/python
 
 On Windows write ``.venv\\Scripts`` for ``.venv/bin``. For research, not for diagnosis.
@@ -114,8 +114,6 @@ print(images.shape, labels)
 #
 # .. code-block:: bash
 #
-#     git clone https://github.com/anatpaste-aug/anatpaste-aug
-#     cd anatpaste-aug
 #     python3 -m venv .venv && .venv/bin/pip install '.[pipeline]' && .venv/bin/python -m examples.pretrain_gde
 #
 # On Windows write these in Git's shell. Where other work shares the cores, add ``--threads 1`` to
