@@ -116,10 +116,9 @@ print(images.shape, labels)
 #
 #     python3 -m venv .venv && .venv/bin/pip install '.[pipeline]' && .venv/bin/python -m examples.pretrain_gde
 #
-# On Windows write these in Git's shell. Where other work shares the cores, add ``--threads 1`` to
-# the last command. It ends with a table of all scores, trained and untrained, and the report,
-# ``runs/demo/mix/seed0/report.html``, which opens in any browser. New radiographs, here four
-# of the test's, get their scores in a table, and a map each of what the score comes from:
+# On Windows write this in Git's shell. It ends with a table of all scores, trained and untrained,
+# and the report, ``runs/demo/mix/seed0/report.html``, which opens in any browser. New radiographs,
+# here four of the test's, get their scores in a table, and a map each of what the score comes from:
 #
 # .. code-block:: bash
 #

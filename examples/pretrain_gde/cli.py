@@ -17,7 +17,7 @@ from examples.pretrain_gde.settings import PLAN, PRESETS, PURPOSES, VARIANTS, Se
 
 MANY = 10**6  # as a limit, none to speak of
 LAYOUTS = """Layouts:
-plain: {train,valid,test}/{normal,abnormal}, or the first of these alone
+plain: {train,valid,test}/{normal,abnormal}, train/normal at least
 normals: a folder of normal images
 zhanglab, chexpert, rsna: as they are distributed
 """
@@ -28,7 +28,7 @@ FILES = {"type": Path, "nargs": "+", "metavar": "PATH", "help": "files, folders"
 NUMBER, OWN = {"type": int, "metavar": "N"}, {"metavar": "NAME", "help": SAME}
 MACHINE = ("--device", "--threads", "--quiet")
 OF_RUNS = ("--cache", "--skip-bad", "--published", "--groups")
-KNOWN: dict[str, dict[str, Any]] = {  # by flags: what several commands or long lines need
+KNOWN: dict[str, dict[str, Any]] = {  # options of several commands, by their flags
     "--device": {"default": "auto", "metavar": "NAME", "help": "cpu, cuda, cuda:1, ... (auto)"},
     "--threads": {**NUMBER, "help": "CPU threads, 1 to 1024 (torch's choice)"},
     "--quiet": {**SWITCH, "help": "no progress bars"},
