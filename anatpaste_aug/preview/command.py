@@ -65,8 +65,8 @@ def make_parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     files = "PNG, JPEG, TIFF, BMP or DICOM files, or folders of them, first of all"
     add("images", nargs="*", type=Path, metavar="IMAGE", help=files)
     taken = (
-        "most images to draw of a folder, spread evenly over all in it and in its subfolders by "
-        "name; files that are named are all drawn (default: %(default)s)"
+        "draw at most N images of each folder, spread evenly by name over all in it and its "
+        "subfolders; files that are named are all drawn (default: %(default)s)"
     )
     add("--limit", type=value, default=12, metavar="N", help=taken)
     written = "the picture to write, left out of folders (default: %(default)s)"
