@@ -13,10 +13,10 @@ image = phantom_radiograph(256, rng=5)
 mask = ap.lung_mask(image)
 pasted, region = ap.anatpaste(image, rng=5, return_mask=True)
 tiles = {
-    "before": draw_tile(image),
-    "after": draw_tile(pasted),
-    "where": draw_tile(pasted, region, REGION_COLOR),
-    "lung mask": draw_tile(image, mask, LUNG_COLOR),
+    "before": draw_tile(image, side=256),
+    "after": draw_tile(pasted, side=256),
+    "where": draw_tile(pasted, region, REGION_COLOR, side=256),
+    "lung mask": draw_tile(image, mask, LUNG_COLOR, side=256),
 }
 picture = Image.fromarray(np.concatenate(list(tiles.values()), axis=1))
 for column, title in enumerate(tiles):

@@ -91,12 +91,13 @@ def test_the_first_page_s_commands_are_the_readme_s():
 def test_readme_commands(tmp_path, phantom):
     from PIL import Image
 
-    Image.fromarray(phantom).save(tmp_path / "a.png")
+    (tmp_path / "radiographs").mkdir()
+    Image.fromarray(phantom).save(tmp_path / "radiographs/a.png")
     lines = [line for block in blocks("bash") for line in block.splitlines()]
     commands = [line for line in lines if line.startswith("python -m anatpaste_aug")]
     assert len(commands) == 3
     for command in commands:
-        words = shlex.split(command.replace("*.png *.dcm", "a.png"), comments=True)
+        words = shlex.split(command.replace("*.dcm", "radiographs/a.png"), comments=True)
         subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, check=True)
         assert (tmp_path / "preview.png").stat().st_size > 1000
 

@@ -18,6 +18,7 @@ NO_PREAMBLE = (b"\x02\0", b"\x08\0")  # how a DICOM begins that has none: with g
 GRAY_MODES = {"1": "L", "LA": "L"}  # what is not gray becomes RGB
 ODD_TIFFS = "of int8, uint32, float16, float64 or packed bits, or big-endian"
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # Pillow knows more: that of EPS starts a program
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm", ".dicom")  # usual ones
 MAX_SCANS = 100  # of a JPEG, as in libtiff
 BAND = 64  # rows of a DICOM that are transformed at a time
 BYTES_PER_PIXEL = 4  # of the limit, that a DICOM may hold, packed and unpacked

@@ -5,6 +5,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ from PIL import Image
 from anatpaste_aug import operations
 from anatpaste_aug._version import __version__
 from anatpaste_aug.checks import MIN_SIDE, check_integer
-from anatpaste_aug.data import phantom_radiograph, read_image
+from anatpaste_aug.data import SUFFIXES, phantom_radiograph, read_image
 from anatpaste_aug.functions import load_segment
 from anatpaste_aug.masks import Segment, lung_mask, lung_mask_robust
 from anatpaste_aug.operations.base import Operation, format_options
 from anatpaste_aug.preview import picture
 
-MASKS: dict[str, Segment] = {"published": lung_mask, "robust": lung_mask_robust}
+ROBUST = partial(lung_mask_robust, return_quality=True)  # no warning
+MASKS: dict[str, Segment] = {"published": lung_mask, "robust": ROBUST}
 OPERATIONS: dict[str, type[Operation[Any]]] = {
     "anatpaste": operations.AnatPaste,
     "opacity": operations.Opacity,
@@ -29,6 +31,7 @@ OPERATIONS: dict[str, type[Operation[Any]]] = {
 }
 SIZE = 256
 LARGEST_SIZE = 4096
+POOR = "no upright pair of lungs (quality below 0.5)"
 PHANTOM = Path("phantom")  # stands for an image where none is given
 
 
@@ -42,13 +45,6 @@ def value(text: str) -> Any:
     return None if text == "none" else text
 
 
-def size(text: str) -> int | None:
-    """Read a side in pixels, or "native"."""
-    if text == "native":
-        return None
-    return check_integer("size", int(text), MIN_SIDE, LARGEST_SIZE)
-
-
 def make_parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     """Return the parser, and that of the preview for its errors."""
     parser = argparse.ArgumentParser(
@@ -57,27 +53,31 @@ def make_parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     parser.add_argument("--version", action="version", version=__version__)
     command = parser.add_subparsers(dest="command", required=True).add_parser(
         "preview",
-        usage="%(prog)s [IMAGE ...] [-o FILE] [--size N] [--mask NAME] [--operation NAME] "
-        "[--set NAME=VALUE ...]",
+        usage="%(prog)s [IMAGE ...] [OPTION ...]",
         help="draw images, their lung masks and some pastes into one picture",
-        description="One row per image: original, lung mask, alpha, result with its region outlined"
-        ", two more draws. Without an image: a procedural phantom.",
+        description="Each image: original, lung mask, alpha, and three draws with their regions "
+        "outlined. Without an image: a procedural phantom.",
         epilog=". ".join(
             f"{name}: {format_options(vars(kind()))}" for name, kind in OPERATIONS.items()
         ),
     )
     add = command.add_argument
-    files = "PNG, JPEG, TIFF, BMP or DICOM files, first of all"
+    files = "PNG, JPEG, TIFF, BMP or DICOM files, or folders of them, first of all"
     add("images", nargs="*", type=Path, metavar="IMAGE", help=files)
-    written = "the picture to write (default: %(default)s)"
+    taken = (
+        "draw at most N images of each folder, spread evenly by name over all in it and its "
+        "subfolders; files that are named are all drawn (default: %(default)s)"
+    )
+    add("--limit", type=value, default=12, metavar="N", help=taken)
+    written = "the picture to write, left out of folders (default: %(default)s)"
     add("-o", "--output", type=Path, default=Path("preview.png"), metavar="FILE", help=written)
-    add("--seed", type=int, default=0, metavar="N", help="seed of the draws (default: %(default)s)")
+    add("--seed", type=value, default=0, metavar="N", help="random seed (default: %(default)s)")
     pixels = (
         f"pixels on a side, {MIN_SIDE} to {LARGEST_SIZE}, to which images are squeezed before "
         "anything else, as for training, or native: as they are (default: %(default)s, the size "
         "that the published lengths are made for)"
     )
-    add("--size", type=size, default=SIZE, metavar="N", help=pixels)
+    add("--size", type=value, default=SIZE, metavar="N", help=pixels)
     own = f"{' or '.join(MASKS)} lung mask, or MODULE:FUNCTION, your own (default: published)"
     add("--mask", "--segment", metavar="NAME", help=own)
     pasted = "what to paste (default: %(default)s)"
@@ -120,16 +120,36 @@ def make_segment(name: str) -> Segment:
     return MASKS.get(name) or load_segment(name)
 
 
+def pick_images(path: Path, limit: int, output: Path) -> list[tuple[Path, str]]:
+    """Return a file, or some images of a folder, spread evenly, each with the name to show.
+
+    Raises
+    ------
+    OSError, ValueError
+        If the folder cannot be read, or holds no images beside hidden ones and the output.
+    """
+    if path is PHANTOM or not os.path.isdir(path):
+        return [(path, path.name)]
+    found = sorted(
+        (inside, str(inside.relative_to(path)))
+        for inside in path.rglob("*")
+        if inside.suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in inside.relative_to(path).parts)
+        and inside.is_file()
+        and not (os.path.exists(output) and inside.samefile(output))
+    )
+    if not found:
+        kinds = ", ".join(SUFFIXES)
+        raise ValueError(f"a folder must hold images ({kinds}), got none in {str(path)!r}")
+    count = min(limit, len(found))
+    print(f"{_shown(path)}: {count} of {len(found):,} images")
+    return [found[number * len(found) // count] for number in range(count)]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit status: 0, or 2 where a file or an argument is bad."""
     parser, command = make_parser()
     options = parser.parse_args(arguments)
-    try:
-        operation = make_operation(options.operation, options.set, options.mask)
-        segment = make_segment(options.mask or "published")
-    except (TypeError, ValueError) as error:
-        command.error(str(error))
-
     output: Path = options.output
     there = [path for path in options.images if os.path.exists(path)]
     if Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:
@@ -138,33 +158,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.error(f"-o must lie in a folder that exists, got {str(output)!r}")
     if os.path.exists(output) and any(os.path.samefile(output, path) for path in there):
         command.error(f"-o must not be one of the images, got {str(output)!r}")
-    if options.seed < 0:
-        command.error(f"--seed must be at least 0, got {options.seed}")
+    side = None if options.size == "native" else options.size
+    try:
+        operation = make_operation(options.operation, options.set, options.mask)
+        segment = make_segment(options.mask or "published")
+        seed = check_integer("--seed", options.seed, 0)
+        limit = check_integer("--limit", options.limit, 1)
+        if options.size != "native":
+            check_integer("--size", side, MIN_SIDE, LARGEST_SIZE)
+        given = options.images or [PHANTOM]
+        images = [one for path in given for one in pick_images(path, limit, output)]
+    except (OSError, TypeError, ValueError) as error:
+        command.error(str(error))
 
     rows, bad = [], 0
-    side = options.size
-    for path in options.images or [PHANTOM]:
+    warned: dict[str, list[str]] = {}
+    for path, name in images:
         try:
             if path is PHANTOM:
-                image = phantom_radiograph(side or SIZE, rng=options.seed)
+                image = phantom_radiograph(side or SIZE, rng=seed)
             else:
                 image = read_image(path)
-            name = path.name
+            label = name
             if side and image.shape[:2] != (side, side):
-                name += f" ({image.shape[1]} x {image.shape[0]})"
+                label += f" ({image.shape[1]} x {image.shape[0]})"
                 image = picture.resize_square(image, side)
-            rows.append(picture.preview_row(name, image, options.seed, segment, operation))
+            lungs = segment(image) if operation.needs_lungs else None
+            mask, quality = lungs if isinstance(lungs, tuple) else (lungs, 1)
+            empty = mask is not None and not mask.any()
+            if poor := quality < 0.5 and not empty:
+                label += f", {POOR}"
+            rows.append(picture.preview_row(label, image, seed, mask, operation))
+            if empty or poor:
+                warned.setdefault(POOR if poor else "no lungs found", []).append(_shown(name))
         except (OSError, ValueError, TypeError, ImportError, MemoryError) as error:
             complain(path, error)
             bad += 1
+    for warning, names in warned.items():
+        first = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+        print(f"{warning} in {len(names)} of {len(rows)} images: {first}")
     if rows:
         try:
-            sheet = picture.stack_rows(rows, picture.titles(operation))
-            picture.save_picture(sheet, output)
-        except OSError as error:
+            picture.save_rows(rows, output)
+        except (OSError, ValueError, OverflowError) as error:  # each format has its own limits
             complain(output, error)
             return 2
-        print(f"wrote {_shown(output)}")
+        print(f"wrote {output.resolve().as_uri()}")
     return 2 if bad else 0
 
 
@@ -174,6 +213,6 @@ def complain(path: Path, error: Exception) -> None:
     print(f"{_shown(path)}: {' '.join(reason.split())}", file=sys.stderr)
 
 
-def _shown(path: Path) -> str:
+def _shown(path: Path | str) -> str:
     """Show a name that may hold anything in one line of text."""
     return str(path) if str(path).isprintable() else ascii(str(path))

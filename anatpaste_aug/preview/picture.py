@@ -10,44 +10,39 @@ from PIL import Image, ImageDraw
 from scipy.ndimage import binary_erosion
 
 from anatpaste_aug.checks import as_generator
-from anatpaste_aug.images import Array, Mask, as_array, to_gray
-from anatpaste_aug.masks import Segment, find_lungs, lung_mask
+from anatpaste_aug.images import Array, Mask, MaskLike, as_array, to_gray
+from anatpaste_aug.masks import find_lungs
 from anatpaste_aug.operations import AnatPaste, Operation
 from anatpaste_aug.operations.alpha import AlphaOperation
 
-TILE = 256
-LABEL = 18  # height of a line of text
+TILE = 512
+COLUMNS = 3
+LABEL = 28  # height of a line of text
+FONT = 18
+BAR = (64, 64, 64)
 LUNG_COLOR = (64, 200, 255)
 REGION_COLOR = (255, 170, 40)
-
-
-def titles(operation: Operation[Any] | None = None) -> tuple[str, ...]:
-    """Say what the tiles of a row show."""
-    kind = type(operation or AnatPaste())
-    lungs = ("lung mask",) if kind.needs_lungs else ()
-    alpha = "alpha" if issubclass(kind, AlphaOperation) else "region"
-    return ("original", *lungs, alpha, f"{kind.__name__}, region", "another draw", "another draw")
 
 
 def preview_row(
     name: str,
     image: Array,
     seed: int = 0,
-    segment: Segment = lung_mask,
+    mask: MaskLike = None,
     operation: Operation[Any] | None = None,
 ) -> Image.Image:
-    """Draw an image, its lung mask, alpha, the result with its region, and two more draws.
+    """Draw an image, its lung mask, alpha, and three draws, with the regions that they change.
 
     Parameters
     ----------
     name : str
-        Written below the row.
+        Written above the tiles.
     image : (H, W) or (H, W, 3) ndarray
         Stretched from its own minimum to its maximum for display, unless it is uint8.
     seed : int, optional
         Seed of the draws.
-    segment : callable, optional
-        Makes the lung mask from the image.
+    mask : (H, W) array, optional
+        The lung mask; by default that of `anatpaste_aug.lung_mask`.
     operation : anatpaste_aug.operations.Operation, optional
         What to draw, with its options; by default AnatPaste as published. One that does not use
         lungs has no tile for their mask; where there is no alpha, its region is shown.
@@ -55,37 +50,48 @@ def preview_row(
     Returns
     -------
     row : Pillow image of mode RGB
-        Tiles 256 pixels wide, into which the image is fitted; `titles` names them.
+        Two lines of three tiles 512 pixels wide, into which the image is fitted, with their titles.
 
     Raises
     ------
     TypeError, ValueError
-        If the image is not one that `anatpaste_aug.anatpaste` takes.
+        If the image or the mask is not one that `anatpaste_aug.anatpaste` takes.
     """
     operation = operation or AnatPaste()
     image = as_array(image)
-    mask = find_lungs(image, None, segment) if operation.needs_lungs else None
+    lungs = find_lungs(image, mask) if operation.needs_lungs else None
     rng = as_generator(seed)
-    draws = [operation.sample(image.shape[:2], mask, rng) for _ in range(3)]
-    (first, region), *others = (operation.perform(image, draw, mask) for draw in draws)
-    alpha: Array = region * np.uint8(255)
-    if isinstance(operation, AlphaOperation):
-        alpha = operation.alpha(draws[0], mask)
+    draws = [operation.sample(image.shape[:2], lungs, rng) for _ in range(3)]
+    results = [operation.perform(image, draw, lungs) for draw in draws]
     low, high = (0, 255) if image.dtype == np.uint8 else (image.min(), image.max())
 
     def tile(pixels: Array, outline: Mask | None = None, color: tuple[int, ...] = ()) -> Array:
         gray = (to_gray(pixels).astype(np.float64) - low) / max(float(high) - float(low), 1e-12)
         return draw_tile((gray * 255).astype(np.uint8), outline, color)
 
-    tiles = [tile(image), draw_tile(alpha), tile(first, region, REGION_COLOR)]
-    tiles += [tile(other) for other, _ in others]
-    if mask is not None:
-        tiles.insert(1, tile(image, mask, LUNG_COLOR))
-    row = Image.fromarray(np.pad(np.hstack(tiles), ((0, LABEL), (0, 0), (0, 0))))
+    tiles = [("original", tile(image))]
+    if lungs is not None:
+        tiles.append(("lung mask", tile(image, lungs, LUNG_COLOR)))
+    if isinstance(operation, AlphaOperation):
+        tiles.append(("alpha", draw_tile(operation.alpha(draws[0], lungs))))
+    else:
+        tiles.append(("region", draw_tile(results[0][1] * np.uint8(255))))
+    titles = (f"{type(operation).__name__}, region outlined", "another draw", "another draw")
+    for title, (result, region) in zip(titles, results, strict=True):
+        tiles.append((title, tile(result, region, REGION_COLOR)))
+
+    height = len(tiles[0][1]) + LABEL
+    row = Image.new("RGB", (COLUMNS * TILE, 2 * height + LABEL))
+    draw = ImageDraw.Draw(row)
+    draw.rectangle((0, 0, row.width, LABEL - 1), BAR)
     label = f"{name}, {image.shape[1]} x {image.shape[0]} pixels, {image.dtype}"
-    if mask is not None and not mask.any():
+    if lungs is not None and not lungs.any():
         label += ", no lung found: pasted anywhere"
-    ImageDraw.Draw(row).text((4, row.height - LABEL + 3), label, fill="white")
+    draw.text((6, 3), label, font_size=FONT)
+    for number, (title, pixels) in enumerate(tiles):
+        x, y = number % COLUMNS * TILE, number // COLUMNS * height + LABEL
+        draw.text((x + 6, y + 3), title, font_size=FONT)
+        row.paste(Image.fromarray(pixels), (x, y + LABEL))
     return row
 
 
@@ -100,17 +106,8 @@ def resize_square(image: Array, size: int) -> Array:
     return (pixels if image.dtype.kind == "f" else np.rint(pixels)).astype(image.dtype)
 
 
-def stack_rows(rows: Sequence[Image.Image], columns: Sequence[str] | None = None) -> Image.Image:
-    """Put the columns' titles (default: AnatPaste's) above the rows of at least one image."""
-    pixels = np.vstack([np.asarray(row) for row in rows])
-    sheet = Image.fromarray(np.pad(pixels, ((LABEL, 0), (0, 0), (0, 0))))
-    for column, title in enumerate(columns or titles()):
-        ImageDraw.Draw(sheet).text((TILE * column + 4, 3), title, fill="white")
-    return sheet
-
-
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture whole or not at all; whatever else stands in its place is not replaced.
+def save_rows(rows: Sequence[Image.Image], path: Path) -> None:
+    """Write rows as a picture, whole or not at all; only a file is replaced.
 
     Raises
     ------
@@ -119,6 +116,7 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     """
     if path.exists() and not path.is_file():  # a folder, or a device
         raise OSError(f"{path}: not a regular file")
+    picture = Image.fromarray(np.vstack([np.asarray(row) for row in rows]))
     part = path.with_name(f".preview-{secrets.token_hex(8)}.tmp")
     try:
         with part.open("xb") as file:
@@ -128,15 +126,20 @@ def save_picture(picture: Image.Image, path: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def draw_tile(gray: Array, outline: Mask | None = None, color: tuple[int, ...] = ()) -> Array:
+def draw_tile(
+    gray: Array, outline: Mask | None = None, color: tuple[int, ...] = (), side: int = TILE
+) -> Array:
     """Scale uint8 pixels to the width of a tile (tall ones to its height), and outline a mask."""
-    scale = TILE / max(gray.shape)
-    height, width = (max(round(side * scale), 1) for side in gray.shape)
-    size = (width, height)
-    picture = np.zeros((height, TILE, 3), np.uint8)
-    inner = picture[:, (TILE - width) // 2 :][:, :width]
-    inner[:] = np.asarray(Image.fromarray(gray).resize(size, Image.Resampling.BILINEAR))[..., None]
+    scale = side / max(gray.shape)
+    height, width = (max(round(length * scale), 1) for length in gray.shape)
+
+    def fit(pixels: Array) -> Array:
+        return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+
+    picture = np.zeros((height, side, 3), np.uint8)
+    inner = picture[:, (side - width) // 2 :][:, :width]
+    inner[:] = fit(gray)[..., None]
     if outline is not None:
-        mask = np.asarray(Image.fromarray(outline).resize(size, Image.Resampling.NEAREST))
+        mask = fit(outline * np.uint8(255)) > (127 if scale > 1 else 0)  # smooth; or else complete
         inner[mask & ~binary_erosion(mask, np.ones((3, 3)), border_value=1)] = color
     return picture

@@ -98,12 +98,13 @@ print(images.shape, labels)
 # ---------------
 #
 # One picture shows what a network will train on: the images, squeezed to its size, their lung masks,
-# and pastes. Without an image it shows the phantom; ``--help`` lists every option of every operation.
+# and pastes. Of a folder it takes some, spread evenly over all; without an image it shows the phantom.
+# ``--help`` lists every option of every operation.
 #
 # .. code-block:: bash
 #
 #     .venv/bin/python -m anatpaste_aug preview
-#     .venv/bin/python -m anatpaste_aug preview a.png b.png --mask robust --operation opacity -o out.png
+#     .venv/bin/python -m anatpaste_aug preview radiographs/ --mask robust --operation opacity -o out.png
 #
 # A detector
 # ----------

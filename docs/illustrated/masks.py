@@ -71,6 +71,6 @@ show({"tilted by 25 degrees": tilted, "on its side": np.rot90(image), "no chest"
 # %%
 # Either mask plugs in everywhere: ``segment=ap.lung_mask_robust``, or ``mask=`` for one that is
 # already there. An empty mask lets the paste go anywhere; nothing is said, so look at your images
-# first::
+# first. The preview counts and names those without lungs::
 #
-#     python -m anatpaste_aug preview *.png --mask robust
+#     python -m anatpaste_aug preview radiographs/ --mask robust

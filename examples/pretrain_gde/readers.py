@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from anatpaste_aug.data import SUFFIXES
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.forms import COUNT
 from examples.pretrain_gde.storage import first, read_csv
 
 PARTS = ("train", "valid", "test")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm", ".dicom")
 MIN_TRAIN = 4  # images: fewer make no density
 MIN_VALID = 2
 MOST_HELD_OUT = 100  # normals for validation, where the folders set none aside, and at most ...
