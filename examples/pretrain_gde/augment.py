@@ -59,18 +59,10 @@ class Augmenter:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        pastes: dict[str, tuple[Paste, ...]] = {
-            "anatpaste": (_module(batch.AnatPaste(p=1.0)),),
-            "cutpaste": (_module(batch.CutPaste(p=1.0)),),
-            "scar": (_module(batch.CutPasteScar(p=1.0)),),
-            "union": (_module(batch.CutPasteUnion(p=1.0)),),
-            "3way": (_module(batch.CutPaste(p=1.0)), _module(batch.CutPasteScar(p=1.0))),
-            "opacity": (paste_opacities,),
-            "mix": (paste_mixed,),
-        }
-        self.pastes = pastes.get(settings.variant) or (_own(settings.variant),)
+        self.pastes = PASTES.get(settings.variant) or {settings.label: _own(settings.variant)}
         # What abnormal images are like is told by opacities where there are any.
-        self.contrast = paste_opacities if settings.variant == "mix" else self.pastes[0]
+        one = next(iter(self.pastes.values()))
+        self.contrast = paste_opacities if settings.variant == "mix" else one
 
     def __call__(self, images: Tensor, masks: Tensor | None, generator: Generator) -> Classes:
         """Augment one batch.
@@ -90,7 +82,7 @@ class Augmenter:
         originals = jitter(images, settings.jitter, generator)
         masks = self.find_masks(originals, masks)
         made = [(originals, torch.zeros_like(originals))]
-        made += [paste(originals, masks, generator) for paste in self.pastes]
+        made += [paste(originals, masks, generator) for paste in self.pastes.values()]
         labels = torch.arange(len(made), device=images.device).repeat_interleave(len(images))
         inputs, alpha = map(torch.cat, zip(*made, strict=True))
         if settings.noise:
@@ -120,8 +112,9 @@ def _pieces(images: Tensor, masks: Tensor | None) -> Iterator[tuple[Tensor, Tens
     return zip(images.split(count), parts, strict=False)
 
 
-def _module(operation: batch.OperationModule) -> Paste:
-    """Let a module of the library return images and alpha."""
+def _module(kind: type[batch.OperationModule]) -> Paste:
+    """Make a module of the library that pastes into every image, and returns images and alpha."""
+    operation = kind(p=1.0)
 
     def paste(images: Tensor, masks: Tensor | None, generator: Generator) -> Pasted:
         result = operation(images, masks=masks, generator=generator)
@@ -132,8 +125,7 @@ def _module(operation: batch.OperationModule) -> Paste:
 
 def _own(variant: str) -> Paste:
     """Paste by an operation of the user's own."""
-    own = type("Own", (batch.OperationModule,), {"operation": given("variant", variant)})
-    return _module(own(p=1.0))
+    return _module(type("Own", (batch.OperationModule,), {"operation": given("variant", variant)}))
 
 
 def segments_quickly(device: torch.device) -> bool:
@@ -169,8 +161,20 @@ def paste_mixed(images: Tensor, masks: Tensor | None, generator: Generator) -> P
     shape = (len(images), 1, 1, 1)
     soft = torch.rand(shape, generator=generator, device=images.device) < 0.5
     opacities, alpha = paste_opacities(images, masks, generator)
-    patched, opaque = _module(batch.AnatPaste(p=1.0))(images, masks, generator)
+    patched, opaque = _patch(images, masks, generator)
     return torch.where(soft, opacities, patched), torch.where(soft, alpha, opaque)
+
+
+_patch, _cut, _scar = map(_module, (batch.AnatPaste, batch.CutPaste, batch.CutPasteScar))
+PASTES: dict[str, dict[str, Paste]] = {  # by variant: what it makes of the originals, and how
+    "anatpaste": {"AnatPaste": _patch},
+    "cutpaste": {"CutPaste": _cut},
+    "scar": {"CutPaste scar": _scar},
+    "union": {"CutPaste, normal or scar": _module(batch.CutPasteUnion)},
+    "3way": {"CutPaste normal": _cut, "CutPaste scar": _scar},
+    "opacity": {"opacities": paste_opacities},
+    "mix": {"opacities, or AnatPaste": paste_mixed},
+}
 
 
 def jitter(images: Tensor, amount: float, generator: Generator) -> Tensor:

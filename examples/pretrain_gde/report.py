@@ -183,18 +183,10 @@ def _gallery(settings: Settings, dataset: Dataset) -> Iterator[list[Picture]]:
     images, masks = dataset.images["train"][:SHOWN], dataset.masks.get("train")
     shown = as_tensors(images, None if masks is None else masks[:SHOWN])
     generator = torch.Generator().manual_seed(settings.seed)
-    inputs, labels, alpha = Augmenter(settings)(*shown, generator)
-    titles = {
-        "anatpaste": ("AnatPaste",),
-        "cutpaste": ("CutPaste",),
-        "scar": ("CutPaste scar",),
-        "union": ("CutPaste, normal or scar",),
-        "3way": ("CutPaste normal", "CutPaste scar"),
-        "opacity": ("opacities",),
-        "mix": ("opacities, or AnatPaste",),
-    }.get(settings.variant, (settings.label,))
+    augmenter = Augmenter(settings)
+    inputs, labels, alpha = augmenter(*shown, generator)
     yield _row((image, "original") for image in inputs[labels == 0][:, 0].numpy())
-    for number, title in enumerate(titles, 1):
+    for number, title in enumerate(augmenter.pastes, 1):
         yield _row((image, title) for image in inputs[labels == number][:, 0].numpy())
         yield _row((image, "alpha") for image in alpha[labels == number][:, 0].numpy())
 
