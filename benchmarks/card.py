@@ -228,7 +228,7 @@ def rates(data: Path, cache: Path) -> Found:
     found: Found = {}
     for name in ("plain", "compiled"):
         compiled = name == "compiled"
-        with start(str(DEVICE), compiled=compiled and CARD, progress=False) as runtime:
+        with start(str(DEVICE), compiled=compiled and CARD) as runtime:
             result = benchmark(settings, Source(data, cache), 200 if CARD else 2, runtime)
         torch.compiler.reset()
         found[name] = result

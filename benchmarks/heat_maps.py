@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from torch.nn import functional
 
 from examples.pretrain_gde.augment import paste_opacities
-from examples.pretrain_gde.data import Images, load_dataset, load_images
+from examples.pretrain_gde.data import Images, Source, load_dataset, load_images
 from examples.pretrain_gde.detector import Detector
 from examples.pretrain_gde.evaluate import DETECTOR, SPLIT
 from examples.pretrain_gde.heatmap import enlarge, grad_cam, heat_maps
@@ -38,14 +38,14 @@ def main() -> None:
     detector = Detector.load(options.run / DETECTOR)
     split = Split.from_dict(read_json(options.run / SPLIT, SPLIT_FORM))
     cache = options.run / "cache"
-    dataset = load_dataset(options.data, split, detector.settings, cache)
+    dataset = load_dataset(Source(options.data, cache), split, detector.settings)
     reddest = heat_maps(detector, np.array(dataset.images["test"])).max((1, 2))
     for kind in (False, True):
         half, tenth = np.quantile(reddest[dataset.labels("test") == kind], (0.5, 0.9))
         print(f"abnormal {kind}: reddest pixel {half:.2f} (median), 90 % below {tenth:.2f}")
     view = detector.settings.view_with_mask  # the data set has no masks of the test part
     normal = [entry for entry in dataset.split.test if not entry.abnormal]
-    stored = load_images(options.data, normal, view, cache)
+    stored = load_images(Source(options.data, cache), normal, view)
     images, masks = stored.images, stored.masks
     pasted, alpha = paste_opacities(
         torch.from_numpy(images)[:, None],

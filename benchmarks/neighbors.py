@@ -30,15 +30,16 @@ BUSY = "while True: pass"
 
 def serve(threads: int | None) -> None:
     """Train as many steps as each line of standard input says, and print the seconds of one."""
+    from examples.pretrain_gde.data import Source
     from examples.pretrain_gde.phantoms import write_phantoms
-    from examples.pretrain_gde.run import Source, load
+    from examples.pretrain_gde.run import load
     from examples.pretrain_gde.runtime import start
     from examples.pretrain_gde.train import Trainer
 
     settings = Settings(**PRESETS["laptop"])
-    with tempfile.TemporaryDirectory() as name, start("cpu", threads, progress=False) as runtime:
+    with tempfile.TemporaryDirectory() as name, start("cpu", threads) as runtime:
         folder = Path(name)
-        write_phantoms(folder / "phantoms", 128, progress=False)
+        write_phantoms(folder / "phantoms", 128)
         dataset = load(settings, Source(folder / "phantoms", folder / "cache"), folder, runtime)
         trainer = Trainer(settings, dataset, folder, runtime)
         model, step = trainer.model(frozen=False), 0

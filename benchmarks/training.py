@@ -20,8 +20,9 @@ import torch
 from benchmarks.harness import write_json
 from examples.pretrain_gde.cli import make_parser
 from examples.pretrain_gde.commands import make_settings, make_source, obey
+from examples.pretrain_gde.data import Source
 from examples.pretrain_gde.errors import PipelineError
-from examples.pretrain_gde.run import Source, load
+from examples.pretrain_gde.run import load
 from examples.pretrain_gde.runtime import Runtime, describe
 from examples.pretrain_gde.settings import Settings
 from examples.pretrain_gde.train import Clock, Trainer

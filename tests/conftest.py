@@ -144,7 +144,7 @@ def phantoms(request, tmp_path_factory):
     from examples.pretrain_gde.phantoms import write_phantoms
 
     folder = tmp_path_factory.mktemp("phantoms")
-    write_phantoms(folder, 64, counts=request.module.COUNTS, progress=False)
+    write_phantoms(folder, 64, counts=request.module.COUNTS)
     return folder
 
 

@@ -309,7 +309,7 @@ def test_resume_refuses_other_settings_and_other_images(trained, phantoms, cache
     assert main(*options, *finished) == 1
     assert "another learning_rate" in capsys.readouterr().err
     other = tmp_path / "other"
-    write_phantoms(other, 64, seed=1, counts=COUNTS, progress=False)
+    write_phantoms(other, 64, seed=1, counts=COUNTS)
     assert main(*options, "--data", other) == 1
     assert "other training or validation images" in capsys.readouterr().err
 
@@ -325,14 +325,14 @@ def test_resume_of_a_finished_run_mends_its_report(trained, phantoms, cache):
 def test_resume_of_a_finished_run_refuses_what_differs(trained, phantoms, cache, tmp_path, capsys):
     options = ("train", "--cache", cache, "--out", trained.parents[1], *TINY, "--resume", "--data")
     other = tmp_path / "other"
-    write_phantoms(other, 64, seed=1, counts=COUNTS, progress=False)
+    write_phantoms(other, 64, seed=1, counts=COUNTS)
     assert main(*options, other) == 1
     assert "was made with other images" in capsys.readouterr().err
     assert main(*options, phantoms, "--layout", "zhanglab") == 1
     assert "another layout: plain" in capsys.readouterr().err
     assert main(*options, phantoms, "--held-out", "2", "2") == 1
     assert "was made with other --held-out: none" in capsys.readouterr().err
-    source = run.Source(phantoms, cache)
+    source = data.Source(phantoms, cache)
     settings = Settings(**evaluate.load_metrics(trained)["settings"])
     with pytest.raises(PipelineError, match=r"another number of processes \(1\)"):
         run.check_folder(settings, source, trained, Runtime(torch.device("cpu"), 0, 2), resume=True)
@@ -423,8 +423,8 @@ def test_a_frozen_backbone_stays_while_the_head_learns(phantoms, cache, monkeypa
         size=32, batch=4, epochs=2, updates=1, validate_every=2, imagenet=True, freeze_epochs=1
     )
     split = read_split(phantoms)
-    dataset = data.load_dataset(phantoms, split, settings, cache, progress=False)
-    runtime = Runtime(torch.device("cpu"), progress=False)
+    dataset = data.load_dataset(data.Source(phantoms, cache), split, settings)
+    runtime = Runtime(torch.device("cpu"))
     trainer = train.Trainer(settings, dataset, tmp_path, runtime)
     before = trainer.network.backbone.conv1.weight.clone()
     head = trainer.network.head[0].weight.clone()
@@ -446,8 +446,8 @@ def test_the_network_is_compiled_once_and_whole(phantoms, cache, monkeypatch, tm
     form = {"size": 32, "batch": 4, "epochs": 2, "updates": 2, "validate_every": 1}
     settings = Settings(**form, precision="bf16", map_weight=1.0)
     split = read_split(phantoms)
-    dataset = data.load_dataset(phantoms, split, settings, cache, progress=False)
-    runtime = Runtime(torch.device("cpu"), compiled=True, progress=False)
+    dataset = data.load_dataset(data.Source(phantoms, cache), split, settings)
+    runtime = Runtime(torch.device("cpu"), compiled=True)
     train.Trainer(settings, dataset, tmp_path, runtime).run()  # validation comes in between
     assert dict(counters["stats"])["unique_graphs"] == 1
     assert dict(counters["frames"]) == {"total": 1, "ok": 1}
@@ -575,7 +575,7 @@ def test_the_shares_of_all_places_add_up_to_the_score(network, name, cropped):
 def test_usual_shares_are_those_of_the_validation_normals(cropped, phantoms, cache):
     detector = Detector.load(cropped / "detector.safetensors")
     split = read_split(phantoms)
-    dataset = data.load_dataset(phantoms, split, detector.settings, cache, progress=False)
+    dataset = data.load_dataset(data.Source(phantoms, cache), split, detector.settings)
     normals, _ = dataset.normals("valid")
     np.testing.assert_allclose(detector.usual_shares, detector.shares(normals).mean(0))
     assert detector.usual_shares.sum() == pytest.approx(detector.score(normals).mean())
@@ -759,10 +759,10 @@ def test_two_processes_do_what_one_does(phantoms, cache, tmp_path):
 
     # The same by hand: each half of a batch through its own forward pass, gradients averaged.
     settings = Settings(**together["settings"])
-    dataset = data.load_dataset(phantoms, read_split(phantoms), settings, cache, progress=False)
+    dataset = data.load_dataset(data.Source(phantoms, cache), read_split(phantoms), settings)
     cpu = torch.device("cpu")
-    halves = [Runtime(cpu, rank, 2, progress=False) for rank in range(2)]
-    trainer = train.Trainer(settings, dataset, tmp_path, Runtime(cpu, progress=False))
+    halves = [Runtime(cpu, rank, 2) for rank in range(2)]
+    trainer = train.Trainer(settings, dataset, tmp_path, Runtime(cpu))
     network, optimizer = trainer.network, trainer.optimizer
     masks = dataset.masks["train"]
     sources = [train.Batches(dataset.images["train"], masks, settings, h) for h in halves]
@@ -857,7 +857,7 @@ def test_the_augmenter_labels_what_it_makes(variant, phantoms):
 
 def test_fresh_masks_are_found_at_every_draw(phantoms, cache):
     settings = Settings(size=64, batch=4, fresh_masks=True)
-    dataset = data.load_dataset(phantoms, read_split(phantoms), settings, cache, progress=False)
+    dataset = data.load_dataset(data.Source(phantoms, cache), read_split(phantoms), settings)
     assert dataset.masks == {}
     source = train.Batches(dataset.images["train"], None, settings, Runtime(torch.device("cpu")))
     inputs, labels, _ = Augmenter(settings)(*source(0))
@@ -882,8 +882,8 @@ def test_masks_are_found_at_256_pixels(phantoms, cache):
 
     entries = read_split(phantoms).train
     view = View(64, masked=True)
-    native = data.load_images(phantoms, entries, View(256), cache, progress=False).images
-    small = data.load_images(phantoms, entries, view, cache, progress=False).masks
+    native = data.load_images(data.Source(phantoms, cache), entries, View(256)).images
+    small = data.load_images(data.Source(phantoms, cache), entries, view).masks
     full = np.stack([lung_mask(image) for image in native])
     shares = full.reshape(len(full), 64, 4, 64, 4).mean((2, 4))
     decided = abs(shares - 0.5) > 0.01  # Pillow rounds a half its own way
@@ -1032,7 +1032,7 @@ def test_the_cache_is_keyed_by_content_and_size(phantoms, tmp_path):
     cache = tmp_path / "cache"
 
     def load(size):
-        found = data.load_images(folder, entries, View(size), cache, progress=False)
+        found = data.load_images(data.Source(folder, cache), entries, View(size))
         return found.images, len(list(cache.glob("*.npy")))
 
     images, count = load(32)
@@ -1158,7 +1158,7 @@ def test_lungs_are_told_of_by_file_where_others_are_skipped(crop, turned, cache)
     (turned / "train" / "normal" / "phantom0000.png").write_bytes(b"no image")
     split = read_split(turned)
     for _ in range(2):  # looked at, then from the cache
-        dataset = data.load_dataset(turned, split, settings, cache, skip_bad=True, progress=False)
+        dataset = data.load_dataset(data.Source(turned, cache, skip_bad=True), split, settings)
         assert len(dataset.split.train) == 11
         names = {name for name, upright in dataset.upright.items() if not upright}
         parts = ("train", "valid", "test") if settings.crop else ("train", "valid")
@@ -1349,7 +1349,7 @@ def test_what_scores_are_fitted_to_is_made_in_pieces(monkeypatch):
 
 def test_training_images_are_not_copied(phantoms, cache):
     settings = Settings(size=32)
-    dataset = data.load_dataset(phantoms, read_split(phantoms), settings, cache, progress=False)
+    dataset = data.load_dataset(data.Source(phantoms, cache), read_split(phantoms), settings)
     assert dataset.normals("train")[0] is dataset.images["train"]
     assert dataset.normals("train")[1] is dataset.masks["train"]
     assert [len(found) for found in dataset.normals("valid")] == [4, 4]
@@ -1359,7 +1359,7 @@ def test_scores_are_fitted_to_two_views_and_measured_against_the_validation_part
     settings = Settings(
         variant="opacity", size=32, crop=True, epochs=0, mask="robust", scores="all"
     )
-    dataset = data.load_dataset(phantoms, read_split(phantoms), settings, cache, progress=False)
+    dataset = data.load_dataset(data.Source(phantoms, cache), read_split(phantoms), settings)
     reference = Reference(settings, dataset)
     assert len(reference.normal) == len(reference.pasted) == 2 * 12
     np.testing.assert_array_equal(reference.normal[:12], dataset.images["train"])
@@ -1376,7 +1376,7 @@ def test_scores_are_fitted_to_two_views_and_measured_against_the_validation_part
 
 def test_stand_ins_are_not_adjusted_for_what_abnormal_images_have(phantoms, cache):
     settings = Settings(variant="cutpaste", size=32, epochs=0, scores="all")
-    dataset = data.load_dataset(phantoms, read_split(phantoms), settings, cache, progress=False)
+    dataset = data.load_dataset(data.Source(phantoms, cache), read_split(phantoms), settings)
     normals = tuple(entry for entry in dataset.split.valid if not entry.abnormal)
     images = {**dataset.images, "valid": dataset.normals("valid")[0]}
     bare = data.Dataset(Split("normals", dataset.split.train, normals, ()), images, {}, ())
@@ -1393,7 +1393,7 @@ def test_values_that_are_all_the_same_are_not_divided_by_rounding():
 
 def test_transfer_fits_to_the_other_normals(cropped, phantoms, tmp_path, capsys):
     more = tmp_path / "more"
-    write_phantoms(more, 64, seed=1, counts={("train", "normal"): 30}, progress=False)
+    write_phantoms(more, 64, seed=1, counts={("train", "normal"): 30})
     folder, abnormal = more / "train" / "normal", phantoms / "test" / "abnormal"
     turn(folder / "phantom0001.png")
     output = tmp_path / "transfer.json"

@@ -128,8 +128,8 @@ def test_the_output_has_a_short_name(command):
 class Bar:
     """A progress bar that keeps what it shows after each step."""
 
-    def __init__(self):
-        self.steps, self.shown = [], None
+    def __init__(self, wanted):
+        self.disable, self.steps, self.shown = not wanted, [], None
 
     def set_postfix(self, **shown):
         self.shown = shown
@@ -149,9 +149,8 @@ def test_loss_and_rate_move_while_an_epoch_runs(monkeypatch, tmp_path):
     )
     settings = Settings(size=32, batch=2, epochs=1, updates=3, variant="cutpaste")
 
-    def shown(progress):
-        runtime = Runtime(torch.device("cpu"), progress=progress)
-        bar = Bar()
+    def shown(wanted):
+        runtime, bar = Runtime(torch.device("cpu")), Bar(wanted)
         record = train.Trainer(settings, dataset, tmp_path, runtime)._epoch(0, bar)
         return bar.steps, record["loss"]
 

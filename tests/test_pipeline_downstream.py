@@ -199,10 +199,10 @@ def read(trained, phantoms):
         ["finetune", str(trained), *map(str, labels(phantoms)), "--labels", "2", "--quiet"]
     )
     detector = Detector.load(trained / "detector.safetensors")
-    with commands.start("cpu", progress=False) as runtime:
-        _, _, dataset = commands.load_run(trained, options, runtime)
+    with commands.start("cpu"):
+        _, _, dataset = commands.load_run(trained, options)
     given = [sorted((phantoms / "labeled" / kind).iterdir()) for kind in ("normal", "abnormal")]
-    return detector, finetune.read_labeled(detector.settings, *given, dataset, progress=False)
+    return detector, finetune.read_labeled(detector.settings, *given, dataset)
 
 
 def test_a_probe_is_a_logistic_regression_on_standardized_features(trained, phantoms, tuned):
@@ -244,7 +244,7 @@ def test_all_starts_see_the_same(trained, phantoms):
     networks = {"one": network, "other": network}
     plan = {"labels": [3], "draws": 2, "updates": 3, "rate": 0.01}
     seed = torch.get_rng_state()
-    aucs = finetune.finetune(networks, dataset, plan, 5, progress=False)["auc"]
+    aucs = finetune.finetune(networks, dataset, plan, 5)["auc"]
     assert torch.equal(torch.get_rng_state(), seed)
     assert aucs["one"] == aucs["other"]
     for name, value in network.state_dict().items():
@@ -261,7 +261,7 @@ def test_what_is_learned_can_be_told(trained, phantoms):
         )
     networks = {"pretrained": detector.networks["trained"]}
     plan = {"labels": [4], "draws": 1, "updates": 20, "rate": 1e-3}
-    aucs = finetune.finetune(networks, dataset, plan, 0, progress=False)["auc"]
+    aucs = finetune.finetune(networks, dataset, plan, 0)["auc"]
     assert aucs["pretrained"]["whole"]["4"] == {"values": [1.0], "mean": 1.0, "sd": None}
     assert aucs["pretrained"]["probe"]["4"]["mean"] == 1
 
@@ -304,7 +304,7 @@ def test_patients_of_the_test_part_are_counted(trained, phantoms, tuned, tmp_pat
         for number, path in enumerate(sorted((phantoms / "labeled" / kind).iterdir()), first):
             given[kind].append(tmp_path / f"person{number}_bacteria_7.png")
             shutil.copy(path, given[kind][-1])
-    labeled = finetune.read_labeled(detector.settings, *given.values(), run, progress=False)
+    labeled = finetune.read_labeled(detector.settings, *given.values(), run)
     assert len(labeled.images["train"]) == 11
     told = "labeled images of patients of the test part, by file names: 2"  # 10 and 11
     assert told in capsys.readouterr().err
@@ -354,7 +354,7 @@ def test_diverging_is_told(trained, phantoms):
     torch.nn.init.constant_(network.backbone.conv1.weight, float("nan"))
     plan = {"labels": [2], "draws": 1, "updates": 1, "rate": 0.1}
     with pytest.raises(PipelineError, match="not finite: lower --rate"):
-        finetune.finetune({"one": network}, dataset, plan, 0, progress=False)
+        finetune.finetune({"one": network}, dataset, plan, 0)
 
 
 def test_a_lack_of_memory_is_told(trained, phantoms, capsys, monkeypatch):

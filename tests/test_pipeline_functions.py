@@ -91,7 +91,7 @@ def main(*arguments):
 
 
 def load(heads, settings, cache, **options):
-    return data.load_dataset(heads, read_split(heads), settings, cache, progress=False, **options)
+    return data.load_dataset(data.Source(heads, cache, **options), read_split(heads), settings)
 
 
 @pytest.fixture(scope="module")

@@ -68,7 +68,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def made(tmp_path_factory):
     """Return a folder with a data set, a cache and one finished run, never to be changed."""
     folder = tmp_path_factory.mktemp("made")
-    write_phantoms(folder / "data", 64, counts=COUNTS, progress=False)
+    write_phantoms(folder / "data", 64, counts=COUNTS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("examples.pretrain_gde.run.write_report", lambda *arguments: None)
         options = ("--data", folder / "data", "--cache", folder / "cache", "--out", folder / "out")
@@ -474,7 +474,7 @@ def test_no_file_is_dropped_for_want_of_memory_or_handles(number, made, tmp_path
     monkeypatch.setattr(data, "read_image", lacks)
     entries = read_split(made / "data").train
     with pytest.raises(PipelineError, match="was not read"):
-        data.load_images(made / "data", entries, View(48), tmp_path, skip_bad=True, progress=False)
+        data.load_images(data.Source(made / "data", tmp_path, skip_bad=True), entries, View(48))
 
 
 def test_the_hostile_corpus_is_named_and_skipped(copy, tmp_path, capsys):
@@ -537,7 +537,7 @@ def test_evaluate_refuses_images_that_changed(what, copy, capsys):
     if what != "label":
         for path in before["data"]["files"]:
             shutil.rmtree(copy / "data" / path)
-        write_phantoms(copy / "data", 64, counts=COUNTS, progress=False)
+        write_phantoms(copy / "data", 64, counts=COUNTS)
         assert train(copy, "--resume") == 1
         assert "last evaluated on other images" in capsys.readouterr().err
         assert main("evaluate", run) == 0
@@ -560,7 +560,7 @@ def test_a_cache_that_was_changed_is_made_again(change, made, tmp_path):
     entries = read_split(made / "data").train
 
     def load():
-        return data.load_images(made / "data", entries, View(32), tmp_path, progress=False)
+        return data.load_images(data.Source(made / "data", tmp_path), entries, View(32))
 
     before = load().images.copy()
     (path,) = tmp_path.glob("*.npy")

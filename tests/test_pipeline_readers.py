@@ -18,7 +18,7 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage  # 
 
 from anatpaste_aug.images import to_gray  # noqa: E402
 from examples.pretrain_gde import data as pipeline_data  # noqa: E402
-from examples.pretrain_gde.data import load_dataset, load_images  # noqa: E402
+from examples.pretrain_gde.data import Source, load_dataset, load_images  # noqa: E402
 from examples.pretrain_gde.errors import PipelineError  # noqa: E402
 from examples.pretrain_gde.readers import (  # noqa: E402
     CHEXPERT_FINDINGS,
@@ -220,7 +220,7 @@ def test_rsna(rsna, tmp_path):
     assert [kinds(split[part]) for part in PARTS] == [(5, 0), (2, 2), (3, 3)]
     assert_patients_apart(split)
     settings = Settings(variant="cutpaste", size=32)
-    dataset = load_dataset(rsna, split, settings, tmp_path / "cache", progress=False)
+    dataset = load_dataset(Source(rsna, tmp_path / "cache"), split, settings)
     for part in PARTS:
         for entry, image in zip(split[part], dataset.images[part], strict=True):
             patient = int(entry.patient.partition("-")[0], 16)
@@ -345,7 +345,7 @@ def test_patients_who_are_on_two_sides_are_refused(plain):
     split = read_split(plain).as_dict()
     split["train"][0]["patient"] = split["test"][0]["patient"] = "Doe"
     with pytest.raises(PipelineError, match="patient Doe is in both train and test"):
-        load_dataset(plain, Split.from_dict(split), Settings(size=32), plain / "c", progress=False)
+        load_dataset(Source(plain, plain / "c"), Split.from_dict(split), Settings(size=32))
 
 
 @pytest.mark.parametrize(
@@ -450,7 +450,7 @@ def test_bad_files_are_named_and_skipped_on_request(plain, tmp_path):
     settings = Settings(variant="cutpaste", size=32)
 
     def load(skip_bad):
-        return load_dataset(plain, split, settings, cache, skip_bad=skip_bad, progress=False)
+        return load_dataset(Source(plain, cache, skip_bad=skip_bad), split, settings)
 
     with pytest.raises(PipelineError, match="3 files in") as error:
         load(False)
@@ -477,25 +477,25 @@ def test_too_few_images_left_after_skipping(plain, tmp_path):
         (plain / entry.path).unlink()
     settings = Settings(variant="cutpaste", size=32)
     with pytest.raises(PipelineError, match="at least 4 normal images"):
-        load_dataset(plain, split, settings, tmp_path, skip_bad=True, progress=False)
+        load_dataset(Source(plain, tmp_path, skip_bad=True), split, settings)
 
 
 def test_the_cache_is_memory_mapped(plain, tmp_path):
     split = read_split(plain)
-    stored = load_images(plain, split.train, View(32), tmp_path, progress=False)
-    again = load_images(plain, split.train, View(32), tmp_path, progress=False)
+    stored = load_images(Source(plain, tmp_path), split.train, View(32))
+    again = load_images(Source(plain, tmp_path), split.train, View(32))
     assert isinstance(again.images, np.memmap)
     np.testing.assert_array_equal(stored.images, again.images)
     before = again.images.copy()
     again.images[:] = 0  # private to this process
-    fresh = load_images(plain, split.train, View(32), tmp_path, progress=False)
+    fresh = load_images(Source(plain, tmp_path), split.train, View(32))
     np.testing.assert_array_equal(fresh.images, before)
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "other", "sidecar"])
 def test_a_damaged_cache_is_built_again(damage, plain, tmp_path):
     split = read_split(plain)
-    stored = load_images(plain, split.train, View(32), tmp_path, progress=False)
+    stored = load_images(Source(plain, tmp_path), split.train, View(32))
     before = stored.images.copy()
     (path,) = tmp_path.glob("*.npy")
     content = path.read_bytes()
@@ -504,7 +504,7 @@ def test_a_damaged_cache_is_built_again(damage, plain, tmp_path):
     else:
         path.unlink()
         path.write_bytes({"cut": content[:-100], "empty": b"", "other": b"text"}[damage])
-    again = load_images(plain, split.train, View(32), tmp_path, progress=False)
+    again = load_images(Source(plain, tmp_path), split.train, View(32))
     np.testing.assert_array_equal(again.images, before)
     assert path.read_bytes() == content
 
@@ -520,7 +520,7 @@ def test_what_is_not_the_files_fault_is_not_put_down_as_a_bad_file(
 
     monkeypatch.setattr("examples.pretrain_gde.data.read_image", fails)
     with pytest.raises(PipelineError, match=r"was not read: (no decoder|MemoryError)"):
-        load_images(plain, split.train, View(32), tmp_path, skip_bad=True, progress=False)
+        load_images(Source(plain, tmp_path, skip_bad=True), split.train, View(32))
     assert not list(tmp_path.glob("*.npy"))
 
 
@@ -535,7 +535,7 @@ def test_bad_files_are_tried_again(plain, tmp_path, monkeypatch):
         return read(path)
 
     def load():
-        return load_images(plain, split.train, View(32), tmp_path, skip_bad=True, progress=False)
+        return load_images(Source(plain, tmp_path, skip_bad=True), split.train, View(32))
 
     with monkeypatch.context() as patch:
         patch.setattr(data, "read_image", fails)

@@ -15,7 +15,7 @@ need(*PACKAGES)
 from sklearn.metrics import roc_auc_score  # noqa: E402
 
 from examples.pretrain_gde import cli  # noqa: E402
-from examples.pretrain_gde.data import load_dataset  # noqa: E402
+from examples.pretrain_gde.data import Source, load_dataset  # noqa: E402
 from examples.pretrain_gde.errors import PipelineError  # noqa: E402
 from examples.pretrain_gde.evaluate import caution, load_metrics, result_of, worth  # noqa: E402
 from examples.pretrain_gde.metrics import measure, measure_adjusted  # noqa: E402
@@ -440,8 +440,8 @@ def test_a_table_keeps_to_its_images_where_some_are_skipped(planted, tmp_path):
     rows = [("file", "no"), *((path.relative_to(folder), i) for i, path in enumerate(files))]
     table = _table(tmp_path / "groups.csv", rows)
     split, settings = read_split(folder), Settings(size=32, variant="cutpaste", epochs=0)
-    options = {"groups": [str(table)], "skip_bad": True, "progress": False}
-    dataset = load_dataset(folder, split, settings, tmp_path / "cache", **options)
+    options = {"groups": [str(table)], "skip_bad": True}
+    dataset = load_dataset(Source(folder, tmp_path / "cache", **options), split, settings)
     assert len(dataset.skipped) == 2
     for part in ("train", "valid", "test"):
         wanted = [files.index(folder / entry.path) for entry in dataset.split[part]]

@@ -89,6 +89,8 @@ def card(monkeypatch):
 class Bar:
     """A progress bar that sees after each step whether it has waited."""
 
+    disable = True
+
     def __init__(self, card):
         self.card, self.waits = card, []
 
@@ -107,7 +109,7 @@ def test_an_epoch_waits_for_the_gpu_once_at_its_end(fresh, memory, card, monkeyp
     form = {"size": 32, "batch": 4, "epochs": 1, "updates": 2}  # into a second turn of the images
     settings = Settings(**form, fresh_masks=fresh, precision="bf16")
     with card:
-        trainer = Trainer(settings, dataset, tmp_path, Runtime(card.device, progress=False))
+        trainer = Trainer(settings, dataset, tmp_path, Runtime(card.device))
         assert trainer.source.images.device == (card.device if memory else torch.device("cpu"))
         card.waits.clear()
         bar = Bar(card)

@@ -16,16 +16,18 @@ from examples.pretrain_gde.readers import PUBLISHED_AUC, READERS
 from examples.pretrain_gde.settings import PLAN, PRESETS, PURPOSES, VARIANTS, Settings
 
 MANY = 10**6  # as a limit, none to speak of
-LAYOUTS = """Layouts:
-plain: {train,valid,test}/{normal,abnormal}, train/normal at least
+LAYOUTS = """plain: {train,valid,test}/{normal,abnormal}, train/normal at least
 normals: a folder of normal images
 zhanglab, chexpert, rsna: as they are distributed
 """
+TABLE = "a CSV of file and covariates (age, view, ...) to adjust AUCs for (all columns)"
 SAME = "as in training; needed for your own code alone, which no file can have imported"
 BESIDE = "other starts: networks with ImageNet weights of their library, or your own function"
 SWITCH, FOLDER = {"action": "store_true"}, {"type": Path, "metavar": "DIR"}
 FILES = {"type": Path, "nargs": "+", "metavar": "PATH", "help": "files, folders"}
 NUMBER, OWN = {"type": int, "metavar": "N"}, {"metavar": "NAME", "help": SAME}
+CODE = ("--mask --segment", "--variant", "--backbone")
+LABELED = ("run", "--normal", "--abnormal", "--groups")
 MACHINE = ("--device", "--threads", "--quiet")
 OF_RUNS = ("--cache", "--skip-bad", "--published", "--groups")
 KNOWN: dict[str, dict[str, Any]] = {  # options of several commands, by their flags
@@ -35,17 +37,8 @@ KNOWN: dict[str, dict[str, Any]] = {  # options of several commands, by their fl
     "--data": {**FOLDER, "help": "folder of the data set, if it has moved"},
     "--cache": {**FOLDER, "help": "folder of decoded images (OUT/cache, or RUN/cache)"},
     "--skip-bad": {**SWITCH, "help": "leave out missing and damaged files"},
-    "--published": {
-        "choices": tuple(PUBLISHED_AUC),
-        "metavar": "NAME",
-        "help": f"whose AUC the report marks: {', '.join(PUBLISHED_AUC)} (layout)",
-    },
-    "--groups": {
-        "nargs": "+",
-        "default": (),
-        "metavar": ("FILE", "COLUMN"),
-        "help": "a CSV of file and covariates (age, view, ...) to adjust AUCs for (all columns)",
-    },
+    "--published": {"choices": PUBLISHED_AUC, "help": "whose AUC the report marks (layout's)"},
+    "--groups": {"nargs": "+", "default": (), "metavar": ("FILE", "COLUMN"), "help": TABLE},
     "--normal": {**FILES, "required": True},
     "--abnormal": {**FILES, "required": True},
     "run": {"type": Path, "metavar": "RUN", "help": "folder of a run"},
@@ -53,7 +46,9 @@ KNOWN: dict[str, dict[str, Any]] = {  # options of several commands, by their fl
     "-o --output": {"type": Path, "metavar": "FILE"},
     "--mask --segment": {**OWN, "type": partial(give, "mask")},
     "--variant": {**OWN, "type": partial(give, "variant")},
+    "--variants": {**OWN, "type": partial(give, "variant"), "nargs": "+", "default": VARIANTS},
     "--backbone": {**OWN, "type": partial(give, "backbone")},
+    "--beside": {**OWN, "type": partial(give, "backbone"), "nargs": "+", "default": ()},
 }
 
 
@@ -63,8 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given or (given[0].startswith("-") and given[0] not in ("-h", "--help")):
         given.insert(0, "demo")
     options = make_parser().parse_args(given)
-    # Before torch is imported: else its threads spin for those that other processes keep waiting.
+    # Both are read as torch and tqdm are imported. Threads that spin while they wait for others
+    # wait long where another process keeps one of these from its core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if options.quiet or os.environ.get("RANK", "0") != "0":
+        os.environ["TQDM_DISABLE"] = "1"
     from examples.pretrain_gde import commands
 
     return commands.obey(options, getattr(commands, f"{options.command}_command"))
@@ -77,6 +75,7 @@ def make_parser() -> ArgumentParser:
         description="Anatomy-aware pretraining and Gaussian density estimation.",
         epilog="COMMAND --help tells of its options.",
     )
+    parser.set_defaults(compile=False, tensorboard=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, told: str, *known: str, **how: Any) -> ArgumentParser:
@@ -93,56 +92,53 @@ def make_parser() -> ArgumentParser:
     demo.set_defaults(compile=None)
 
     usage = "%(prog)s --data DIR [options]"
-    _add_training(add("train", "train and evaluate one variant, one run per seed", usage=usage))
+    training = add("train", "train and evaluate one variant, one run per seed", usage=usage)
+    _add_training(training, "--variant")
     table = add("compare", "train variants with the same budget and seeds, in a table", usage=usage)
-    _add_training(table, several=True)
+    _add_training(table, "--variants")
 
-    again = add("evaluate", "score the test part of finished runs anew", "--data", *OF_RUNS)
+    told = "score the test part of finished runs anew"
+    again = add("evaluate", told, "--data", *OF_RUNS, *CODE)
     again.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
     told = "score images or labels that are not those of the run; the report says so"
     again.add_argument("--changed-images", **SWITCH, help=told)
-    _add(again, "--mask --segment", "--variant", "--backbone")
 
-    scoring = add("predict", "score new images; exit 3 if some cannot be read, 1 if none", "run")
+    told = "score new images; exit 3 if some cannot be read, 1 if none"
+    scoring = add("predict", told, "run", "--mask --segment", "--backbone")
     scoring.add_argument("images", **FILES)
     scoring.add_argument("--format", choices=("csv", "jsonl"), default="csv", help="(csv)")
     _add(scoring, "-o --output", help="table to write (standard output)")
     scoring.add_argument("--heat-maps", **FOLDER, help="where to write heat maps")
-    _add(scoring, "--mask --segment", "--backbone")
 
     told = "test a run on another hospital's images, fitted to its normals"
-    elsewhere = add("transfer", told, "run", "--normal", "--abnormal", "--groups")
+    elsewhere = add("transfer", told, *LABELED, *CODE)
     elsewhere.add_argument("--folds", **NUMBER, default=5, help="of the normals (5)")
     _add(elsewhere, "-o --output", help="JSON file to write")
-    _add(elsewhere, "--mask --segment", "--variant", "--backbone")
 
-    weights = add("export", "write the trained backbone for other libraries", "run")
+    told = "write the trained backbone for other libraries"
+    weights = add("export", told, "run", "--backbone")
     _add(weights, "-o --output", help="safetensors file", required=True)
-    _add(weights, "--backbone")
 
     told = "learn from few labeled images, pretrained or not, and compare"
-    tuning = add("finetune", told, "run", "--normal", "--abnormal", "--data", "--cache")
-    _add(tuning, "--skip-bad", "--groups")
+    tuning = add("finetune", told, *LABELED, "--data", "--cache", "--skip-bad", *CODE)
     tuning.add_argument("--labels", **NUMBER, nargs="+", required=True, help="images of each kind")
     for name, (default, form, told) in PLAN.items():
         _add_choice(tuning, name, default, form, f"{told} ({default:g})", default=default)
-    named = partial(give, "backbone")
-    tuning.add_argument("--beside", nargs="+", default=(), metavar="NAME", type=named, help=BESIDE)
+    _add(tuning, "--beside", help=BESIDE)
     _add(tuning, "-o --output", help="HTML file (RUN/finetune.html)")
-    _add(tuning, "--mask --segment", "--variant", "--backbone")
 
     for name, command in commands.choices.items():
         machine = command.add_argument_group("machine")
         _add(machine, *MACHINE)
         if name in ("train", "compare"):
             _add_settings(machine, "machine")
-            told = "torch.compile (where there is a GPU)"
+            told = "torch.compile (on a GPU)"
             machine.add_argument("--compile", action=BooleanOptionalAction, help=told)
             machine.add_argument("--tensorboard", **SWITCH, help="write logs for TensorBoard")
     return parser
 
 
-def _add_training(parser: ArgumentParser, several: bool = False) -> None:
+def _add_training(parser: ArgumentParser, variant: str) -> None:
     """Add the options of training but the machine's, by what they decide."""
     data = parser.add_argument_group("data", LAYOUTS)
     _add(data, "--data", required=True, help="folder of the data set")
@@ -156,13 +152,11 @@ def _add_training(parser: ArgumentParser, several: bool = False) -> None:
     data.add_argument("--out", **FOLDER, default=Path("runs/gde"), help=told)
 
     recipe = parser.add_argument_group("recipe", told_of_presets())
-    told = "what decides all that is not given (laptop)"
+    told = "one of these, for all that is not given (laptop)"
     recipe.add_argument("--preset", choices=PRESETS, default="laptop", metavar="NAME", help=told)
     _add(recipe, "--list-presets", version=table_of_presets())
-    if several:
-        own = {"nargs": "+", "default": VARIANTS, "help": f"({' '.join(VARIANTS)})"}
-        recipe.add_argument("--variants", **{**KNOWN["--variant"], **own})
-    _add_settings(recipe, "recipe", *["variant"] * several)
+    _add(recipe, variant, help=f"{', '.join(VARIANTS)}, or your own class")
+    _add_settings(recipe, "recipe")
     _add_settings(parser.add_argument_group("network"), "network")
 
     training = parser.add_argument_group("training")
@@ -173,14 +167,14 @@ def _add_training(parser: ArgumentParser, several: bool = False) -> None:
 
 def told_of_presets() -> str:
     """Say what each preset is for."""
-    return "\n".join(["Presets:", *(f"{name}: {PURPOSES[name]}" for name in PRESETS)])
+    return "\n".join(f"{name}: {PURPOSES[name]}" for name in PRESETS)
 
 
 def table_of_presets() -> str:
     """Say what each preset decides."""
     lines = [f"{'':18}" + "".join(f"{name:13}" for name in PRESETS)]
     for each in fields(Settings):
-        if each.metadata["group"] in ("recipe", "network", "training"):
+        if each.metadata["group"] in ("variant", "recipe", "network", "training"):
             values = [preset.get(each.name, each.default) for preset in PRESETS.values()]
             lines.append(f"{_flag(each.name):18}" + "".join(f"{value!s:13}" for value in values))
     return "\n".join([*map(str.rstrip, lines), "", told_of_presets()])
@@ -196,13 +190,12 @@ def _add(parser: Any, *flags: str, **how: Any) -> None:
         parser.add_argument(*each.split(), **{**KNOWN[each], **how})
 
 
-def _add_settings(parser: Any, group: str, *but: str) -> None:
+def _add_settings(parser: Any, group: str) -> None:
     """Add an option for each setting of a group."""
     for each in fields(Settings):
-        if each.metadata["group"] == group and each.name not in but:
-            _add_choice(
-                parser, each.name, each.default, each.metadata["form"], each.metadata["help"]
-            )
+        about = each.metadata
+        if about["group"] == group:
+            _add_choice(parser, each.name, each.default, about["form"], about["help"])
 
 
 def _add_choice(parser: Any, name: str, value: Any, form: Any, told: str, **how: Any) -> None:

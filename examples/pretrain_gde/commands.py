@@ -6,27 +6,20 @@ import io
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from anatpaste_aug.functions import is_function
+from examples.pretrain_gde import finetune
 from examples.pretrain_gde.augment import segments_quickly
 from examples.pretrain_gde.compare import describe_result, mean_and_sd, write_table
-from examples.pretrain_gde.data import Dataset, load_dataset, tell_of_masks
+from examples.pretrain_gde.data import Dataset, Source, load_dataset, tell_of_masks
 from examples.pretrain_gde.density import NAMES
 from examples.pretrain_gde.detector import Detector
 from examples.pretrain_gde.disk import is_among, locking
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.evaluate import DETECTOR, SPLIT, changed_parts, evaluate, load_metrics
-from examples.pretrain_gde.finetune import (
-    FINETUNED,
-    check_plan,
-    finetune,
-    read_labeled,
-    starts,
-    write_finetuned,
-)
 from examples.pretrain_gde.given import OPTIONS, code_of, given
 from examples.pretrain_gde.heatmap import NO_MAP, has_map
 from examples.pretrain_gde.model import tell_of_maps
@@ -34,7 +27,7 @@ from examples.pretrain_gde.phantoms import write_phantoms
 from examples.pretrain_gde.predict import find_images, predict, write_predictions
 from examples.pretrain_gde.readers import SPLIT_FORM, Split
 from examples.pretrain_gde.report import REPORT, write_report
-from examples.pretrain_gde.run import Source, run, run_all, run_folder
+from examples.pretrain_gde.run import run, run_all, run_folder
 from examples.pretrain_gde.runtime import Runtime, default_precision, describe, start
 from examples.pretrain_gde.settings import MASKS, PLAN, PRESETS, Settings
 from examples.pretrain_gde.storage import printable, read_json, warn, write_json
@@ -42,21 +35,15 @@ from examples.pretrain_gde.transfer import describe_transfer, transfer
 
 DEMO_PIXELS = 128  # of the phantoms' files
 
-Command = Callable[[Namespace, Runtime], "int | None"]
 
-
-def obey(options: Namespace, command: Command) -> int:
+def obey(options: Namespace, command: Callable[[Namespace, Runtime], int | None]) -> int:
     """Run a command; return the exit status, and say in a line what failed."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files need not be texts
             stream.reconfigure(errors="backslashreplace")
     try:
         with start(
-            options.device,
-            options.threads,
-            compiled=getattr(options, "compile", False),
-            progress=not options.quiet,
-            tensorboard=getattr(options, "tensorboard", False),
+            options.device, options.threads, options.compile, options.tensorboard
         ) as runtime:
             return int(command(options, runtime) or 0)
     except (PipelineError, OSError) as error:
@@ -89,7 +76,7 @@ def demo_command(options: Namespace, runtime: Runtime) -> None:
         if made_from != str(data.resolve()):  # the demonstration replaces its own runs alone
             raise PipelineError(f"{folder} holds a run on other images: give another --out")
     if runtime.leads:
-        write_phantoms(data, DEMO_PIXELS, progress=runtime.progress)
+        write_phantoms(data, DEMO_PIXELS)
     runtime.wait()
     metrics = run(settings, Source(data, options.out / "cache"), folder, runtime, overwrite=True)
     if not runtime.leads:
@@ -105,8 +92,7 @@ def train_command(options: Namespace, runtime: Runtime) -> None:
     for variant, summary in run_variants(options, runtime, [options.variant]).items():
         scored = summary["columns"].get("scored")
         if scored and len(options.seeds) > 1:
-            count = len(options.seeds)
-            print(f"{variant}: test AUC {mean_and_sd(scored)} over {count} seeds")
+            print(f"{variant}: test AUC {mean_and_sd(scored)} over {len(options.seeds)} seeds")
 
 
 def compare_command(options: Namespace, runtime: Runtime) -> None:
@@ -130,11 +116,10 @@ def run_variants(
 def evaluate_command(options: Namespace, runtime: Runtime) -> None:
     """Score the test part of finished runs anew."""
     for folder in options.runs:  # before the first takes its time
-        settings = Settings(**load_metrics(folder)["settings"])
-        check_own(folder, settings, options, "view_with_mask")
+        check_own(folder, Settings(**load_metrics(folder)["settings"]), options, "view_with_mask")
     for folder in options.runs:
         with locking(folder):  # what its files say is read from, never written to
-            metrics, saved, dataset = load_run(folder, options, runtime)
+            metrics, saved, dataset = load_run(folder, options)
             changed = changed_parts(metrics["data"], dataset)
             if changed and not options.changed_images:
                 raise PipelineError(
@@ -147,14 +132,11 @@ def evaluate_command(options: Namespace, runtime: Runtime) -> None:
         print(f"{folder}: {describe_result(metrics)}")
 
 
-def load_run(
-    folder: Path, options: Namespace, runtime: Runtime
-) -> tuple[dict[str, Any], dict[str, Any], Dataset]:
+def load_run(folder: Path, options: Namespace) -> tuple[dict[str, Any], dict[str, Any], Dataset]:
     """Return a run's metrics, what its split says, and its images."""
     metrics = load_metrics(folder)
     settings = Settings(**metrics["settings"])
     saved = read_json(folder / SPLIT, SPLIT_FORM)
-    split = Split.from_dict(saved)
     data = options.data or Path(saved.get("folder", ""))
     if options.data is None:
         if not saved.get("folder") or not data.is_dir():
@@ -163,22 +145,12 @@ def load_run(
     groups = options.groups or saved.get("groups") or ()
     if groups and not options.groups:
         print(printable(f"{folder}: groups from {groups[0]}, as {SPLIT} says"), file=sys.stderr)
-    cache, readable = options.cache, []
-    if cache is None:
-        cache = folder / "cache"
-        readable = [Path(saved["cache"])] if saved.get("cache") else []
-        if cache.is_symlink():
-            raise PipelineError(f"{cache} is a link, which may lead anywhere: give --cache")
-    dataset = load_dataset(
-        data,
-        split,
-        settings,
-        cache,
-        groups=groups,
-        readable=readable,
-        skip_bad=options.skip_bad,
-        progress=runtime.progress,
-    )
+    cache = options.cache or folder / "cache"
+    readable = [Path(saved["cache"])] if saved.get("cache") and not options.cache else []
+    if cache.is_symlink() and not options.cache:
+        raise PipelineError(f"{cache} is a link, which may lead anywhere: give --cache")
+    source = Source(data, cache, skip_bad=options.skip_bad, groups=groups)
+    dataset = load_dataset(source, Split.from_dict(saved), settings, *readable)
     tell_of_masks(dataset.upright, settings.mask)
     return metrics, saved, dataset
 
@@ -193,27 +165,27 @@ def export_command(options: Namespace, runtime: Runtime) -> None:
 
 def finetune_command(options: Namespace, runtime: Runtime) -> None:
     """Learn from few labeled images, pretrained or not, and compare."""
-    own = options.run / FINETUNED
+    own = options.run / finetune.FINETUNED
     page = options.output or own
     if page.suffix != ".html":
         raise PipelineError(f"--output must end in .html, got {page}")
-    plan = check_plan({name: getattr(options, name) for name in ("labels", *PLAN)})
+    plan = finetune.check_plan({name: getattr(options, name) for name in ("labels", *PLAN)})
     detector = Detector.load(options.run / DETECTOR, runtime.device)
     check_own(options.run, detector.settings, options, "view_with_mask")
-    networks, settings = starts(detector, options.beside), detector.settings
+    networks, settings = finetune.starts(detector, options.beside), detector.settings
     normal, abnormal = find_images(options.normal), find_images(options.abnormal)
     kept = {*options.run.rglob("*")} - {own, own.with_suffix(".json")}
     for output in (page, page.with_suffix(".json")):
         _check_output(output, [*normal, *abnormal, *kept])
     with locking(options.run):
-        metrics, _, dataset = load_run(options.run, options, runtime)
+        metrics, _, dataset = load_run(options.run, options)
         changed = changed_parts(metrics["data"], dataset)
         if "test" in changed or settings.as_dict() != metrics["settings"]:
             raise PipelineError(f"{options.run} was made with other test images or settings")
-        labeled = read_labeled(settings, normal, abnormal, dataset, progress=runtime.progress)
-        result = finetune(networks, labeled, plan, settings.seed, progress=runtime.progress)
+        labeled = finetune.read_labeled(settings, normal, abnormal, dataset)
+        result = finetune.finetune(networks, labeled, plan, settings.seed)
         result |= {"settings": settings.as_dict(), "environment": describe(runtime)}
-        rows = write_finetuned(page, result)
+        rows = finetune.write_finetuned(page, result)
     width = max(len(name) for name, *_ in rows)
     for name, way, *cells in rows:
         print(f"{name:{width}}  {way:13}" + "".join(f"{cell:>16}" for cell in cells))
@@ -228,9 +200,8 @@ def predict_command(options: Namespace, runtime: Runtime) -> int:
         raise PipelineError(NO_MAP)
     paths = find_images(options.images)
     _check_output(options.output, [*paths, options.run / DETECTOR])
-    rows = predict(detector, paths, options.heat_maps, progress=runtime.progress)
-    mask = detector.settings.mask
-    scored, failed = write_predictions(rows, options.format, options.output, mask)
+    rows = predict(detector, paths, options.heat_maps)
+    scored, failed = write_predictions(rows, options.format, options.output, detector.settings.mask)
     if failed:
         print(f"{failed} of {scored + failed} images could not be read", file=sys.stderr)
     return 0 if not failed else 3 if scored else 1
@@ -258,9 +229,7 @@ def transfer_command(options: Namespace, runtime: Runtime) -> None:
     check_own(options.run, detector.settings, options, "view_with_mask")
     normal, abnormal = find_images(options.normal), find_images(options.abnormal)
     _check_output(options.output, [*normal, *abnormal, options.run / DETECTOR])
-    result = transfer(
-        detector, normal, abnormal, options.folds, groups=options.groups, progress=runtime.progress
-    )
+    result = transfer(detector, normal, abnormal, options.folds, groups=options.groups)
     if options.output is not None:
         write_json(options.output, result)
     _print_table("AUC, mean of the folds", result["auc"], "mean")
@@ -284,10 +253,9 @@ def check_own(folder: Path, settings: Settings, options: Namespace, needs: str =
 
 def make_settings(options: Namespace, runtime: Runtime, variant: str | None) -> Settings:
     """Put single options over the preset."""
-    given = {each.name: getattr(options, each.name, None) for each in fields(Settings)}
-    given["variant"] = variant
+    named = {**vars(options), "variant": variant}
     chosen = {"precision": default_precision(runtime.device), **PRESETS[options.preset]}
-    chosen |= {name: value for name, value in given.items() if value is not None}
+    chosen |= {n: named[n] for n in Settings.__dataclass_fields__ if named.get(n) is not None}
     whole = not chosen.get("crop") and chosen.get("mask", MASKS[0]) == MASKS[0]
     paper = options.preset == "paper" and whole  # as published, where it costs nothing
     chosen.setdefault("fresh_masks", paper and segments_quickly(runtime.device))

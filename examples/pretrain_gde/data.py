@@ -91,21 +91,42 @@ class Dataset:
         return self.images[part][normal], None if masks is None else masks[normal]
 
 
-def load_dataset(
-    folder: Path,
-    split: Split,
-    settings: Settings,
-    cache: Path,
-    *,
-    groups: Sequence[str] = (),
-    readable: Sequence[Path] = (),
-    skip_bad: bool = False,
-    progress: bool = True,
-) -> Dataset:
+@dataclass(frozen=True)
+class Source:
+    """Where the images come from.
+
+    Attributes
+    ----------
+    folder : Path
+        The data set.
+    cache : Path
+        Where decoded images are kept.
+    layout : str
+        As for `read_split`.
+    held_out : (int, int) or None
+        As for `read_split`.
+    skip_bad : bool
+        Whether missing and damaged files are left out.
+    published : str or None
+        Data set whose published AUC the report marks, if not that of the layout.
+    groups : tuple of str
+        A table of more covariates, and the columns to read, as for `read_groups`.
+    """
+
+    folder: Path
+    cache: Path
+    layout: str = "auto"
+    held_out: tuple[int, int] | None = None
+    skip_bad: bool = False
+    published: str | None = None
+    groups: tuple[str, ...] = ()
+
+
+def load_dataset(source: Source, split: Split, settings: Settings, *readable: Path) -> Dataset:
     """Load the images of a split, and the lung masks if the settings need them.
 
-    `groups` is a table of more covariates and the columns to read, see `read_groups`. What is not
-    in `cache` is taken from one of the folders of `readable`, or made and put there.
+    What is not in the source's cache is taken from one of the folders of `readable`, or made and
+    put there.
 
     Raises
     ------
@@ -113,12 +134,11 @@ def load_dataset(
         If files are missing or damaged and `skip_bad` is false: the message names them. If the
         table is none, or the settings adjust for a covariate that there is not.
     """
-    disk.remove_abandoned(cache)
-    caches = (cache, *readable)
+    disk.remove_abandoned(source.cache)
     known: dict[str, Covariates] = {part: {} for part in PARTS}
-    if groups:  # before all else takes its time
+    if source.groups:  # before all else takes its time
         paths = {part: [entry.path for entry in split[part]] for part in PARTS}
-        known = read_groups(Path(groups[0]), groups[1:], paths)
+        known = read_groups(Path(source.groups[0]), source.groups[1:], paths)
     parts, images, skipped = {}, {}, []
     covariates: dict[str, Covariates] = {}
     masks: dict[str, Images] = {}
@@ -128,9 +148,7 @@ def load_dataset(
         pasted_into = part != "test" and not settings.fresh_masks
         view = settings.view_with_mask if pasted_into else settings.view
         try:
-            stored = load_images(
-                folder, split[part], view, *caches, skip_bad=skip_bad, progress=progress
-            )
+            stored = load_images(source, split[part], view, *readable)
         except BadFilesError as error:  # to name those of all parts together
             bad += error.lines
             continue
@@ -145,9 +163,9 @@ def load_dataset(
             names = [entry.path for entry in parts[part]]
             upright |= zip(names, stored.notes[:, 0] > 0, strict=True)
     if bad:
-        raise BadFilesError(folder, bad)
+        raise BadFilesError(source.folder, bad)
     remaining = Split(split.layout, **parts)
-    check_split(remaining, folder)
+    check_split(remaining, source.folder)
     if settings.adjust:
         _check_adjust(settings.adjust, remaining, covariates["valid"])
     return Dataset(remaining, images, masks, tuple(skipped), upright, covariates)
@@ -200,18 +218,13 @@ class StoredImages:
 
 
 def load_images(
-    folder: Path,
-    entries: Sequence[Entry],
-    view: View,
-    *caches: Path,
-    skip_bad: bool = False,
-    progress: bool = True,
+    source: Source, entries: Sequence[Entry], view: View, *readable: Path
 ) -> StoredImages:
-    """Decode files to what the network sees, or take them from a cache; the first is written to.
+    """Decode files to what the network sees, or take that from the source's cache or `readable`.
 
     Without a cache and without bad files that is::
 
-        np.stack([decode(folder / entry.path, view).image for entry in entries])
+        np.stack([decode(source.folder / entry.path, view).image for entry in entries])
 
     Raises
     ------
@@ -222,7 +235,7 @@ def load_images(
         none, notes = np.zeros((0, view.size, view.size), np.uint8), np.zeros((0, 1 + len(WORDS)))
         return StoredImages(none, none if view.masked else None, [], [], notes)
     names = [entry.path for entry in entries]
-    paths = [folder / name for name in names]
+    paths = [source.folder / name for name in names]
     with ThreadPoolExecutor(_workers()) as pool:
         digests = list(pool.map(_digest, paths))
     key = _key(*view.made_by(), *digests)
@@ -231,15 +244,15 @@ def load_images(
     def lines(reasons: dict[int, str]) -> list[str]:
         # The cache does not keep names: two data sets may hold the same bytes under different ones.
         told = [f"{names[index]}: {reason}" for index, reason in sorted(reasons.items())]
-        if told and not skip_bad:
-            raise BadFilesError(folder, told)
+        if told and not source.skip_bad:
+            raise BadFilesError(source.folder, told)
         return told
 
-    found = _cached(key, shape, caches)
+    found = _cached(key, shape, [source.cache, *readable])
     if found is not None and any(isinstance(attempt(paths[i], view), Seen) for i in found[1]):
         found = None  # a decoder was missing, perhaps
     if found is None:
-        found = _store(key, _decoded(paths, view, progress), shape, caches[0], lines)
+        found = _store(key, _decoded(paths, view), shape, source.cache, lines)
     stored, reasons, notes = found
     kept = [index for index in range(len(names)) if index not in reasons]
     planes = stored[kept] if reasons else stored
@@ -310,12 +323,12 @@ def _lacks(error: Exception) -> bool:
     return getattr(error, "errno", None) in (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 
-def _decoded(paths: Sequence[Path], view: View, progress: bool) -> Iterator[Seen | str]:
+def _decoded(paths: Sequence[Path], view: View) -> Iterator[Seen | str]:
     """Decode files in order, or say why one cannot be."""
     told = f"decoding at {view.size} px"
     with ThreadPoolExecutor(_workers()) as pool:
         results = pool.map(lambda path: attempt(path, view), paths)
-        yield from tqdm(results, told, len(paths), unit="img", disable=not progress)
+        yield from tqdm(results, told, len(paths), unit="img")
 
 
 class BadFilesError(PipelineError):

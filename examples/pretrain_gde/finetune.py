@@ -53,11 +53,7 @@ def check_plan(plan: Plan) -> Plan:
 
 
 def read_labeled(
-    settings: Settings,
-    normal: Sequence[Path],
-    abnormal: Sequence[Path],
-    run: Dataset,
-    progress: bool = True,
+    settings: Settings, normal: Sequence[Path], abnormal: Sequence[Path], run: Dataset
 ) -> Dataset:
     """Return a data set to train on labeled images, and to test on the test part of a run.
 
@@ -72,7 +68,7 @@ def read_labeled(
     if not run.has_labels("test"):
         raise PipelineError("the run has no test part with both classes")
     given = [*normal, *abnormal]
-    seen, truth = see_all(settings, normal, abnormal, progress=progress)
+    seen, truth = see_all(settings, normal, abnormal)
     labeled = np.stack([each.image for each in seen])
     tested = {image.tobytes() for image in run.images["test"]}
     known: dict[bytes, int] = {}
@@ -111,7 +107,7 @@ def starts(detector: Detector, beside: Sequence[str] = ()) -> dict[str, Network]
 
 
 def finetune(
-    networks: dict[str, Network], dataset: Dataset, plan: Plan, seed: int, progress: bool = True
+    networks: dict[str, Network], dataset: Dataset, plan: Plan, seed: int
 ) -> dict[str, Any]:
     """Learn from few labels, starting from each network, and score the test part.
 
@@ -139,7 +135,7 @@ def finetune(
     shown = len(images) + len(test) + len(tries) * (plan["updates"] * BATCH + len(test))
     total = len(networks) * shown
     aucs: dict[str, Any] = {}
-    with tqdm(total=total, desc="fine-tuning", unit="img", disable=not progress) as bar:
+    with tqdm(total=total, desc="fine-tuning", unit="img") as bar:
         for start, network in networks.items():
             network.eval()
             features = _apply(network.pooled, images, network, bar)

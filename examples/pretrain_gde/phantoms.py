@@ -21,9 +21,7 @@ COUNTS: Counts = {
 }
 
 
-def write_phantoms(
-    folder: Path, size: int, seed: int = 0, *, counts: Counts | None = None, progress: bool = True
-) -> None:
+def write_phantoms(folder: Path, size: int, seed: int = 0, *, counts: Counts | None = None) -> None:
     """Write phantom radiographs as PNG into ``{train,valid,test}/{normal,abnormal}``.
 
     Parameters
@@ -36,8 +34,6 @@ def write_phantoms(
         Seed of all phantoms; no two share their anatomy.
     counts : dict, optional
         Images per part and kind, instead of `COUNTS`.
-    progress : bool, optional
-        Whether to show a progress bar.
     """
     jobs = [
         (folder / part / kind / f"phantom{index:04d}.png", kind == "abnormal", (seed, where, index))
@@ -53,4 +49,4 @@ def write_phantoms(
         with replacing(path) as file:
             Image.fromarray(image).save(file, "png")
 
-    thread_map(write, jobs, desc="phantoms", unit="img", disable=not progress)
+    thread_map(write, jobs, desc="phantoms", unit="img")

@@ -28,7 +28,7 @@ BATCH = 32
 
 
 def predict(
-    detector: Detector, paths: Sequence[Path], maps: Path | None, *, progress: bool
+    detector: Detector, paths: Sequence[Path], maps: Path | None
 ) -> Iterator[dict[str, Any]]:
     """Score image files, in order; files that cannot be read give a row with an ``error``.
 
@@ -40,8 +40,6 @@ def predict(
         Images of any size that `decode` reads.
     maps : Path or None
         Where to write a heat map for each image, as PNG.
-    progress : bool
-        Whether to show a progress bar, on standard error.
 
     Yields
     ------
@@ -52,7 +50,7 @@ def predict(
         ``heat_map``, the file or None. The map is of what the detector sees of the image.
         ``upright``, whether its mask is fine, or was not needed.
     """
-    with tqdm(total=len(paths), desc="scoring", unit="img", disable=not progress) as bar:
+    with tqdm(total=len(paths), desc="scoring", unit="img") as bar:
         for begin in range(0, len(paths), BATCH):
             rows: list[dict[str, Any]] = []
             images: list[Images] = []
@@ -135,8 +133,7 @@ def write_predictions(
         for row in rows:
             if "error" in row:
                 failed += 1
-                line = printable(f"skipped {row['path']}: {row['error']}")
-                tqdm.write(line, file=sys.stderr)
+                tqdm.write(printable(f"skipped {row['path']}: {row['error']}"), file=sys.stderr)
                 continue
             scored += 1
             upright[row["path"]] = row.pop("upright")

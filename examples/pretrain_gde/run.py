@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from examples.pretrain_gde.compare import describe_result, summarize
-from examples.pretrain_gde.data import Dataset, load_dataset, tell_of_masks
+from examples.pretrain_gde.data import Dataset, Source, load_dataset, tell_of_masks
 from examples.pretrain_gde.disk import locking
 from examples.pretrain_gde.errors import PipelineError
 from examples.pretrain_gde.evaluate import METRICS, SPLIT, changed_parts, finish, load_metrics
@@ -21,37 +20,6 @@ from examples.pretrain_gde.storage import printable, read_json, warn, write_json
 from examples.pretrain_gde.train import CHECKPOINT, Trainer
 
 FEW = 10  # normal images to standardize scores by
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the images come from.
-
-    Attributes
-    ----------
-    folder : Path
-        The data set.
-    cache : Path
-        Where decoded images are kept.
-    layout : str
-        As for `read_split`.
-    held_out : (int, int) or None
-        As for `read_split`.
-    skip_bad : bool
-        Whether missing and damaged files are left out.
-    published : str or None
-        Data set whose published AUC the report marks, if not that of the layout.
-    groups : tuple of str
-        A table of more covariates, and the columns to read, as for `read_groups`.
-    """
-
-    folder: Path
-    cache: Path
-    layout: str = "auto"
-    held_out: tuple[int, int] | None = None
-    skip_bad: bool = False
-    published: str | None = None
-    groups: tuple[str, ...] = ()
 
 
 def run_folder(out: Path, settings: Settings) -> Path:
@@ -178,15 +146,7 @@ def load(
         split = Split.from_dict(read_json(path, SPLIT_FORM))
     else:
         split = read_split(source.folder, source.layout, settings.seed, source.held_out)
-    dataset = load_dataset(
-        source.folder,
-        split,
-        settings,
-        source.cache,
-        groups=source.groups,
-        skip_bad=source.skip_bad,
-        progress=runtime.progress,
-    )
+    dataset = load_dataset(source, split, settings)
     if runtime.leads:
         shared = shared_patients(dataset.split)
         if not (resume and path.exists()):

@@ -36,8 +36,6 @@ class Runtime:
         This process among all; the first one alone writes files.
     compiled : bool
         Whether `torch.compile` compiles the network.
-    progress : bool
-        Whether progress bars are shown.
     tensorboard : bool
         Whether logs for TensorBoard are written.
     """
@@ -46,7 +44,6 @@ class Runtime:
     rank: int = 0
     world: int = 1
     compiled: bool = False
-    progress: bool = True
     tensorboard: bool = False
 
     @property
@@ -71,9 +68,7 @@ class Runtime:
 def start(
     device: str = "auto",
     threads: int | None = None,
-    *,
     compiled: bool | None = None,
-    progress: bool = True,
     tensorboard: bool = False,
 ) -> Iterator[Runtime]:
     """Choose the device, and join the other processes when started by ``torchrun``.
@@ -109,7 +104,7 @@ def start(
     if world > 1:
         torch.distributed.init_process_group("nccl" if gpu else "gloo", timeout=PATIENCE)
     try:
-        yield Runtime(chosen, rank, world, compiled, progress and rank == 0, tensorboard)
+        yield Runtime(chosen, rank, world, compiled, tensorboard)
     except RuntimeError as error:
         if world > 1 and (isinstance(error, torch.distributed.DistError) or "peer" in str(error)):
             raise PipelineError("another of the processes has ended; it says why") from error

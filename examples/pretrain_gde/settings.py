@@ -17,7 +17,6 @@ VARIANTS = ("anatpaste", "cutpaste", "scar", "union", "3way", "opacity", "mix")
 MASKS = ("published", "robust")
 PRECISIONS = ("fp32", "bf16")
 SCORINGS = ("published", "all")
-NETWORKS = "of torchvision or timm, or your own function"
 EPOCHS = (0, 10**6)
 MAX_PIXELS = 2**30  # of the originals of an update
 
@@ -37,15 +36,15 @@ class Settings:
     `density`, also of the network as it was before training and of both, and the mean of them.
     """
 
-    variant: str = _setting(
-        "anatpaste", (*VARIANTS, OWN), f"{', '.join(VARIANTS)}, or your own class"
-    )
+    variant: str = _setting("anatpaste", (*VARIANTS, OWN), "what is pasted", "variant")
     seed: int = _setting(0, (0, 2**63 - 1), "of initial weights, split, order and draws", "")
     size: int = _setting(256, (32, 4096), "side of the square input in pixels")
     mask: str = _setting("published", (*MASKS, OWN), f"{' or '.join(MASKS)}, or your own function")
     crop: bool = _setting(False, bool, "cut images to the mask, with a margin")
     tone: str = _setting("image", TONES, "whose gray values set the tone")
-    backbone: str = _setting("resnet18", str, NETWORKS, "network")
+    backbone: str = _setting(
+        "resnet18", str, "of torchvision, timm, or your own function", "network"
+    )
     epochs: int = _setting(256, EPOCHS, "epochs (0: no training)", "training")
     updates: int = _setting(256, (1, 10**6), "updates per epoch", "training")
     batch: int = _setting(64, (1, 2**20), "originals per update, over all processes", "training")
@@ -60,9 +59,7 @@ class Settings:
     map_weight: float = _setting(0.0, (0.0, LARGE), "weight of saying where it pasted", "network")
     fresh_masks: bool = _setting(False, bool, "segment at every draw (paper, with kernels)")
     imagenet: bool = _setting(False, bool, "start from ImageNet weights, downloaded", "network")
-    freeze_epochs: int = _setting(
-        20, (0, 10**6), "of a frozen backbone, with --imagenet", "network"
-    )
+    freeze_epochs: int = _setting(20, (0, 10**6), "of heads alone, with --imagenet", "network")
     precision: str = _setting("fp32", PRECISIONS, "of training (bf16 where it is fast)", "machine")
     scores: str = _setting("published", SCORINGS, "which scores to fit")
     code: dict[str, str] = field(default_factory=dict, metadata={"form": {str: str}, "group": ""})

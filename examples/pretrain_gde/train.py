@@ -127,7 +127,6 @@ class Trainer:
             initial=done * settings.updates,
             desc=f"{settings.variant} seed {settings.seed}",
             unit="step",
-            disable=not self.runtime.progress,
         )
         gpus = [self.runtime.device] if self.runtime.device.type == "cuda" else []
         begin = saved = time.perf_counter()
@@ -183,7 +182,7 @@ class Trainer:
                 classes = self.augment(*self.source(step))
             torch.manual_seed(derive_seed(settings.seed, 6, step, self.runtime.rank))  # of dropout
             total += self.update(model, classes)
-            if self.runtime.progress and time.perf_counter() - shown >= SHOW_EVERY:
+            if not bar.disable and time.perf_counter() - shown >= SHOW_EVERY:
                 self._show(bar, (total / (done + 1)).item(), rate)
                 shown = time.perf_counter()
             bar.update()

@@ -32,7 +32,6 @@ def transfer(
     folds: int,
     *,
     groups: Sequence[str] = (),
-    progress: bool = True,
 ) -> dict[str, Any]:
     """Fit the scores to normals of another source, and test them there, by cross-validation.
 
@@ -58,7 +57,7 @@ def transfer(
             f"folds must be 2 or more and leave {LEAST_FITTED} normals, got {folds}"
         )
     settings = detector.settings
-    seen, truth = see_all(settings, normal, abnormal, masked=True, progress=progress)
+    seen, truth = see_all(settings, normal, abnormal, masked=True)
     images = np.stack([each.image for each in seen])
     masks = np.array([each.mask for each in seen if each.mask is not None], np.uint8)
     covariates = dict(zip(WORDS, np.array([each.numbers for each in seen]).T, strict=True))
@@ -74,7 +73,7 @@ def transfer(
     order = np.random.default_rng(settings.seed).permutation(len(normal))
     parts = np.array_split(order, folds)
     scores: list[AllScores] = []
-    for number, fold in enumerate(tqdm(parts, "folds", disable=not progress)):
+    for number, fold in enumerate(tqdm(parts, "folds")):
         rest = [Entry(str(index), False) for index in np.setdiff1d(order, fold)]
         valid, train = set_aside(rest, np.random.default_rng((settings.seed, number)))
         rows = {"train": [int(e.path) for e in train], "valid": [int(e.path) for e in valid]}
@@ -118,12 +117,7 @@ def describe_transfer(result: dict[str, Any]) -> str:
 
 
 def see_all(
-    settings: Settings,
-    normal: Sequence[Path],
-    abnormal: Sequence[Path],
-    *,
-    masked: bool = False,
-    progress: bool = True,
+    settings: Settings, normal: Sequence[Path], abnormal: Sequence[Path], *, masked: bool = False
 ) -> tuple[list[Seen], npt.NDArray[np.bool_]]:
     """Return what the network sees of images, with masks of the normals or without; which are ill.
 
@@ -140,7 +134,7 @@ def see_all(
     view = settings.view_with_mask if masked else settings.view
     views = [view] * len(normal) + [settings.view] * len(abnormal)
     pairs = list(zip(given, views, strict=True))
-    bar = tqdm(pairs, "reading", unit="img", disable=not progress)
+    bar = tqdm(pairs, "reading", unit="img")
     seen = [_read(path, view) for path, view in bar]
     fine = {p: each.upright for (p, v), each in zip(pairs, seen, strict=True) if v.finds_mask}
     tell_of_masks(fine, settings.mask)
