@@ -137,6 +137,7 @@ def load_run(folder: Path, options: Namespace) -> tuple[dict[str, Any], dict[str
     metrics = load_metrics(folder)
     settings = Settings(**metrics["settings"])
     saved = read_json(folder / SPLIT, SPLIT_FORM)
+    split = Split.from_dict(saved)
     data = options.data or Path(saved.get("folder", ""))
     if options.data is None:
         if not saved.get("folder") or not data.is_dir():
@@ -150,7 +151,7 @@ def load_run(folder: Path, options: Namespace) -> tuple[dict[str, Any], dict[str
     if cache.is_symlink() and not options.cache:
         raise PipelineError(f"{cache} is a link, which may lead anywhere: give --cache")
     source = Source(data, cache, skip_bad=options.skip_bad, groups=groups)
-    dataset = load_dataset(source, Split.from_dict(saved), settings, *readable)
+    dataset = load_dataset(source, split, settings, *readable)
     tell_of_masks(dataset.upright, settings.mask)
     return metrics, saved, dataset
 

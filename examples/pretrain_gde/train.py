@@ -173,8 +173,7 @@ class Trainer:
         total = torch.zeros((), device=device)
         clock = Clock(device)
         begin = shown = time.perf_counter()
-        for done in range(settings.updates):
-            step = epoch * settings.updates + done
+        for step in range(epoch * settings.updates, (epoch + 1) * settings.updates):
             rate = settings.learning_rate * (1 + math.cos(math.pi * step / settings.steps)) / 2
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
@@ -183,7 +182,7 @@ class Trainer:
             torch.manual_seed(derive_seed(settings.seed, 6, step, self.runtime.rank))  # of dropout
             total += self.update(model, classes)
             if not bar.disable and time.perf_counter() - shown >= SHOW_EVERY:
-                self._show(bar, (total / (done + 1)).item(), rate)
+                self._show(bar, (total / (step % settings.updates + 1)).item(), rate)
                 shown = time.perf_counter()
             bar.update()
         loss = self.runtime.mean(total / settings.updates).item()
