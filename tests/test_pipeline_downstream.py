@@ -361,6 +361,6 @@ def test_a_lack_of_memory_is_told(trained, phantoms, capsys, monkeypatch):
     def fail(*arguments, **named):
         raise MemoryError
 
-    monkeypatch.setattr(commands, "finetune", fail)
+    monkeypatch.setattr(finetune, "finetune", fail)
     told = refused(capsys, trained, *labels(phantoms), "--labels", 2, *FEW)
     assert "out of memory" in told
