@@ -25,6 +25,8 @@ from anatpaste_aug.preview.picture import (
     resize_square,
 )
 
+NONE = "no lungs found in 0 of 1 images\n"
+
 
 def cut(row):
     """Cut the picture of one image into its tiles, without the text above them."""
@@ -103,7 +105,7 @@ def test_command_on_the_phantom(tmp_path):
     for name, seed in (("a.png", "1"), ("b.png", "1"), ("c.png", "2")):
         command = [sys.executable, "-m", "anatpaste_aug", "preview", "--seed", seed, "-o", name]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        wrote = f"wrote {(tmp_path / name).resolve().as_uri()}\n"
+        wrote = f"{NONE}wrote {(tmp_path / name).resolve().as_uri()}\n"
         assert (done.returncode, done.stdout, done.stderr) == (0, wrote, "")
         outputs.append((tmp_path / name).read_bytes())
     assert outputs[0] == outputs[1] != outputs[2]
@@ -173,7 +175,7 @@ def test_images_that_a_mask_of_one_s_own_fails_on_are_named(functions, phantom, 
     assert main(["preview", "a.png", "b.png", "--mask", "own.py:picky"]) == 2
     captured = capsys.readouterr()
     assert captured.err == "b.png: own.py:picky raised KeyError: 'too\\nbright'\n"
-    assert captured.out == f"wrote {Path('preview.png').resolve().as_uri()}\n"
+    assert captured.out == f"{NONE}wrote {Path('preview.png').resolve().as_uri()}\n"
     assert main(["preview", "a.png", "--mask", "own.py:small"]) == 2
     told = "a.png: the mask returned by own.py:small must have the image's shape (256, 256)"
     assert capsys.readouterr().err.startswith(told)
@@ -191,7 +193,7 @@ def test_names_that_are_no_text(tmp_path, phantom, monkeypatch, capsysbinary):
     Image.fromarray(phantom).save(name)
     assert main(["preview", name, os.fsdecode(b"\xfe"), "-o", os.fsdecode(b"\xfd.png")]) == 2
     captured = capsysbinary.readouterr()
-    assert captured.out == f"wrote {tmp_path.resolve().as_uri()}/%FD.png\n".encode()
+    assert captured.out == f"{NONE}wrote {tmp_path.resolve().as_uri()}/%FD.png\n".encode()
     assert captured.err == b"'\\udcfe': No such file or directory\n"
 
 
@@ -366,7 +368,8 @@ def test_folders_are_sampled_evenly_in_the_order_of_names(folder, labels, capsys
     picked = ["abnormal/0.png", "abnormal/5.png", "normal/0.png", "normal/5.png", "z.JPEG"]
     assert [label.replace(os.sep, "/") for label in labels] == picked
     lines = capsys.readouterr().out.splitlines()
-    assert lines == ["data: 5 of 25 images", f"wrote {Path('preview.png').resolve().as_uri()}"]
+    wrote = f"wrote {Path('preview.png').resolve().as_uri()}"
+    assert lines == ["data: 5 of 25 images", "no lungs found in 0 of 5 images", wrote]
 
 
 def test_the_limit_is_each_folder_s_and_files_are_all_drawn(folder, labels, capsys):
@@ -374,7 +377,7 @@ def test_the_limit_is_each_folder_s_and_files_are_all_drawn(folder, labels, caps
     arguments = [f"{folder}/abnormal", *files, folder]
     assert main(["preview", *arguments, "--limit", "1"]) == 0
     assert labels == ["0.png", "0.png", "1.png", "2.png", f"abnormal{os.sep}0.png"]
-    told = "data/abnormal: 1 of 10 images\ndata: 1 of 25 images\nwrote"
+    told = "data/abnormal: 1 of 10 images\ndata: 1 of 25 images\nno lungs found in 0 of 5"
     assert capsys.readouterr().out.replace(os.sep, "/").startswith(told)
 
 
@@ -432,8 +435,9 @@ def test_doubtful_finds_of_the_robust_mask_are_counted(tmp_path, phantom, labels
     command = [sys.executable, "-m", "anatpaste_aug", "preview", ".", "--mask", "robust"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     told = "no upright pair of lungs (quality below 0.5)"
-    assert done.stdout.splitlines()[:2] == [
+    assert done.stdout.splitlines()[:3] == [
         ".: 3 of 3 images",
+        "no lungs found in 0 of 3 images",
         f"{told} in 2 of 3 images: b.png, c.png",
     ]
     assert (done.returncode, done.stderr) == (0, "")
@@ -499,7 +503,7 @@ def test_only_a_regular_file_is_replaced(tmp_path, capsys):
     for make, remove in kinds:
         make()
         assert main(["preview", "-o", str(output)]) == 2
-        assert capsys.readouterr() == ("", f"{output}: not a regular file\n")
+        assert capsys.readouterr() == (NONE, f"{output}: not a regular file\n")
         remove()
     assert not list(tmp_path.iterdir())
 

@@ -31,6 +31,7 @@ OPERATIONS: dict[str, type[Operation[Any]]] = {
 }
 SIZE = 256
 LARGEST_SIZE = 4096
+EMPTY = "no lungs found"
 POOR = "no upright pair of lungs (quality below 0.5)"
 PHANTOM = Path("phantom")  # stands for an image where none is given
 
@@ -172,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.error(str(error))
 
     rows, bad = [], 0
-    warned: dict[str, list[str]] = {}
+    told_of: dict[str, list[str]] = {EMPTY: []} if operation.needs_lungs else {}
     for path, name in images:
         try:
             if path is PHANTOM:
@@ -190,14 +191,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 label += f", {POOR}"
             rows.append(picture.preview_row(label, image, seed, mask, operation))
             if empty or poor:
-                warned.setdefault(POOR if poor else "no lungs found", []).append(_shown(name))
+                told_of.setdefault(POOR if poor else EMPTY, []).append(_shown(name))
         except (OSError, ValueError, TypeError, ImportError, MemoryError) as error:
             complain(path, error)
             bad += 1
-    for warning, names in warned.items():
-        first = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
-        print(f"{warning} in {len(names)} of {len(rows)} images: {first}")
     if rows:
+        for what, names in told_of.items():
+            first = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+            print(f"{what} in {len(names)} of {len(rows)} images" + f": {first}" * bool(names))
         try:
             picture.save_rows(rows, output)
         except (OSError, ValueError, OverflowError) as error:  # each format has its own limits
