@@ -99,6 +99,13 @@ def lead_out(app: object, relative: Path, parent: str, content: list[str]) -> No
         content[0] = re.sub(pattern, absolute, content[0])
 
 
+def frame(app: object, name: str, template: str, context: dict[str, str], tree: object) -> None:
+    """Put each picture that a script drew into a frame of its own, which can scroll."""
+    pattern = r'<img [^>]*"sphx-glr-single-img"/>'
+    context["body"] = re.sub(pattern, r'<div class="picture">\g<0></div>', context.get("body", ""))
+
+
 def setup(app: object) -> None:
-    """Connect what happens to included files."""
+    """Connect what happens to included files, and to pages."""
     app.connect("include-read", lead_out)  # type: ignore[attr-defined]
+    app.connect("html-page-context", frame)  # type: ignore[attr-defined]
