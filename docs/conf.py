@@ -76,22 +76,36 @@ html_theme_options = {
 }
 
 
+# What pages show of the repository: links to it lead to the page.
+PAGES = {"examples/README.md": "reproduce.md", "examples/RESULTS.md": "results.md"}
+
+
 def lead_out(app: object, relative: Path, parent: str, content: list[str]) -> None:
-    """Make the links of an included file, relative in the repository, lead into the repository."""
+    """Make the links of an included file lead to the page of that file, or into the repository."""
     included = (HERE / relative).resolve()
     root = HERE.parent
 
     def absolute(link: re.Match[str]) -> str:
         target = (included.parent / link[2]).resolve()
-        if target.suffix == ".png":  # a picture of this folder
-            return f"{link[1]}/{target.relative_to(HERE)}{link[3]}"
-        return f"{link[1]}{REPOSITORY}/blob/main/{target.relative_to(root).as_posix()}{link[3]}"
+        name = target.relative_to(root).as_posix()
+        if target.parent == HERE:  # a page or a picture of this folder
+            return f"{link[1]}/{target.name}{link[3]}"
+        if name in PAGES:
+            return f"{link[1]}/{PAGES[name]}{link[3]}"
+        return f"{link[1]}{REPOSITORY}/blob/main/{name}{link[3]}"
 
     if HERE not in included.parents:
         pattern = r"(\]\()(?!https?:|#)([^)#\s]+)((?:#[^)]*)?\))"
         content[0] = re.sub(pattern, absolute, content[0])
 
 
+def frame(app: object, name: str, template: str, context: dict[str, str], tree: object) -> None:
+    """Put each picture that a script drew into a frame of its own, which can scroll."""
+    pattern = r'<img [^>]*"sphx-glr-single-img"/>'
+    context["body"] = re.sub(pattern, r'<div class="picture">\g<0></div>', context.get("body", ""))
+
+
 def setup(app: object) -> None:
-    """Connect what happens to included files."""
+    """Connect what happens to included files, and to pages."""
     app.connect("include-read", lead_out)  # type: ignore[attr-defined]
+    app.connect("html-page-context", frame)  # type: ignore[attr-defined]
