@@ -40,6 +40,7 @@ myst_heading_anchors = 3
 
 # Docstrings.
 autosummary_generate = True
+toc_object_entries_show_parents = "hide"
 autodoc_typehints = "none"
 autodoc_mock_imports = ["monai"]  # large, and nothing of it is shown
 numpydoc_show_class_members = False
@@ -100,8 +101,8 @@ def lead_out(app: object, relative: Path, parent: str, content: list[str]) -> No
 
 
 def frame(app: object, name: str, template: str, context: dict[str, str], tree: object) -> None:
-    """Put each picture that a script drew into a frame of its own, which can scroll."""
-    pattern = r'<img [^>]*"sphx-glr-single-img"/>'
+    """Put each picture of several that a script drew into a frame of its own, which can scroll."""
+    pattern = r'<img [^>]*alt="[^"]*, [^>]*"sphx-glr-single-img"/>'
     context["body"] = re.sub(pattern, r'<div class="picture">\g<0></div>', context.get("body", ""))
 
 

@@ -123,7 +123,8 @@ print(images.shape, labels)
 #
 # .. code-block:: bash
 #
-#     .venv/bin/python -m examples.pretrain_gde predict runs/demo/mix/seed0 runs/demo/phantoms/test/*/phantom000[01].png --heat-maps maps
+#     .venv/bin/python -m examples.pretrain_gde predict runs/demo/mix/seed0 \
+#       runs/demo/phantoms/test/*/phantom000[01].png --heat-maps maps
 #
 # :doc:`Reproduce the paper </reproduce>` says how to do that with real data, and :doc:`/results` what
 # came out.

@@ -3,16 +3,8 @@ Another modality: a slice of a head
 ===================================
 
 Nothing in a paste knows about lungs: it needs a mask of where it may go. ``segment=`` takes any
-function from image to mask, a trained segmenter too; ``mask=`` a mask that is already there. This is
-``examples/head_ct.py`` of the repository, whose slice is drawn by code, as CT shows it:
-
-.. literalinclude:: ../../examples/head_ct.py
-   :language: python
-   :pyobject: head_slice
-
-.. literalinclude:: ../../examples/head_ct.py
-   :language: python
-   :pyobject: brain_mask
+function from image to mask, a trained segmenter too; ``mask=`` a mask that is already there. Here it
+is of the brain, in a slice that is drawn by code, as CT shows it.
 """
 
 # %%
@@ -61,4 +53,13 @@ augment = AnatPaste(p=0.5, segment=brain_mask)
 print(augment(image).dtype)
 
 # %%
-# The pipeline takes it by its name: :doc:`/other_modalities`.
+# The pipeline takes it by its name: :doc:`/other_modalities`. Slice and mask are these two functions of
+# the repository's ``examples/head_ct.py``:
+#
+# .. literalinclude:: ../../examples/head_ct.py
+#    :language: python
+#    :pyobject: brain_mask
+#
+# .. literalinclude:: ../../examples/head_ct.py
+#    :language: python
+#    :pyobject: head_slice

@@ -31,7 +31,8 @@ def rows(**options):
             axis.imshow(pasted, cmap="gray", vmin=0, vmax=255)
             axis.set_title(f"{size}: {region.mean():.1%}", fontsize=10)
             axis.axis("off")
-        row[0].text(0.02, 0.02, f"lengths_for={lengths_for}", color="w", transform=row[0].transAxes)
+        place = {"rotation": 90, "va": "center", "transform": row[0].transAxes}
+        row[0].text(-0.16, 0.5, f"lengths_for={lengths_for}", **place)
 
 
 rows(scale=0.06, ratio=1, blur=6, opacity=240)
