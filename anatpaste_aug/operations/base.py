@@ -71,7 +71,7 @@ class Operation(Generic[P]):
 
     A subclass is a frozen dataclass: its fields are the options, each declared with `option`. It
     sets `params` and, where it does not use lungs, `needs_lungs`, and defines `draw` and `apply`.
-    An instance can be called: that is its form as a function. For the others:
+    An instance can be called: that is its form as a function. For the others::
 
         class Transform(anatpaste_aug.transforms.OperationTransform): operation = MyOperation
         class Module(anatpaste_aug.batch.OperationModule): operation = MyOperation
