@@ -193,9 +193,9 @@ def _tune(
 @torch.no_grad()
 def _apply(model: Model, images: Images, network: Network, bar: tqdm[Any]) -> Values:
     """Return what a model makes of (N, S, S) uint8 images, where `network` is."""
-    found, device = [], next(network.parameters()).device
+    found = []
     with full_precision():
-        for inputs in prepared(images, device):
+        for inputs in prepared(images, network):
             found.append(model(inputs).cpu())
             bar.update(len(inputs))
     values = torch.cat(found)
