@@ -35,6 +35,7 @@ from examples.pretrain_gde.view import View
 Images = npt.NDArray[np.uint8]
 Notes = npt.NDArray[np.float64]  # (N, K): whether the mask of each image is fine, its numbers
 LONGEST = 500  # characters of a reason: a file may hold what it is quoted with
+WORKERS = min(os.cpu_count() or 1, 16)  # threads that read files
 CACHE_VERSION = 7  # to be raised when decoding changes, or what is kept beside an array
 
 
@@ -236,7 +237,7 @@ def load_images(
         return StoredImages(none, none if view.masked else None, [], [], notes)
     names = [entry.path for entry in entries]
     paths = [source.folder / name for name in names]
-    with ThreadPoolExecutor(_workers()) as pool:
+    with ThreadPoolExecutor(WORKERS) as pool:
         digests = list(pool.map(_digest, paths))
     key = _key(*view.made_by(), *digests)
     shape = (len(names), 2 if view.masked else 1, view.size, view.size)
@@ -326,7 +327,7 @@ def _lacks(error: Exception) -> bool:
 def _decoded(paths: Sequence[Path], view: View) -> Iterator[Seen | str]:
     """Decode files in order, or say why one cannot be."""
     told = f"decoding at {view.size} px"
-    with ThreadPoolExecutor(_workers()) as pool:
+    with ThreadPoolExecutor(WORKERS) as pool:
         results = pool.map(lambda path: attempt(path, view), paths)
         yield from tqdm(results, told, len(paths), unit="img")
 
@@ -423,7 +424,3 @@ def _digest(path: Path) -> str:
 def _key(*parts: Any) -> str:
     text = "\n".join(map(str, (CACHE_VERSION, *parts)))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _workers() -> int:
-    return min(os.cpu_count() or 1, 16)

@@ -231,8 +231,7 @@ class Detector:
 
     def share_below(self, scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Return the share of the validation normals that score lower, 0..1."""
-        below = np.searchsorted(self.normal_scores, scores, side="left")
-        return below / len(self.normal_scores)
+        return np.searchsorted(self.normal_scores, scores) / len(self.normal_scores)
 
     @property
     def trained(self) -> Network:

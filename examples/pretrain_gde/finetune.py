@@ -172,8 +172,7 @@ def _tune(
     truth = torch.from_numpy(abnormal).to(device).float()
     turns = math.ceil(plan["updates"] * BATCH / len(inputs))
     order = [torch.randperm(len(inputs), generator=generator, device=device) for _ in range(turns)]
-    gpus = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(gpus), full_precision():
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), full_precision():
         torch.manual_seed(seed)
         tuned, last = copy.deepcopy(network).train(), nn.Linear(network.width, 1).to(device)
         optimizer = torch.optim.AdamW([*tuned.parameters(), *last.parameters()], plan["rate"])

@@ -182,9 +182,8 @@ def _gallery(settings: Settings, dataset: Dataset) -> Iterator[list[Picture]]:
     """Show originals, every class that is made of them, and how opaque what was pasted is."""
     images, masks = dataset.images["train"][:SHOWN], dataset.masks.get("train")
     shown = as_tensors(images, None if masks is None else masks[:SHOWN])
-    generator = torch.Generator().manual_seed(settings.seed)
     augmenter = Augmenter(settings)
-    inputs, labels, alpha = augmenter(*shown, generator)
+    inputs, labels, alpha = augmenter(*shown, torch.Generator().manual_seed(settings.seed))
     yield _row((image, "original") for image in inputs[labels == 0][:, 0].numpy())
     for number, title in enumerate(augmenter.pastes, 1):
         yield _row((image, title) for image in inputs[labels == number][:, 0].numpy())
