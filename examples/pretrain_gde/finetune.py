@@ -203,18 +203,16 @@ def _apply(model: Model, images: Images, network: Network, bar: tqdm[Any]) -> Va
     return values.numpy()
 
 
-def table_of(result: dict[str, Any]) -> list[list[str]]:
-    """Return a row of test AUCs, means and deviations, for each start and way, below a head."""
+def write_finetuned(path: Path, result: dict[str, Any]) -> list[list[str]]:
+    """Write a page, and beside it the same as JSON; return the page's table.
+
+    It has a row of test AUCs, means and deviations, for each start and way, below a head.
+    """
     rows = [["start", "trained", *(f"{count} + {count}" for count in result["labels"])]]
     for start, ways in result["auc"].items():
         for way, found in ways.items():
             rows.append([start, WAYS[way], *map(mean_and_sd, found.values())])
-    return rows
-
-
-def write_finetuned(path: Path, result: dict[str, Any]) -> list[list[str]]:
-    """Write a page, and beside it the same as JSON; return the page's table."""
-    rows, page = table_of(result), PAGES.get_template("finetune.html.jinja")
+    page = PAGES.get_template("finetune.html.jinja")
     write_json(path.with_suffix(".json"), result)
     write_text(path, page.render(result=result, rows=rows, plot=plot(_draw_aucs, result)))
     return rows
