@@ -243,9 +243,8 @@ def load_metrics(folder: Path) -> dict[str, Any]:
         settings = Settings(**metrics["settings"])
         if bool(metrics["epochs"]) != bool(settings.epochs):
             raise PipelineError(f"it holds {len(metrics['epochs'])} epochs of {settings.epochs}")
-        network, score = scored_by(settings)
-        scored = metrics["scored"]
-        if (network, score) != (scored["network"], scored["score"]):
+        network, score = (metrics["scored"][name] for name in ("network", "score"))
+        if (network, score) != scored_by(settings):
             raise PipelineError("it was scored by another score than its settings say")
         for results in (metrics["validation"], metrics["test"]):
             for name in (network, "untrained") if results is not None else ():
@@ -256,10 +255,9 @@ def load_metrics(folder: Path) -> dict[str, Any]:
             raise PipelineError("it holds shortcuts, but nothing was tested")
         for named in filter(None, (metrics["test"] or {}).values()):
             for result in filter(None, named.values()):
-                adjusted = result["adjusted"]
-                pairs = [(each["auc"], each["auc_interval"]) for each in adjusted.values()]
-                halved = any(pair.count(None) == 1 for pair in pairs)
-                if halved or adjusted.keys() != shortcuts.keys():
+                each = result["adjusted"].values()
+                halved = any((a["auc"] is None) != (a["auc_interval"] is None) for a in each)
+                if halved or result["adjusted"].keys() != shortcuts.keys():
                     raise PipelineError("its adjusted AUCs are not of its shortcuts")
     except (KeyError, TypeError, PipelineError) as error:
         raise PipelineError(f"{folder / METRICS} is not one of the pipeline's: {error}") from error
