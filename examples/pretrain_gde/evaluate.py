@@ -83,12 +83,10 @@ def finish(
     settings: Settings, dataset: Dataset, progress: Progress, folder: Path, runtime: Runtime
 ) -> tuple[dict[str, Any], AllScores]:
     """Make the detector from the best weights, and go on as `evaluate`."""
-    networks: dict[str, Network] = {}
+    networks = {"untrained": seeded_network(settings).to(runtime.device)}
     if settings.epochs:
-        networks["trained"] = _load_best(settings, progress, folder)
-    networks["untrained"] = seeded_network(settings)
-    for network in networks.values():
-        network.to(runtime.device)
+        trained = _load_best(settings, progress, folder).to(runtime.device)
+        networks = {"trained": trained, **networks}
     detector, validation = fit_detector(networks, settings, dataset)
     detector.save(folder / DETECTOR)
     network, score = detector.scored
