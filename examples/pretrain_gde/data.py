@@ -344,17 +344,14 @@ class BadFilesError(PipelineError):
         )
 
 
+Shape = tuple[int, int, int, int]
 # An array of the cache, what is bad in it, and the notes on its rows.
 Stored = tuple[Images, dict[int, str], Notes]
 SIDECAR_FORM = {"bad": {str: str}, "notes": [[(-LARGE, LARGE)]], "sha256": str}
 
 
 def _store(
-    key: str,
-    rows: Iterable[Seen | str],
-    shape: tuple[int, int, int, int],
-    cache: Path,
-    check: Callable[[dict[int, str]], object],
+    key: str, rows: Iterable[Seen | str], shape: Shape, cache: Path, check: Callable[..., object]
 ) -> Stored:
     """Write an array row by row, blank where one is bad, and open it; it appears last and complete.
 
@@ -384,7 +381,7 @@ def _store(
     return found
 
 
-def _cached(key: str, shape: tuple[int, int, int, int], caches: Iterable[Path]) -> Stored | None:
+def _cached(key: str, shape: Shape, caches: Iterable[Path]) -> Stored | None:
     """Open an array that a cache holds as it was written; None if none does."""
     for path in (cache / f"{key}.npy" for cache in caches):
         with contextlib.suppress(Exception):  # whatever is wrong with it, it is made again
