@@ -35,6 +35,7 @@ from examples.pretrain_gde.view import View
 Images = npt.NDArray[np.uint8]
 Notes = npt.NDArray[np.float64]  # (N, K): whether the mask of each image is fine, its numbers
 LONGEST = 500  # characters of a reason: a file may hold what it is quoted with
+WORKERS = min(os.cpu_count() or 1, 16)  # threads that read files
 CACHE_VERSION = 7  # to be raised when decoding changes, or what is kept beside an array
 
 
@@ -236,7 +237,7 @@ def load_images(
         return StoredImages(none, none if view.masked else None, [], [], notes)
     names = [entry.path for entry in entries]
     paths = [source.folder / name for name in names]
-    with ThreadPoolExecutor(_workers()) as pool:
+    with ThreadPoolExecutor(WORKERS) as pool:
         digests = list(pool.map(_digest, paths))
     key = _key(*view.made_by(), *digests)
     shape = (len(names), 2 if view.masked else 1, view.size, view.size)
@@ -326,7 +327,7 @@ def _lacks(error: Exception) -> bool:
 def _decoded(paths: Sequence[Path], view: View) -> Iterator[Seen | str]:
     """Decode files in order, or say why one cannot be."""
     told = f"decoding at {view.size} px"
-    with ThreadPoolExecutor(_workers()) as pool:
+    with ThreadPoolExecutor(WORKERS) as pool:
         results = pool.map(lambda path: attempt(path, view), paths)
         yield from tqdm(results, told, len(paths), unit="img")
 
@@ -343,17 +344,14 @@ class BadFilesError(PipelineError):
         )
 
 
+Shape = tuple[int, int, int, int]
 # An array of the cache, what is bad in it, and the notes on its rows.
 Stored = tuple[Images, dict[int, str], Notes]
 SIDECAR_FORM = {"bad": {str: str}, "notes": [[(-LARGE, LARGE)]], "sha256": str}
 
 
 def _store(
-    key: str,
-    rows: Iterable[Seen | str],
-    shape: tuple[int, int, int, int],
-    cache: Path,
-    check: Callable[[dict[int, str]], object],
+    key: str, rows: Iterable[Seen | str], shape: Shape, cache: Path, check: Callable[..., object]
 ) -> Stored:
     """Write an array row by row, blank where one is bad, and open it; it appears last and complete.
 
@@ -383,7 +381,7 @@ def _store(
     return found
 
 
-def _cached(key: str, shape: tuple[int, int, int, int], caches: Iterable[Path]) -> Stored | None:
+def _cached(key: str, shape: Shape, caches: Iterable[Path]) -> Stored | None:
     """Open an array that a cache holds as it was written; None if none does."""
     for path in (cache / f"{key}.npy" for cache in caches):
         with contextlib.suppress(Exception):  # whatever is wrong with it, it is made again
@@ -423,7 +421,3 @@ def _digest(path: Path) -> str:
 def _key(*parts: Any) -> str:
     text = "\n".join(map(str, (CACHE_VERSION, *parts)))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _workers() -> int:
-    return min(os.cpu_count() or 1, 16)

@@ -166,6 +166,9 @@ class Scorer(nn.Module):
         return math.log(count) + width / 2 * math.log(2 * math.pi * BANDWIDTH**2) - total
 
     @torch.no_grad()
-    def score(self, features: Features) -> Scores:
-        """Score features by all names: (N,) float64 arrays."""
-        return {name: self(features, name).double().numpy() for name in self.names}
+    def score(
+        self, features: Features, names: Collection[str] = (), *, by_place: bool = False
+    ) -> Scores:
+        """Score features by some names, or by all: (N,) float64 arrays, or (N, K) by place."""
+        how = self.by_place if by_place else self
+        return {name: how(features, name).double().numpy() for name in names or self.names}

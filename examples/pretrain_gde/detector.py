@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import textwrap
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -44,7 +44,6 @@ CALLED = 0.95  # share of the normals below the threshold, where no abnormal ima
 Networks = dict[str, Network]  # by name
 AllScores = dict[str, Scores]  # by network, then by score
 AUCs = dict[str, dict[str, float]]
-How = Callable[[Scorer, Features, str], torch.Tensor]  # a method of `Scorer`
 Standards = dict[str, dict[str, tuple[float, float]]]
 
 DETECTOR_FORM = {
@@ -125,7 +124,7 @@ class Reference:
         standards = {}
         if self.settings.scores == "all":
             standards = by_score(lambda values: standard(values[~labels]), found)
-        scores = check_scores(combine(found, standards))
+        scores = combine(found, standards)
         aucs = by_score(lambda values: self._auc(values, labels), scores)
         return Fitted(scorers, standards, scores, aucs)
 
@@ -198,46 +197,41 @@ class Detector:
             If a score is not finite: the weights or what was fitted are of no use.
         """
         names = {network: scorer.names for network, scorer in self.scorers.items()}
-        return self._score(images, names, Scorer.forward)
+        return self._score(images, names)
 
-    def score(self, images: Images) -> npt.NDArray[np.float64]:
-        """Score (N, S, S) uint8 images by the score that counts alone: (N,).
+    def score(self, images: Images, *, by_place: bool = False) -> npt.NDArray[np.float64]:
+        """Score (N, S, S) uint8 images by the score that counts alone: (N,), or by place: (N, K).
 
         Raises
         ------
         PipelineError
             As for `score_all`.
         """
-        return self._counted(images, Scorer.forward)
+        whose, score = self.scored
+        networks = self.networks if whose == BOTH else (whose,)
+        parts = {network: parts_of(score, self.scorers[network]) for network in networks}
+        return self._score(images, parts, by_place)[whose][score]
 
     def shares(self, images: Images) -> npt.NDArray[np.float64]:
         """Split that score of (N, S, S) uint8 images by place: (N, K), which sum to it.
 
         What has no places is shared by all alike.
         """
-        values = self._counted(images, Scorer.by_place)
+        values = self.score(images, by_place=True)
         return values / values.shape[1]
 
-    def _counted(self, images: Images, how: How) -> npt.NDArray[np.float64]:
-        """Score images by what the score that counts is made of."""
-        whose, score = self.scored
-        networks = self.networks if whose == BOTH else (whose,)
-        parts = {network: parts_of(score, self.scorers[network]) for network in networks}
-        return self._score(images, parts, how)[whose][score]
-
-    def _score(self, images: Images, parts: Mapping[str, Collection[str]], how: How) -> AllScores:
+    def _score(
+        self, images: Images, parts: Mapping[str, Collection[str]], by_place: bool = False
+    ) -> AllScores:
         scores = {}
         for network, names in parts.items():
             features = embed(self.networks[network], images, needed_features(names))
-            with torch.no_grad():
-                values = {name: how(self.scorers[network], features, name) for name in names}
-            scores[network] = {name: value.double().numpy() for name, value in values.items()}
-        return check_scores(combine(scores, self.standards))
+            scores[network] = self.scorers[network].score(features, names, by_place=by_place)
+        return combine(scores, self.standards)
 
     def share_below(self, scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Return the share of the validation normals that score lower, 0..1."""
-        below = np.searchsorted(self.normal_scores, scores, side="left")
-        return below / len(self.normal_scores)
+        return np.searchsorted(self.normal_scores, scores) / len(self.normal_scores)
 
     @property
     def trained(self) -> Network:
@@ -341,31 +335,31 @@ def combine(scores: AllScores, standards: Standards) -> AllScores:
 
     What is put together is standardized first, by the validation normals. Without standards,
     nothing is. Scores may be (N,) or by place, (N, K), which a (N, 1) has a part in everywhere.
+
+    Raises
+    ------
+    PipelineError
+        If a score is not finite.
     """
-    if not standards:
-        return scores
     found = {network: dict(named) for network, named in scores.items()}
-    scaled = by_score(lambda values, fit: (values - fit[0]) / fit[1], scores, standards)
+    scaled: AllScores = {}
+    if standards:
+        scaled = by_score(lambda values, fit: (values - fit[0]) / fit[1], scores, standards)
     for network, named in scaled.items():
         if averaged := [named[name] for name in AVERAGED if name in named]:
             found[network][MEAN] = named[MEAN] = _mean(averaged)
     if len(scaled) == len(NETWORKS):
         one, other = scaled.values()
         found[BOTH] = {name: _mean([one[name], other[name]]) for name in one if name in other}
+    for network, named in found.items():
+        for name, values in named.items():
+            if not np.isfinite(values).all():
+                raise PipelineError(f"there are scores that are not finite ({network}, {name})")
     return found
 
 
 def _mean(values: Sequence[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
     return sum(values) / len(values)
-
-
-def check_scores(scores: AllScores) -> AllScores:
-    """Check that all scores are finite."""
-    for network, found in scores.items():
-        for name, values in found.items():
-            if not np.isfinite(values).all():
-                raise PipelineError(f"there are scores that are not finite ({network}, {name})")
-    return scores
 
 
 def fit_detector(networks: Networks, settings: Settings, dataset: Dataset) -> tuple[Detector, AUCs]:

@@ -83,12 +83,10 @@ def finish(
     settings: Settings, dataset: Dataset, progress: Progress, folder: Path, runtime: Runtime
 ) -> tuple[dict[str, Any], AllScores]:
     """Make the detector from the best weights, and go on as `evaluate`."""
-    networks: dict[str, Network] = {}
+    networks = {"untrained": seeded_network(settings).to(runtime.device)}
     if settings.epochs:
-        networks["trained"] = _load_best(settings, progress, folder)
-    networks["untrained"] = seeded_network(settings)
-    for network in networks.values():
-        network.to(runtime.device)
+        trained = _load_best(settings, progress, folder).to(runtime.device)
+        networks = {"trained": trained, **networks}
     detector, validation = fit_detector(networks, settings, dataset)
     detector.save(folder / DETECTOR)
     network, score = detector.scored
@@ -243,9 +241,8 @@ def load_metrics(folder: Path) -> dict[str, Any]:
         settings = Settings(**metrics["settings"])
         if bool(metrics["epochs"]) != bool(settings.epochs):
             raise PipelineError(f"it holds {len(metrics['epochs'])} epochs of {settings.epochs}")
-        network, score = scored_by(settings)
-        scored = metrics["scored"]
-        if (network, score) != (scored["network"], scored["score"]):
+        network, score = (metrics["scored"][name] for name in ("network", "score"))
+        if (network, score) != scored_by(settings):
             raise PipelineError("it was scored by another score than its settings say")
         for results in (metrics["validation"], metrics["test"]):
             for name in (network, "untrained") if results is not None else ():
@@ -256,10 +253,9 @@ def load_metrics(folder: Path) -> dict[str, Any]:
             raise PipelineError("it holds shortcuts, but nothing was tested")
         for named in filter(None, (metrics["test"] or {}).values()):
             for result in filter(None, named.values()):
-                adjusted = result["adjusted"]
-                pairs = [(each["auc"], each["auc_interval"]) for each in adjusted.values()]
-                halved = any(pair.count(None) == 1 for pair in pairs)
-                if halved or adjusted.keys() != shortcuts.keys():
+                each = result["adjusted"].values()
+                halved = any((a["auc"] is None) != (a["auc_interval"] is None) for a in each)
+                if halved or result["adjusted"].keys() != shortcuts.keys():
                     raise PipelineError("its adjusted AUCs are not of its shortcuts")
     except (KeyError, TypeError, PipelineError) as error:
         raise PipelineError(f"{folder / METRICS} is not one of the pipeline's: {error}") from error

@@ -172,8 +172,7 @@ def _tune(
     truth = torch.from_numpy(abnormal).to(device).float()
     turns = math.ceil(plan["updates"] * BATCH / len(inputs))
     order = [torch.randperm(len(inputs), generator=generator, device=device) for _ in range(turns)]
-    gpus = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(gpus), full_precision():
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), full_precision():
         torch.manual_seed(seed)
         tuned, last = copy.deepcopy(network).train(), nn.Linear(network.width, 1).to(device)
         optimizer = torch.optim.AdamW([*tuned.parameters(), *last.parameters()], plan["rate"])
@@ -193,9 +192,9 @@ def _tune(
 @torch.no_grad()
 def _apply(model: Model, images: Images, network: Network, bar: tqdm[Any]) -> Values:
     """Return what a model makes of (N, S, S) uint8 images, where `network` is."""
-    found, device = [], next(network.parameters()).device
+    found = []
     with full_precision():
-        for inputs in prepared(images, device):
+        for inputs in prepared(images, network):
             found.append(model(inputs).cpu())
             bar.update(len(inputs))
     values = torch.cat(found)
@@ -204,18 +203,16 @@ def _apply(model: Model, images: Images, network: Network, bar: tqdm[Any]) -> Va
     return values.numpy()
 
 
-def table_of(result: dict[str, Any]) -> list[list[str]]:
-    """Return a row of test AUCs, means and deviations, for each start and way, below a head."""
+def write_finetuned(path: Path, result: dict[str, Any]) -> list[list[str]]:
+    """Write a page, and beside it the same as JSON; return the page's table.
+
+    It has a row of test AUCs, means and deviations, for each start and way, below a head.
+    """
     rows = [["start", "trained", *(f"{count} + {count}" for count in result["labels"])]]
     for start, ways in result["auc"].items():
         for way, found in ways.items():
             rows.append([start, WAYS[way], *map(mean_and_sd, found.values())])
-    return rows
-
-
-def write_finetuned(path: Path, result: dict[str, Any]) -> list[list[str]]:
-    """Write a page, and beside it the same as JSON; return the page's table."""
-    rows, page = table_of(result), PAGES.get_template("finetune.html.jinja")
+    page = PAGES.get_template("finetune.html.jinja")
     write_json(path.with_suffix(".json"), result)
     write_text(path, page.render(result=result, rows=rows, plot=plot(_draw_aucs, result)))
     return rows

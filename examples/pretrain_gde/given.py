@@ -8,14 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from anatpaste_aug import functions
 from anatpaste_aug.data import phantom_radiograph
-from anatpaste_aug.functions import (
-    NoFunctionError,
-    is_function,
-    load_function,
-    load_segment,
-    source_of,
-)
 from anatpaste_aug.operations import Operation
 from examples.pretrain_gde.errors import PipelineError
 
@@ -40,10 +34,11 @@ def give(option: str, name: str) -> str:
     ArgumentTypeError
         If there is none of this name.
     """
-    if is_function(name):
+    if functions.is_function(name):
+        load = functions.load_segment if option == "mask" else functions.load_function
         try:
-            found = load_segment(name) if option == "mask" else load_function(name)
-        except NoFunctionError as error:
+            found = load(name)
+        except functions.NoFunctionError as error:
             raise ArgumentTypeError(str(error)) from error
         if option == "variant":
             _try_operation(name, found)
@@ -65,7 +60,7 @@ def _try_operation(name: str, found: Any) -> None:
 def code_of(named: Mapping[str, Any]) -> dict[str, str]:
     """Return the digests of the user's own code that options name, of what was given."""
     found = {option: _given.get((option, named.get(option) or "")) for option in OPTIONS}
-    return {option: source_of(own) for option, own in found.items() if own is not None}
+    return {option: functions.source_of(own) for option, own in found.items() if own is not None}
 
 
 def given(option: str, name: str) -> Any:

@@ -65,11 +65,9 @@ def heat_maps(detector: Detector, images: Images) -> npt.NDArray[np.float32]:
         above /= standard(detector.normal_scores)[1]
         found = torch.from_numpy(above).float().reshape(-1, 1, CELLS, CELLS)
     else:
-        network, score = detector.networks["trained"].eval(), detector.scored[1]
-        device = next(network.parameters()).device
-        scorer = detector.scorers["trained"]
-        parts = prepared(images, device, BATCH)
-        cams = [grad_cam(network, scorer, score, inputs) for inputs in parts]
+        network, scorer = detector.networks["trained"].eval(), detector.scorers["trained"]
+        parts = prepared(images, network, BATCH)
+        cams = [grad_cam(network, scorer, detector.scored[1], inputs) for inputs in parts]
         found = torch.cat(cams).cpu()
         found /= found.amax((1, 2, 3), keepdim=True).clamp(min=torch.finfo(found.dtype).tiny)
     return enlarge(found, images)

@@ -138,8 +138,9 @@ def prepare(images: torch.Tensor) -> torch.Tensor:
     return scaled.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
 
 
-def prepared(images: Images, device: torch.device, batch: int = 128) -> Iterator[torch.Tensor]:
-    """Prepare (N, S, S) uint8 images on a device, `batch` at a time."""
+def prepared(images: Images, network: Network, batch: int = 128) -> Iterator[torch.Tensor]:
+    """Prepare (N, S, S) uint8 images where a network lies, `batch` at a time."""
+    device = next(network.parameters()).device
     for part in torch.from_numpy(images)[:, None].split(batch):
         yield prepare(part.to(device))
 
@@ -170,12 +171,11 @@ def embed(network: Network, images: Images, names: Collection[str]) -> Features:
     PipelineError
         If they are not finite: the weights are of no use.
     """
-    device = next(network.parameters()).device
     training = network.training
     network.eval()
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     with full_precision():
-        for inputs in prepared(images, device):
+        for inputs in prepared(images, network):
             found = network.features(inputs)
             for name in names:
                 parts[name].append(found[name].cpu())

@@ -116,10 +116,8 @@ def _draw_roc(
     if published is not None:  # the paper gives the area, not the curve
         axes.plot([], [], " ", label=f"AnatPaste as published: {published:.3f}")
     axes.plot([0, 1], [0, 1], color="#cbd5e0", linewidth=1)
-    axes.set(
-        title="ROC on the test part", xlabel="false positive rate", ylabel="true positive rate"
-    )
-    axes.set_aspect("equal")
+    axes.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
+    axes.set_title("ROC on the test part")
     axes.legend(**BELOW, fontsize=8, title="area under the curve", title_fontsize=8)
 
 
@@ -148,8 +146,7 @@ def _draw_shortcut(axes: Axes, truth: Values, values: Values, scores: Values, na
 
 def _draw_losses(axes: Axes, epochs: list[dict[str, Any]]) -> None:
     axes.plot([r["epoch"] for r in epochs], [r["loss"] for r in epochs], color=BLUE, marker=".")
-    axes.set(title="Training loss", xlabel="epoch", ylabel="loss")
-    axes.set_ylim(bottom=0)
+    axes.set(title="Training loss", xlabel="epoch", ylabel="loss", ylim=(0, None))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
@@ -182,9 +179,8 @@ def _gallery(settings: Settings, dataset: Dataset) -> Iterator[list[Picture]]:
     """Show originals, every class that is made of them, and how opaque what was pasted is."""
     images, masks = dataset.images["train"][:SHOWN], dataset.masks.get("train")
     shown = as_tensors(images, None if masks is None else masks[:SHOWN])
-    generator = torch.Generator().manual_seed(settings.seed)
     augmenter = Augmenter(settings)
-    inputs, labels, alpha = augmenter(*shown, generator)
+    inputs, labels, alpha = augmenter(*shown, torch.Generator().manual_seed(settings.seed))
     yield _row((image, "original") for image in inputs[labels == 0][:, 0].numpy())
     for number, title in enumerate(augmenter.pastes, 1):
         yield _row((image, title) for image in inputs[labels == number][:, 0].numpy())

@@ -20,7 +20,6 @@ from examples.pretrain_gde.metrics import LEAST_FITTED, auc_between, by_score, i
 from examples.pretrain_gde.readers import Entry, Split, set_aside
 from examples.pretrain_gde.settings import Settings
 from examples.pretrain_gde.shortcuts import WORDS, judge, read_groups, strongest
-from examples.pretrain_gde.view import View
 
 Floats = npt.NDArray[np.float64]
 
@@ -133,16 +132,13 @@ def see_all(
         raise PipelineError("an image is given twice")
     view = settings.view_with_mask if masked else settings.view
     views = [view] * len(normal) + [settings.view] * len(abnormal)
-    pairs = list(zip(given, views, strict=True))
-    bar = tqdm(pairs, "reading", unit="img")
-    seen = [_read(path, view) for path, view in bar]
-    fine = {p: each.upright for (p, v), each in zip(pairs, seen, strict=True) if v.finds_mask}
-    tell_of_masks(fine, settings.mask)
+    seen, upright = [], {}
+    for path, view in zip(tqdm(given, "reading", unit="img"), views, strict=True):
+        result = attempt(path, view)
+        if isinstance(result, str):
+            raise PipelineError(f"{path} cannot be read: {result}")
+        seen.append(result)
+        if view.finds_mask:
+            upright[path] = result.upright
+    tell_of_masks(upright, settings.mask)
     return seen, np.arange(len(given)) >= len(normal)
-
-
-def _read(path: Path, view: View) -> Seen:
-    result = attempt(path, view)
-    if isinstance(result, str):
-        raise PipelineError(f"{path} cannot be read: {result}")
-    return result
