@@ -215,7 +215,7 @@ def speed() -> Found:
 def rates(data: Path, cache: Path) -> Found:
     """Time the training step of the published protocol, plain and compiled."""
     from benchmarks.training import benchmark
-    from examples.pretrain_gde.run import Source
+    from examples.pretrain_gde.data import Source
     from examples.pretrain_gde.runtime import default_precision, start
     from examples.pretrain_gde.settings import PRESETS, Settings
 

@@ -67,7 +67,7 @@ if [ -n "${QUICK:-}" ]; then
   LIMIT=${LIMIT:-900} data=$work/phantoms
   [ -e "$data" ] || "$python" -c "from pathlib import Path
 from examples.pretrain_gde.phantoms import write_phantoms
-write_phantoms(Path('$data'), 64, progress=False)"
+write_phantoms(Path('$data'), 64)"
   command -v nvidia-smi >/dev/null || export TRITON_INTERPRET=1 OMP_NUM_THREADS=1
   tests=(-m "not slow and not compiles" -k "strides or waits")
 else

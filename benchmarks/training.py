@@ -1,7 +1,7 @@
 """How fast training is, and how much of it is augmentation.
 
 ``python -m benchmarks.training --data DIR [--steps N] [--output FILE]``, and the options of the
-pipeline's ``train``.
+pipeline's ``train``. Threads wait as ``OMP_WAIT_POLICY`` says: the pipeline sets PASSIVE.
 """
 
 from __future__ import annotations

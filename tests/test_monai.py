@@ -400,7 +400,7 @@ def test_caches_keep_what_is_deterministic_and_nothing_else(cache, tmp_path):
     ids=["alone", "forked", "spawned", "thread", "threads"],
 )
 def test_loaders(loader, options):
-    data = CacheDataset([sample(rng=i) for i in range(4)], pipeline())
+    data = CacheDataset([sample(rng=i) for i in range(4)], pipeline(), progress=False)
     data.transform.set_random_state(0)
     batches = loader(data, batch_size=2, **options)
     epochs = [list(batches) for _ in range(2)]

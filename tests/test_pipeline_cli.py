@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -25,13 +26,14 @@ COMMANDS = ("demo", "train", "compare", "evaluate", "predict", "transfer", "expo
 SCREENS = 80  # lines: two screens of 40
 OUTSIDE = """
 import os, sys
-from examples.pretrain_gde.cli import main
 class Watch:
     def find_spec(self, name, *rest):
         if name == "torch":
-            print("torch", os.environ.get("OMP_WAIT_POLICY"))
+            print("torch", *map(os.environ.get, ("OMP_WAIT_POLICY", "TQDM_DISABLE")))
+            sys.stdout.flush()
             os._exit(0)
 sys.meta_path.insert(0, Watch())
+from examples.pretrain_gde.cli import main
 main(sys.argv[1:])
 """
 
@@ -69,13 +71,25 @@ def test_what_is_mistyped_is_told_before_torch(arguments):
 
 
 @pytest.mark.parametrize(
-    ("given", "found"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")]
+    ("options", "given", "found"),
+    [
+        ("", {}, "PASSIVE None"),
+        ("", {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None"),
+        ("--quiet", {}, "PASSIVE 1"),
+        ("--qui", {}, "PASSIVE 1"),
+        ("", {"RANK": "0"}, "PASSIVE None"),
+        ("", {"RANK": "1"}, "PASSIVE 1"),
+        ("--backbone {}:network --quiet", {}, "PASSIVE 1"),
+    ],
 )
-def test_threads_sleep_while_they_wait_unless_the_user_wants_them_to_spin(
-    given, found, monkeypatch
+def test_what_torch_and_tqdm_read_is_set_before_anything_imports_them(
+    options, given, found, monkeypatch, tmp_path
 ):
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    done = outside("export", "nowhere", "-o", "weights", **given)
+    own = tmp_path / "own.py"
+    own.write_text("import torch\ndef network(): ...\n")
+    for name in ("OMP_WAIT_POLICY", "TQDM_DISABLE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    done = outside("export", "nowhere", "-o", "weights", *options.format(own).split(), **given)
     assert done.stdout == f"torch {found}\n", done.stderr
 
 
@@ -99,9 +113,9 @@ def test_every_setting_but_the_seed_and_digests_is_an_option_of_training(capsys)
     )
 
 
-@pytest.mark.parametrize("command", ["train", "compare"])
+@pytest.mark.parametrize("command", [["train"], ["compare"], []])
 def test_presets_are_listed_in_a_table(command, capsys):
-    said, status = read(capsys, command, "--list-presets")
+    said, status = read(capsys, *command, "--list-presets")
     assert status == 0
     first, *lines = said.out.splitlines()
     assert first.split() == list(PRESETS)
@@ -154,7 +168,8 @@ def test_loss_and_rate_move_while_an_epoch_runs(monkeypatch, tmp_path):
         record = train.Trainer(settings, dataset, tmp_path, runtime)._epoch(0, bar)
         return bar.steps, record["loss"]
 
-    assert shown(True)[0] == [None] * 3  # an epoch of less than a second
+    monkeypatch.setattr(train, "SHOW_EVERY", math.inf)
+    assert shown(True)[0] == [None] * 3
     monkeypatch.setattr(train, "SHOW_EVERY", 0.0)
     assert shown(False)[0] == [None] * 3
     steps, loss = shown(True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import subprocess
 import sys
@@ -396,6 +397,36 @@ def test_the_picture_may_lie_in_the_folder(folder, labels, capsys):
         assert capsys.readouterr().out.startswith("data: 25 of 25 images\n")
     assert len(labels) == 50
     assert not [label for label in labels if "preview" in label]
+
+
+def test_an_image_of_a_folder_is_never_written_over(folder, labels, capsys):
+    before = Path(folder, "abnormal", "0.png").read_bytes()
+    for given in (
+        [folder],
+        [folder, f"{folder}/abnormal/0.png"],
+        ["-o", f"{folder}/abnormal/0.png", folder],
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(["preview", *given, "-o", f"{folder}/abnormal/0.png"])
+        assert caught.value.code == 2
+        assert "error: -o must not be one of the images, got " in capsys.readouterr().err
+    assert Path(folder, "abnormal", "0.png").read_bytes() == before
+    assert not labels
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(folder, capsys, monkeypatch):
+    listed = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("abnormal"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(SystemExit) as caught:
+        main(["preview", folder])
+    assert caught.value.code == 2
+    assert "Permission denied: " in capsys.readouterr().err
 
 
 def test_a_folder_without_images_is_an_error(folder, capsys):

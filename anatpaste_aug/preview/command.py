@@ -31,6 +31,7 @@ OPERATIONS: dict[str, type[Operation[Any]]] = {
 }
 SIZE = 256
 LARGEST_SIZE = 4096
+LONGEST = 70  # characters of a name, its last ones, that have room above the tiles
 EMPTY = "no lungs found"
 POOR = "no upright pair of lungs (quality below 0.5)"
 PHANTOM = Path("phantom")  # stands for an image where none is given
@@ -52,7 +53,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         prog="python -m anatpaste_aug", description="Synthetic anomalies for chest radiographs."
     )
     parser.add_argument("--version", action="version", version=__version__)
-    command = parser.add_subparsers(dest="command", required=True).add_parser(
+    command = parser.add_subparsers(dest="command", required=True, metavar="COMMAND").add_parser(
         "preview",
         usage="%(prog)s [IMAGE ...] [OPTION ...]",
         help="draw images, their lung masks and some pastes into one picture",
@@ -131,20 +132,30 @@ def pick_images(path: Path, limit: int, output: Path) -> list[tuple[Path, str]]:
     """
     if path is PHANTOM or not os.path.isdir(path):
         return [(path, path.name)]
-    found = sorted(
-        (inside, str(inside.relative_to(path)))
-        for inside in path.rglob("*")
-        if inside.suffix.lower() in SUFFIXES
-        and not any(part.startswith(".") for part in inside.relative_to(path).parts)
-        and inside.is_file()
-        and not (os.path.exists(output) and inside.samefile(output))
-    )
-    if not found:
+    found = []
+    for folder, inside, names in os.walk(path, onerror=_refuse):
+        inside[:] = [name for name in inside if not name.startswith(".")]
+        shown = (Path(folder, name) for name in names if not name.startswith("."))
+        found += [each for each in shown if each.suffix.lower() in SUFFIXES]
+    others = sorted(each for each in found if not is_same(each, output))
+    if len(others) < len(found) and output.stem != "preview":  # no preview of before
+        raise ValueError(f"-o must not be one of the images, got {str(output)!r}")
+    if not others:
         kinds = ", ".join(SUFFIXES)
         raise ValueError(f"a folder must hold images ({kinds}), got none in {str(path)!r}")
-    count = min(limit, len(found))
-    print(f"{_shown(path)}: {count} of {len(found):,} images")
-    return [found[number * len(found) // count] for number in range(count)]
+    count = min(limit, len(others))
+    print(f"{_shown(path)}: {count} of {len(others):,} images")
+    drawn = [others[number * len(others) // count] for number in range(count)]
+    return [(each, str(each.relative_to(path))) for each in drawn]
+
+
+def _refuse(error: OSError) -> None:
+    raise error
+
+
+def is_same(path: Path, other: Path) -> bool:
+    """Tell whether two paths lead to the same thing; one may lead nowhere."""
+    return os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -152,12 +163,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser, command = make_parser()
     options = parser.parse_args(arguments)
     output: Path = options.output
-    there = [path for path in options.images if os.path.exists(path)]
     if Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:
         command.error(f"-o must end in a picture format such as .png, got {str(output)!r}")
     if not output.parent.is_dir():
         command.error(f"-o must lie in a folder that exists, got {str(output)!r}")
-    if os.path.exists(output) and any(os.path.samefile(output, path) for path in there):
+    if any(is_same(path, output) for path in options.images):
         command.error(f"-o must not be one of the images, got {str(output)!r}")
     side = None if options.size == "native" else options.size
     try:
@@ -180,18 +190,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 image = phantom_radiograph(side or SIZE, rng=seed)
             else:
                 image = read_image(path)
-            label = name
+            label = _shown(name)[-LONGEST:]
             if side and image.shape[:2] != (side, side):
                 label += f" ({image.shape[1]} x {image.shape[0]})"
                 image = picture.resize_square(image, side)
             lungs = segment(image) if operation.needs_lungs else None
             mask, quality = lungs if isinstance(lungs, tuple) else (lungs, 1)
-            empty = mask is not None and not mask.any()
-            if poor := quality < 0.5 and not empty:
+            what = EMPTY if mask is not None and not mask.any() else POOR if quality < 0.5 else ""
+            if what == POOR:  # a row says by itself that it is empty
                 label += f", {POOR}"
             rows.append(picture.preview_row(label, image, seed, mask, operation))
-            if empty or poor:
-                told_of.setdefault(POOR if poor else EMPTY, []).append(_shown(name))
+            if what:
+                told_of.setdefault(what, []).append(_shown(name))
         except (OSError, ValueError, TypeError, ImportError, MemoryError) as error:
             complain(path, error)
             bad += 1
@@ -201,7 +211,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{what} in {len(names)} of {len(rows)} images" + f": {first}" * bool(names))
         try:
             picture.save_rows(rows, output)
-        except (OSError, ValueError, OverflowError) as error:  # each format has its own limits
+        except (
+            OSError,
+            ValueError,
+            OverflowError,
+            MemoryError,
+        ) as error:  # each format has its own limits
             complain(output, error)
             return 2
         print(f"wrote {output.resolve().as_uri()}")

@@ -109,8 +109,8 @@ print(images.shape, labels)
 # A detector
 # ----------
 #
-# The repository holds the paper's whole protocol. In a few minutes on two CPU cores this draws
-# normal and abnormal phantoms, pretrains a network, fits a density to the features of normal
+# The repository holds the paper's whole protocol. From its root, in a few minutes on two CPU cores,
+# this draws normal and abnormal phantoms, pretrains a network, fits a density to the features of normal
 # radiographs, scores the others, and writes a report:
 #
 # .. code-block:: bash

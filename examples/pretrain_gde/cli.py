@@ -15,6 +15,7 @@ from examples.pretrain_gde.given import OPTIONS, give
 from examples.pretrain_gde.readers import PUBLISHED_AUC, READERS
 from examples.pretrain_gde.settings import PLAN, PRESETS, PURPOSES, VARIANTS, Settings
 
+HELP = ("-h", "--help", "--list-presets")
 MANY = 10**6  # as a limit, none to speak of
 LAYOUTS = """plain: {train,valid,test}/{normal,abnormal}, train/normal at least
 normals: a folder of normal images
@@ -37,7 +38,10 @@ KNOWN: dict[str, dict[str, Any]] = {  # options of several commands, by their fl
     "--data": {**FOLDER, "help": "folder of the data set, if it has moved"},
     "--cache": {**FOLDER, "help": "folder of decoded images (OUT/cache, or RUN/cache)"},
     "--skip-bad": {**SWITCH, "help": "leave out missing and damaged files"},
-    "--published": {"choices": PUBLISHED_AUC, "help": "whose AUC the report marks (layout's)"},
+    "--published": {
+        "choices": PUBLISHED_AUC,
+        "help": "whose AUC the report marks (that of the layout)",
+    },
     "--groups": {"nargs": "+", "default": (), "metavar": ("FILE", "COLUMN"), "help": TABLE},
     "--normal": {**FILES, "required": True},
     "--abnormal": {**FILES, "required": True},
@@ -55,14 +59,14 @@ KNOWN: dict[str, dict[str, Any]] = {  # options of several commands, by their fl
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command, or the demonstration without any; return the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or (given[0].startswith("-") and given[0] not in ("-h", "--help")):
+    if not given or (given[0].startswith("-") and given[0] not in HELP):
         given.insert(0, "demo")
-    options = make_parser().parse_args(given)
-    # Both are read as torch and tqdm are imported. Threads that spin while they wait for others
-    # wait long where another process keeps one of these from its core.
+    # Both are read as torch and tqdm are imported, which code of the user's own may do as it is
+    # named. Threads that spin wait long for one that another process keeps from its core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if options.quiet or os.environ.get("RANK", "0") != "0":
+    if os.environ.get("RANK", "0") != "0" or any(each.startswith("--q") for each in given):
         os.environ["TQDM_DISABLE"] = "1"
+    options = make_parser().parse_args(given)
     from examples.pretrain_gde import commands
 
     return commands.obey(options, getattr(commands, f"{options.command}_command"))
@@ -73,8 +77,10 @@ def make_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m examples.pretrain_gde",
         description="Anatomy-aware pretraining and Gaussian density estimation.",
-        epilog="COMMAND --help tells of its options.",
+        epilog="COMMAND --help lists its options.",
+        formatter_class=RawDescriptionHelpFormatter,
     )
+    _add(parser, "--list-presets", version=table_of_presets())
     parser.set_defaults(compile=False, tensorboard=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -86,7 +92,7 @@ def make_parser() -> ArgumentParser:
         _add(added, *known)
         return added
 
-    demo = add("demo", "show on phantoms what training changes, as without a command")
+    demo = add("demo", "show on phantoms what training changes (also without a command)")
     demo.add_argument("--out", **FOLDER, default=Path("runs/demo"), help="results (runs/demo)")
     demo.add_argument("--seed", **NUMBER, default=0, help="of every draw (0)")
     demo.set_defaults(compile=None)
@@ -144,18 +150,19 @@ def _add_training(parser: ArgumentParser, variant: str) -> None:
     _add(data, "--data", required=True, help="folder of the data set")
     names, told = ("auto", *READERS), "one of these (told by the files)"
     data.add_argument("--layout", choices=names, default="auto", metavar="NAME", help=told)
-    told = "images of each class, if not by folders"
+    told = "images of each class to set aside, where the data leave it open"
     data.add_argument("--held-out", type=int, nargs=2, metavar=("VALID", "TEST"), help=told)
     _add(data, *OF_RUNS)
     _add_settings(data, "data")
     told = "results, for one process at a time (runs/gde)"
     data.add_argument("--out", **FOLDER, default=Path("runs/gde"), help=told)
 
+    every = " (all of these)" if variant == "--variants" else ""
     recipe = parser.add_argument_group("recipe", told_of_presets())
     told = "one of these, for all that is not given (laptop)"
     recipe.add_argument("--preset", choices=PRESETS, default="laptop", metavar="NAME", help=told)
     _add(recipe, "--list-presets", version=table_of_presets())
-    _add(recipe, variant, help=f"{', '.join(VARIANTS)}, or your own class")
+    _add(recipe, variant, help=f"{', '.join(VARIANTS)}, or your own class{every}")
     _add_settings(recipe, "recipe")
     _add_settings(parser.add_argument_group("network"), "network")
 

@@ -201,7 +201,7 @@ class Trainer:
         """Show the loss of an epoch so far, the learning rate, and the best validation AUC."""
         best = self.progress.best
         shown = {"valid": f"{best['auc']:.3f}"} if best else {}
-        bar.set_postfix(loss=f"{loss:.3f}", rate=f"{rate:.4f}", **shown)
+        bar.set_postfix(loss=f"{loss:.3f}", rate=f"{rate:.2g}", **shown)
 
     def update(self, model: nn.Module, classes: Classes) -> torch.Tensor:
         """Do one step of the optimizer and return the loss, without waiting for the device."""
