@@ -37,15 +37,15 @@ def main() -> None:
     options = parser.parse_args()
     detector = Detector.load(options.run / DETECTOR)
     split = Split.from_dict(read_json(options.run / SPLIT, SPLIT_FORM))
-    cache = options.run / "cache"
-    dataset = load_dataset(Source(options.data, cache), split, detector.settings)
+    source = Source(options.data, options.run / "cache")
+    dataset = load_dataset(source, split, detector.settings)
     reddest = heat_maps(detector, np.array(dataset.images["test"])).max((1, 2))
     for kind in (False, True):
         half, tenth = np.quantile(reddest[dataset.labels("test") == kind], (0.5, 0.9))
         print(f"abnormal {kind}: reddest pixel {half:.2f} (median), 90 % below {tenth:.2f}")
     view = detector.settings.view_with_mask  # the data set has no masks of the test part
     normal = [entry for entry in dataset.split.test if not entry.abnormal]
-    stored = load_images(Source(options.data, cache), normal, view)
+    stored = load_images(source, normal, view)
     images, masks = stored.images, stored.masks
     pasted, alpha = paste_opacities(
         torch.from_numpy(images)[:, None],

@@ -79,11 +79,11 @@ def measure(steps: int, rounds: int, busy: int) -> dict[tuple[str, bool], list[f
         neighbors = stack.enter_context(busy_processes(busy))
         servers = {}
         for way, (policy, threads) in WAYS.items():
-            environment = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
-            environment |= {"OMP_WAIT_POLICY": policy} if policy else {}
+            chosen = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
+            chosen |= {"OMP_WAIT_POLICY": policy} if policy else {}
             command = [sys.executable, "-m", "benchmarks.neighbors", "--serve", str(threads or 0)]
             server = subprocess.Popen(
-                command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                command, env=chosen, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
             servers[way] = stack.enter_context(server)
             _ask(server, WARM_UP)
@@ -102,7 +102,9 @@ def _ask(server: subprocess.Popen[str], steps: int) -> float:
     assert server.stdin is not None
     assert server.stdout is not None
     print(steps, file=server.stdin, flush=True)
-    return float(server.stdout.readline())
+    if not (answer := server.stdout.readline()):
+        raise RuntimeError("the process that trains has ended; it says why")
+    return float(answer)
 
 
 def tell(found: dict[tuple[str, bool], list[float]]) -> str:
@@ -116,13 +118,13 @@ def tell(found: dict[tuple[str, bool], list[float]]) -> str:
     return markdown_table(header, rows)
 
 
-def _spread(seconds: list[float]) -> str:
-    return f"{statistics.median(seconds):.3f} ({min(seconds):.3f}-{max(seconds):.3f})"
+def _spread(values: list[float], digits: int = 3) -> str:
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
 
 
 def _ratio(these: list[float], those: list[float]) -> str:
-    ratios = [one / other for one, other in zip(these, those, strict=True)]
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+    return _spread([one / other for one, other in zip(these, those, strict=True)], 2)
 
 
 def main() -> None:

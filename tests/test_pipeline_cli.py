@@ -98,6 +98,7 @@ def test_the_help_of_training_is_grouped_and_fits_two_screens(command, capsys, m
     monkeypatch.setenv("COLUMNS", "80")
     said = read(capsys, command, "--help")[0].out
     assert len(said.splitlines()) <= SCREENS
+    assert max(map(len, said.splitlines())) <= 80
     groups = re.findall(r"^(\w+):$", said, re.M)
     assert groups == ["options", "data", "recipe", "network", "training", "machine"]
     for name in (*PRESETS, *READERS):

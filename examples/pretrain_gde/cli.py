@@ -82,7 +82,9 @@ def make_parser() -> ArgumentParser:
     )
     _add(parser, "--list-presets", version=table_of_presets())
     parser.set_defaults(compile=False, tensorboard=False)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        title="commands", dest="command", required=True, metavar="COMMAND"
+    )
 
     def add(name: str, told: str, *known: str, **how: Any) -> ArgumentParser:
         """Add a command with some options."""

@@ -56,10 +56,14 @@ class Settings:
     jitter: float = _setting(0.1, (0.0, 1.0), "of brightness and contrast, as a share")
     reframe: float = _setting(0.0, (0.0, 0.5), "zoom and shift, in half sides")
     noise: float = _setting(0.0, (0.0, 255.0), "greatest deviation, in gray levels")
-    map_weight: float = _setting(0.0, (0.0, LARGE), "weight of the heads that say where", "network")
+    map_weight: float = _setting(
+        0.0, (0.0, LARGE), "loss weight of the heads that say where it pasted", "network"
+    )
     fresh_masks: bool = _setting(False, bool, "segment at every draw (paper, with kernels)")
     imagenet: bool = _setting(False, bool, "start from ImageNet weights, downloaded", "network")
-    freeze_epochs: int = _setting(20, (0, 10**6), "of the heads alone, with --imagenet", "network")
+    freeze_epochs: int = _setting(
+        20, (0, 10**6), "epochs of the heads alone, with --imagenet", "network"
+    )
     precision: str = _setting("fp32", PRECISIONS, "of training (bf16 where it is fast)", "machine")
     scores: str = _setting("published", SCORINGS, "which scores to fit")
     code: dict[str, str] = field(default_factory=dict, metadata={"form": {str: str}, "group": ""})
@@ -144,7 +148,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 PURPOSES = {  # of the presets
     "laptop": "lungs alone, at 64 pixels; a quarter of an hour on one busy core",
     "laptop-long": "five times as long",
-    "quick": "as published, but 64 pixels and 3,000 updates; several times as long as laptop",
+    "quick": "as published, but 64 pixels, 3,000 updates; far longer than laptop",
     "paper": "as published, for a GPU (there with --fresh-masks)",
     "demo": "half of laptop, for phantoms",
 }
