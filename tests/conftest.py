@@ -19,6 +19,9 @@ from anatpaste_aug.operations.opacity import KINDS
 if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")):
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# No progress bars, as with `--quiet`; tqdm, which torch imports, reads that when it is imported.
+os.environ["TQDM_DISABLE"] = "1"
+
 SHARED = Path(
     os.environ.get("ANATPASTE_AUG_SHARED", Path(__file__).resolve().parents[2] / "shared")
 )

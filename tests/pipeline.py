@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -14,7 +13,6 @@ PACKAGES = ("torch", "torchvision", "sklearn", "safetensors", "tqdm", "matplotli
 
 def need(*packages: str) -> None:
     """Skip a module of tests where something is missing; else make the examples importable."""
-    os.environ["TQDM_DISABLE"] = "1"  # as `--quiet` does, before tqdm is imported
     for package in packages:
         pytest.importorskip(package)
     if not (ROOT / "examples").is_dir():
