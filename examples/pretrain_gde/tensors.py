@@ -24,18 +24,21 @@ Tensors = dict[str, torch.Tensor]
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], info: Any) -> None:
     """Write tensors and a JSON value into one safetensors file, atomically."""
-    plain, text = _plain(tensors), json.dumps(info, allow_nan=False)
-    write_tensors(path, plain, {"info": text, "sha256": _digest(plain, text)})
+    text = json.dumps(info, allow_nan=False)
+    write_tensors(path, tensors, {"info": text, "sha256": _digest(tensors, text)})
 
 
-def _plain(tensors: Mapping[str, torch.Tensor]) -> Tensors:
-    """Copy tensors as a file holds them: none shares its memory with another."""
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor as a file holds it."""
+    return tensor.detach().cpu().contiguous()
 
 
-def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]
+) -> None:
     """Write tensors and some texts into one safetensors file, atomically."""
-    data = safetensors.torch.save(_plain(tensors), metadata)
+    copies = {name: _plain(tensor).clone() for name, tensor in tensors.items()}  # no memory shared
+    data = safetensors.torch.save(copies, metadata)
     with replacing(path) as file:
         file.write(data)
 
@@ -70,5 +73,5 @@ def _digest(tensors: Mapping[str, torch.Tensor], text: str) -> str:
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(_plain(tensors[name]).reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
