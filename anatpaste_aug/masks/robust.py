@@ -46,6 +46,7 @@ ASPECTS = (0.7, 1.7)
 # benchmarks/lung_quality.py.
 WEIGHTS = (-0.292, -0.257, 0.185, 0.193, -0.718, 0.345, -0.471, 1.014, 0.126)
 OFFSET = -7.87
+UPRIGHT = 0.5  # the quality below which a warning is given
 NO_LUNGS = (
     "lung_mask_robust found no upright pair of lungs: check that the image is a frontal radiograph "
     "and neither turned nor transposed (MONAI's readers transpose: "
@@ -224,7 +225,7 @@ def lung_mask_robust(image: ImageLike, *, return_quality: bool = False) -> Any:
     quality = 1 / (1 + math.exp(-float(np.dot(find, WEIGHTS)) - OFFSET))
     if check_flag("return_quality", return_quality):
         return mask, quality
-    if quality < 0.5:
+    if quality < UPRIGHT:
         warnings.warn(NO_LUNGS, stacklevel=2)
     return mask
 

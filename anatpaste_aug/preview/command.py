@@ -17,6 +17,7 @@ from anatpaste_aug.checks import MIN_SIDE, check_integer
 from anatpaste_aug.data import SUFFIXES, phantom_radiograph, read_image
 from anatpaste_aug.functions import load_segment
 from anatpaste_aug.masks import Segment, lung_mask, lung_mask_robust
+from anatpaste_aug.masks.robust import UPRIGHT
 from anatpaste_aug.operations.base import Operation, format_options
 from anatpaste_aug.preview import picture
 
@@ -33,7 +34,7 @@ SIZE = 256
 LARGEST_SIZE = 4096
 LONGEST = 70  # characters of a name, its last ones, that have room above the tiles
 EMPTY = "no lungs found"
-POOR = "no upright pair of lungs (quality below 0.5)"
+POOR = f"no upright pair of lungs (quality below {UPRIGHT})"
 PHANTOM = Path("phantom")  # stands for an image where none is given
 
 
@@ -196,7 +197,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 image = picture.resize_square(image, side)
             lungs = segment(image) if operation.needs_lungs else None
             mask, quality = lungs if isinstance(lungs, tuple) else (lungs, 1)
-            what = EMPTY if mask is not None and not mask.any() else POOR if quality < 0.5 else ""
+            what = (
+                EMPTY if mask is not None and not mask.any() else POOR if quality < UPRIGHT else ""
+            )
             if what == POOR:  # a row says by itself that it is empty
                 label += f", {POOR}"
             rows.append(picture.preview_row(label, image, seed, mask, operation))
