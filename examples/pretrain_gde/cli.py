@@ -86,11 +86,13 @@ def make_parser() -> ArgumentParser:
         title="commands", dest="command", required=True, metavar="COMMAND"
     )
 
-    def add(name: str, told: str, *known: str, **how: Any) -> ArgumentParser:
+    def add(name: str, told: str, *known: str, usage: str | None = None) -> ArgumentParser:
         """Add a command with some options."""
         form = partial(RawDescriptionHelpFormatter, max_help_position=27)
-        how |= {"help": told, "description": f"{told.capitalize()}.", "formatter_class": form}
-        added = commands.add_parser(name, **how)
+        text = f"{told.capitalize()}."
+        added = commands.add_parser(
+            name, help=told, description=text, usage=usage, formatter_class=form
+        )
         _add(added, *known)
         return added
 
